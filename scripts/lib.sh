@@ -1,0 +1,62 @@
+# Sourced by the other scripts: goes to the project's directory, and brings what is missing on this machine.
+# shellcheck shell=bash
+
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+missing_packages=()
+
+section() { printf '\n== %s\n' "$*"; }
+
+fail() {
+    printf '%s: %s\n' "${0##*/}" "$*" >&2
+    exit 1
+}
+
+# need PACKAGE COMMAND...: the Debian package is missing unless the command succeeds.
+need() {
+    local package=$1
+    shift
+    "$@" >/dev/null 2>&1 || missing_packages+=("$package")
+}
+
+# Installs what `need` found missing, as root or by sudo without a password.
+install_missing() {
+    ((${#missing_packages[@]})) || return 0
+    local as_root=()
+    ((EUID == 0)) || as_root=(sudo -n)
+    command -v apt-get >/dev/null || fail "this machine has no apt-get; install by hand: ${missing_packages[*]}"
+    section "installing Debian packages: ${missing_packages[*]}"
+    if [[ -z ${package_lists_are_fresh-} ]]; then
+        "${as_root[@]}" apt-get update -qq || fail "apt-get update failed; install by hand: ${missing_packages[*]}"
+        package_lists_are_fresh=yes
+    fi
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+        apt-get install -qq -y --no-install-recommends "${missing_packages[@]}" ||
+        fail "apt-get install failed; install by hand: ${missing_packages[*]}"
+    missing_packages=()
+}
+
+has_database_server() {
+    [[ -n ${ZITHARA_SANDBOX_SERVER-} ]] || PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mariadbd mysqld
+}
+
+has_python() { "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
+
+# Makes .venv with the project installed in place; again only when its packaging changed. PYTHON names another python3.
+ensure_venv() {
+    local python=${PYTHON:-python3} stamp=.venv/installed-for wanted
+    if [[ ! -x .venv/bin/python ]]; then
+        need python3 command -v "$python"
+        need python3-venv "$python" -c 'import venv, ensurepip'
+        install_missing
+        has_python || fail "$python is older than 3.10: name a newer one, as in PYTHON=python3.11 $0"
+        section "making .venv with $("$python" --version)"
+        "$python" -m venv .venv
+    fi
+    wanted=$(cat setup.cfg pyproject.toml | sha256sum)
+    if [[ ! -x .venv/bin/zithara-worker || $(cat "$stamp" 2>/dev/null) != "$wanted" ]]; then
+        section "installing zithara-worker into .venv"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test,crypt]'
+        printf '%s\n' "$wanted" >"$stamp"
+    fi
+    PATH=$PWD/.venv/bin:$PATH
+}

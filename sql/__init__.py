@@ -1,0 +1,1 @@
+"""The SQL files, importable as resources: `setup.cfg` maps this folder to the package `zithara_worker.sql`."""

@@ -1,0 +1,69 @@
+-- The worker's own tables: nothing else of ours lives in the shop's database.
+-- {prefix} is the shop's table prefix. Every statement may be run again: it changes nothing that exists.
+-- The comment of zithara_message_group carries the version of this schema; `doctor` compares it.
+
+-- One row for each busy message group of a queue. The primary key is the mutual exclusion: whoever inserts the row
+-- may deliver the group's head message, nobody else.
+--   in flight            worker_id and lease_until set, not_before NULL
+--   waiting or released  worker_id and lease_until NULL, not_before says from when the head may be claimed
+-- Clock of all times: the database's own, UTC.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
+  queue_id    INT UNSIGNED NOT NULL,
+  group_key   VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  id          BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message_status.id',
+  message_id  BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message.id',
+  supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',
+  worker_id   VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  lease_until DATETIME(3) NULL,
+  not_before  DATETIME(3) NULL,
+  PRIMARY KEY (queue_id, group_key),
+  KEY lease (queue_id, lease_until),      -- claim_expired
+  KEY due (queue_id, not_before),         -- claim_due
+  KEY worker (worker_id)                  -- lease_renew: one statement renews all of a worker's leases
+) ENGINE=InnoDB COMMENT='zithara-worker schema 1';
+
+-- One row for each message that has failed and is not complete.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery_failure (
+  id              BIGINT UNSIGNED NOT NULL COMMENT 'queue_message_status.id',
+  queue_id        INT UNSIGNED NOT NULL,
+  message_id      BIGINT UNSIGNED NOT NULL,
+  topic_name      VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
+  group_key       VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  attempts        INT UNSIGNED NOT NULL,
+  reason_code     VARCHAR(64) CHARACTER SET ascii NOT NULL,
+  http_status     SMALLINT UNSIGNED NULL,
+  detail          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
+  first_failed_at DATETIME(3) NOT NULL,
+  last_failed_at  DATETIME(3) NOT NULL,
+  newer_delivered TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'a newer message of the group was delivered since',
+  history         TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'the last attempts, one JSON object a line',
+  PRIMARY KEY (id),
+  KEY message_group (queue_id, group_key),   -- failures_of_groups
+  KEY recent (queue_id, last_failed_at)      -- `failed list`
+) ENGINE=InnoDB;
+
+-- The running workers, so that `status` on any host sees the fleet. A row not seen for a day is removed.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_worker (
+  id              VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  host            VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
+  pid             INT UNSIGNED NOT NULL,
+  version         VARCHAR(32) CHARACTER SET ascii NOT NULL,
+  topics          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL COMMENT 'comma-separated',
+  started_at      DATETIME(3) NOT NULL,
+  last_seen_at    DATETIME(3) NOT NULL,
+  metrics_address VARCHAR(255) CHARACTER SET ascii NULL,
+  in_flight       INT UNSIGNED NOT NULL,
+  state           TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'JSON: circuit breakers, pauses',
+  minutes         MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'JSON: counters and response-time buckets a minute, for the last hour',
+  PRIMARY KEY (id),
+  KEY seen (last_seen_at)
+) ENGINE=InnoDB;
+
+-- A paused topic: by whom, since when, why. No row: it runs.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_topic_control (
+  topic     VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  paused_by VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
+  paused_at DATETIME(3) NOT NULL,
+  reason    VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
+  PRIMARY KEY (topic)
+) ENGINE=InnoDB;

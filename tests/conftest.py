@@ -1,0 +1,81 @@
+"""What every room's tests share: one database server a run, one shop a test, every port chosen by the system."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from support import waiting
+
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.fixtures import FixtureMessage, fixture_messages
+from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.session import write_config
+from zithara_worker.sandbox.shop import Shop
+
+PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No setting and no proxy of the machine reaches a test."""
+    for name in os.environ:
+        if name.startswith("ZITHARA_WORKER_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDbServer]:
+    """The run's database server. Tests that kill or reconfigure a server start their own."""
+    with MariaDbServer() as server:
+        yield server
+
+
+@pytest.fixture
+def make_shop(mariadb: MariaDbServer) -> Iterator[Callable[..., Shop]]:
+    """Makes shops with arguments, e.g. make_shop(prefix="m2_", worker_tables=False); dropped after the test."""
+    with ExitStack() as shops:
+
+        def make(server: MariaDbServer = mariadb, **arguments: object) -> Shop:
+            return shops.enter_context(Shop(server, **arguments))  # type: ignore[arg-type]  # passed through as given
+
+        yield make
+
+
+@pytest.fixture
+def api() -> Iterator[FakeZithara]:
+    with FakeZithara() as serving:
+        yield serving
+
+
+@pytest.fixture
+def shop(make_shop: Callable[..., Shop], api: FakeZithara) -> Shop:
+    """A shop with the worker's tables, configured for `api`, its webhook receiver included."""
+    made = make_shop()
+    made.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
+    return made
+
+
+@pytest.fixture
+def worker_config(tmp_path: Path, shop: Shop, api: FakeZithara) -> Callable[..., Path]:
+    """Writes a configuration for `shop` and `api`: worker_config(worker={"concurrency": "4"}). Metrics are off."""
+
+    def write(**sections: Mapping[str, str]) -> Path:
+        return write_config(tmp_path / "zithara-worker.conf", shop, api, {"metrics": {"listen": ""}, **sections})
+
+    return write
+
+
+@pytest.fixture
+def eventually() -> Callable[..., object]:
+    """`support.waiting.eventually`, for those who would rather not import it."""
+    return waiting.eventually
+
+
+@pytest.fixture(scope="session")
+def plugin_cases() -> list[FixtureMessage]:
+    """The recorded messages of the PHP module."""
+    return fixture_messages(PLUGIN_CASES)

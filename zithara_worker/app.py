@@ -1,0 +1,438 @@
+"""Joins the rooms: the one module that may import from all of them. `Worker` is what `consume` calls, and what another
+program embeds:
+
+    from zithara_worker import Settings, Worker
+    Worker(Settings(...)).run(["zithara.order.events"], stop=event)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timezone
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+from zithara_worker import config, logs
+from zithara_worker.config import Configured
+from zithara_worker.delivery.backoff import RetryPolicy, delay_before
+from zithara_worker.delivery.courier import Courier
+from zithara_worker.delivery.pool import DeliveryPool
+from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.magento.crypt import decrypt, is_encrypted
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.env_php import read_env_php
+from zithara_worker.magento.leases import Leases
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.registry import Identity, Registry
+from zithara_worker.magento.shop import ShopConfiguration, find_queues, read_configuration
+from zithara_worker.magento.token_store import DatabaseTokenStore
+from zithara_worker.messages import (
+    TOPIC_CART,
+    TOPIC_CUSTOMER,
+    TOPIC_ORDER,
+    TOPIC_WEBHOOK,
+    TOPICS,
+    Event,
+    Message,
+    Outcome,
+    Rejection,
+    Request,
+    Skip,
+    Target,
+)
+from zithara_worker.processors import ShopContext, identify, process
+from zithara_worker.settings import SECTIONS, Settings
+from zithara_worker.version import VERSION
+from zithara_worker.worker.loop import End, Limits, Loop, Wish
+from zithara_worker.worker.shop_side import ShopSide
+from zithara_worker.worker.stats import Stats
+from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.tokens import TokenSource
+from zithara_worker.zithara.transport import Transport, tls_context
+
+__all__ = ["Limits", "Worker", "configure", "open_database"]
+
+log = logging.getLogger(__name__)
+
+#: What [worker] coalesce calls the topics.
+_KINDS = {"cart": TOPIC_CART, "customer": TOPIC_CUSTOMER, "order": TOPIC_ORDER, "webhook": TOPIC_WEBHOOK}
+_TARGETS = {topic: Target.WEBHOOK if topic == TOPIC_WEBHOOK else Target.API for topic in TOPICS}
+_STACK_BYTES = 256 * 1024
+
+
+def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
+    """The configuration as far as it goes without a database; see `config.load`."""
+    return config.load(file, overrides, environ, lambda root: _shop_file_values(root, environ))
+
+
+def open_database(settings: Settings, **arguments: Any) -> Database:
+    """A session for these settings, not yet connected."""
+    return Database(settings.database, **arguments)
+
+
+def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
+    """Adds what the shop says, decrypted, where nobody else has given a value. Raises ConfigurationError."""
+    values = dict(shop.values)
+    for place, (text, source) in shop.values.items():
+        if place in configured.sources or not is_encrypted(text):
+            continue
+        root = configured.settings.magento.root
+        if root is None:
+            raise ConfigurationError(
+                f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
+                f"or [{place[0]}] {place[1]}"
+            )
+        values[place] = (decrypt(text, read_env_php(_env_php(root)).crypt_keys), source)
+    return config.with_shop_values(configured, values)
+
+
+def _shop_file_values(root: Path, environ: Mapping[str, str]) -> config.Values:
+    path = _env_php(root)
+    return {place: (text, str(path)) for place, text in read_env_php(path, environ=environ).values.items()}
+
+
+def _env_php(root: Path) -> Path:
+    return root / "app" / "etc" / "env.php"
+
+
+class Worker:
+    """Takes and delivers messages until it is stopped or its limits are reached.
+
+    `reconfigure` reads the configuration again (SIGHUP, or the shop's credentials have changed); without it, the
+    settings stay as they are. `clock` replaces the time of the database's session, for tests; `monotonic` the clock of
+    leases and pauses.
+    """
+
+    def __init__(
+        self,
+        settings: Settings | Configured,
+        *,
+        reconfigure: Callable[[], Configured] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        utc: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        self._configured = settings if isinstance(settings, Configured) else _as_given(settings)
+        self._reconfigure = reconfigure
+        self._monotonic = monotonic
+        self._utc = utc
+        self._clock = clock
+        self._stats = Stats(utc)
+        self._stopping = threading.Event()
+        self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
+
+    def stop(self) -> None:
+        """Stop claiming, finish what is in flight, put the rest back. From any thread, or a signal handler."""
+        self._stopping.set()
+        self._inbox.put(Wish.STOP)
+
+    def reload(self) -> None:
+        """Read the configuration again and reopen the log files, once what is in flight is done."""
+        self._inbox.put(Wish.RELOAD)
+
+    def run(
+        self, topics: Sequence[str] = TOPICS, *, stop: threading.Event | None = None, limits: Limits | None = None
+    ) -> End:
+        """Runs until the end; why it ended. `stop`: an event that stops it, set by whoever embeds it.
+
+        Waits for a database that is away. Raises ConfigurationError and ShopError for what only a person can mend.
+        """
+        if stop is not None:
+            threading.Thread(target=self._stop_after, args=(stop,), name="stop-watch", daemon=True).start()
+        limits = limits or Limits()
+        started = self._monotonic()
+        while True:
+            end, settled = self._run_once(topics, limits)
+            if end is not End.RELOAD or self._stopping.is_set():
+                log.info("stopped", extra={"event": "stopped", "why": end.value})
+                return end
+            self._read_again()
+            limits = _remaining(limits, settled, self._monotonic() - started)
+            started = self._monotonic()
+
+    def _stop_after(self, event: threading.Event) -> None:
+        event.wait()
+        self.stop()
+
+    def _read_again(self) -> None:
+        if self._reconfigure is not None:
+            try:
+                self._configured = self._reconfigure()
+                logs.configure(self._configured.settings.logging)
+            except (ZitharaWorkerError, OSError) as error:
+                log.error(
+                    "the configuration cannot be read again; going on with the one in force",
+                    extra={"event": "reload_failed", "detail": str(error)},
+                )
+                return
+        log.info("configuration read again", extra={"event": "reloaded"})
+
+    def _run_once(self, topics: Sequence[str], limits: Limits) -> tuple[End, int]:
+        settings = self._configured.settings
+        database = open_database(settings, clock=self._clock)
+        try:
+            opened = self._wait_for(lambda: self._connected(database, topics))
+            if opened is None:
+                return End.STOPPED, 0
+            configured, shop, rows = opened
+            with self._loop(database, configured, shop, rows, limits) as (loop, registry):
+                log.info(
+                    "started",
+                    extra={
+                        "event": "started",
+                        "topics": list(topics),
+                        "database": database.version,
+                        "base_url": configured.settings.zithara.base_url,
+                    },
+                )
+                end = loop.run()
+                try:
+                    registry.gone()
+                except DatabaseUnavailable as error:
+                    log.info("left no word in the registry", extra={"event": "registry_away", "detail": str(error)})
+                return end, loop.settled_count
+        finally:
+            database.close()
+
+    def _connected(self, database: Database, topics: Sequence[str]) -> tuple[Configured, ShopConfiguration, Any]:
+        shop = read_configuration(database)
+        configured = complete(self._configured, shop)
+        return configured, shop, find_queues(database, topics, configured.settings.queues)
+
+    def _wait_for(self, connect: Callable[[], Any]) -> Any:
+        """Tries until the database answers, or None when stopped; complains once a minute."""
+        pause, complain_at = 0.2, 0.0
+        while not self._stopping.is_set():
+            try:
+                return connect()
+            except DatabaseUnavailable as error:
+                if self._monotonic() >= complain_at:
+                    complain_at = self._monotonic() + 60
+                    log.warning(
+                        "database not available, waiting for it",
+                        extra={"event": "database_away", "detail": str(error)},
+                    )
+                self._stopping.wait(pause)
+                pause = min(5.0, pause * 2)
+        return None
+
+    @contextmanager
+    def _loop(
+        self, database: Database, configured: Configured, shop: ShopConfiguration, rows: Any, limits: Limits
+    ) -> Iterator[tuple[Loop, Registry]]:
+        """Builds one loop with everything it needs, and takes it down again."""
+        settings = configured.settings
+        worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
+        identity = Identity(
+            id=worker_id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=VERSION,
+            topics=[row.topic for row in rows],
+        )
+        registry = Registry(database, identity)
+        transport = Transport(
+            tls=tls_context(verify=settings.zithara.verify, ca_file=str(settings.zithara.ca_file or "")),
+            timeout_seconds=settings.zithara.timeout,
+        )
+        stopping = threading.Event()
+        api = ZitharaApi(
+            base_url=settings.zithara.base_url,
+            tokens=TokenSource(
+                base_url=settings.zithara.base_url,
+                client_id=settings.zithara.client_id,
+                client_secret=settings.zithara.client_secret,
+                store=DatabaseTokenStore(lambda: open_database(settings), database_name=settings.database.name),
+                clock=self._utc,
+                http=transport,
+            ),
+            http=transport,
+            pause=stopping.wait,
+            now_utc=self._utc,
+        )
+        courier = Courier(
+            api=api,
+            bucket=TokenBucket(
+                rate=settings.worker.rate_limit,
+                burst=settings.worker.bucket_size,
+                clock=self._monotonic,
+                wait=stopping.wait,
+            ),
+            stopping=stopping,
+            clock=self._monotonic,
+        )
+        context = _Context(settings, shop, self._utc)
+        side = ShopSide(
+            database,
+            registry=registry,
+            queue_ids=[row.queue_id for row in rows],
+            configuration=shop,
+            states=lambda: _states(courier),
+            minutes=self._stats.minutes,
+            metrics_address=None,
+            on_configuration=context.update,
+        )
+        coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
+        queues = [
+            (
+                MessageQueue(
+                    database,
+                    queue_id=row.queue_id,
+                    name=row.name,
+                    topic=row.topic,
+                    worker_id=worker_id,
+                    lease_seconds=settings.worker.lease,
+                    identify=identify,
+                    monotonic=self._monotonic,
+                    coalesce=row.topic in coalesced,
+                    attempt_limit=settings.retry.limit,
+                ),
+                _TARGETS[row.topic],
+            )
+            for row in rows
+        ]
+        policy = RetryPolicy(
+            limit=settings.retry.limit,
+            delay_seconds=settings.retry.delay,
+            factor=settings.retry.factor,
+            max_delay_seconds=settings.retry.max_delay,
+        )
+        threading.stack_size(_STACK_BYTES)
+        pool = DeliveryPool(
+            settings.worker.concurrency, courier.deliver, lambda message, outcome: self._inbox.put((message, outcome))
+        )
+        try:
+            yield (
+                Loop(
+                    queues=queues,
+                    shop=side,
+                    leases=Leases(
+                        database,
+                        worker_id=worker_id,
+                        lease_seconds=settings.worker.lease,
+                        monotonic=self._monotonic,
+                    ),
+                    gate=courier,
+                    pool=pool,
+                    inbox=self._inbox,
+                    process=context.process,
+                    delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
+                    stats=self._stats,
+                    monotonic=self._monotonic,
+                    concurrency=settings.worker.concurrency,
+                    batch_size=settings.worker.batch_size,
+                    poll_interval_seconds=settings.worker.poll_interval,
+                    lease_seconds=settings.worker.lease,
+                    shutdown_timeout_seconds=settings.worker.shutdown_timeout,
+                    attempt_limit=settings.retry.limit,
+                    limits=limits,
+                    on_settled=_log_settled,
+                ),
+                registry,
+            )
+        finally:
+            courier.shutdown()
+            pool.stop(0.0)
+            transport.close()
+
+
+class _Context:
+    """Turns messages into requests with the shop's latest answers."""
+
+    def __init__(self, settings: Settings, shop: ShopConfiguration, utc: Callable[[], float]) -> None:
+        self._settings = settings
+        self._utc = utc
+        self._shop = shop
+
+    def update(self, shop: ShopConfiguration) -> None:
+        self._shop = shop
+
+    def process(self, message: Message) -> Request | Skip | Rejection:
+        if not isinstance(message.content, Event):
+            return message.content
+        zithara = self._settings.zithara
+        context = ShopContext(
+            webhook_url=zithara.webhook_url or self._shop.webhook_url,
+            active_config_id=self._shop.active_config_id,
+            config_ids=self._shop.config_ids,
+            invented_phone=zithara.invented_phone,
+            now_utc=datetime.fromtimestamp(self._utc(), timezone.utc),
+        )
+        return process(message.content, context)
+
+
+def _log_settled(settlement: Any) -> None:
+    """One line a message, with its outcome: INFO what went well, WARNING what comes again, ERROR what does not."""
+    message, outcome = settlement.message, settlement.outcome
+    kind = outcome.kind.value
+    level = {"delivered": logging.INFO, "skipped": logging.INFO, "failed": logging.ERROR}.get(kind, logging.WARNING)
+    if kind == "released":
+        level = logging.DEBUG
+    if not log.isEnabledFor(level):
+        return
+    fields: dict[str, Any] = {
+        "event": kind,
+        "topic": message.topic,
+        "message_id": message.message_id,
+        "group": message.group_key,
+        "attempt": message.number_of_trials + 1,
+    }
+    if outcome.duration_ms is not None:
+        fields["duration_ms"] = round(outcome.duration_ms, 1)
+    if outcome.http_status is not None:
+        fields["http_status"] = outcome.http_status
+    if outcome.reason:
+        fields["reason"] = outcome.reason
+    if outcome.detail and kind != "delivered":
+        fields["detail"] = outcome.detail
+    if kind == "retry":
+        fields["delay_seconds"] = round(settlement.delay_seconds, 1)
+    if message.supersedes and kind == "delivered":
+        fields["superseded"] = [message_id for _, message_id in message.supersedes]
+    log.log(level, "message %s", kind, extra=fields)
+
+
+def _states(courier: Courier) -> dict[str, Any]:
+    """What the registry shows of breakers and throttles."""
+    return {
+        target.value: {
+            "breaker": status.breaker.state.value,
+            "next_probe_seconds": round(courier.next_opening_seconds(target), 1),
+            "throttled_seconds": round(status.throttled_seconds, 1),
+        }
+        for target, status in courier.states().items()
+    }
+
+
+def _as_given(settings: Settings) -> Configured:
+    """Settings made by a program: what differs from the default was given, the rest the shop may say."""
+    plain = Settings()
+    sources = {
+        (section, name): "program"
+        for section in SECTIONS
+        for name in getattr(plain, section).__dataclass_fields__
+        if getattr(getattr(settings, section), name) != getattr(getattr(plain, section), name)
+    }
+    return Configured(settings=settings, sources=sources)
+
+
+def _remaining(limits: Limits, settled: int, seconds: float) -> Limits:
+    """What is left of the limits after a reload."""
+    return replace(
+        limits,
+        max_messages=None if limits.max_messages is None else max(0, limits.max_messages - settled),
+        max_runtime_seconds=None
+        if limits.max_runtime_seconds is None
+        else max(0.0, limits.max_runtime_seconds - seconds),
+    )

@@ -1,0 +1,82 @@
+"""`consume`: take and deliver."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+from zithara_worker.cli.root import Context, topic_argument
+from zithara_worker.messages import TOPICS
+
+if TYPE_CHECKING:
+    from zithara_worker.app import Worker
+
+
+@click.command()
+@topic_argument(many=True)
+@click.option("--all", "every", is_flag=True, help="All four topics in one process.")
+@click.option("--max-messages", type=click.IntRange(min=1), metavar="N", help="Stop after N messages.")
+@click.option("--stop-when-empty", is_flag=True, help="Stop when nothing is left that is due.")
+@click.option("--max-runtime", type=click.FloatRange(min=0), metavar="S", help="Stop after S seconds.")
+@click.option("--concurrency", type=int, metavar="N", help="Requests in flight at once.")
+@click.option("--batch-size", type=int, metavar="N", help="Messages claimed at once.")
+@click.option("--poll-interval", type=float, metavar="S", help="Seconds between two looks at an idle queue.")
+@click.pass_obj
+def consume(
+    context: Context,
+    topics: tuple[str, ...],
+    every: bool,
+    max_messages: int | None,
+    stop_when_empty: bool,
+    max_runtime: float | None,
+    concurrency: int | None,
+    batch_size: int | None,
+    poll_interval: float | None,
+) -> None:
+    """Take messages of TOPIC... and deliver them until stopped.
+
+    SIGTERM or SIGINT: stop claiming, let requests in flight finish, put the rest back, exit 0. A second one: exit at
+    once; leases bring the messages back. SIGHUP: read the configuration again and reopen the log files.
+
+    \b
+    Examples:
+      zithara-worker consume zithara.order.events
+      zithara-worker consume --all --stop-when-empty
+    """
+    for key, value in (("concurrency", concurrency), ("batch_size", batch_size), ("poll_interval", poll_interval)):
+        if value is not None:
+            context.overrides["worker", key] = value
+    if every and topics:
+        raise click.UsageError("give topics or --all, not both")
+    wanted = TOPICS if every else topics or context.configured.settings.worker.topics
+    if not wanted:
+        raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all, or set [worker] topics")
+
+    from zithara_worker.app import Limits, Worker
+
+    context.start_logging()
+    worker = Worker(context.configured, reconfigure=context.again)
+    _obey_signals(worker)
+    worker.run(
+        wanted,
+        limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),
+    )
+
+
+def _obey_signals(worker: Worker) -> None:
+    asked = False
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(0)  # at once means at once: no thread is waited for, leases bring the messages back
+        asked = True
+        worker.stop()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
+    signal.signal(signal.SIGHUP, lambda number, frame: worker.reload())

@@ -1,0 +1,22 @@
+"""The stable codes that this room gives to messages it did not send, and what each one says.
+
+A throttled target's messages carry the same code as the answer that throttled it: `zithara.reasons.THROTTLED`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+OUTAGE: Final = "outage"
+SHUTDOWN: Final = "shutdown"
+LEASE_LOST: Final = "lease_lost"
+INTERNAL_ERROR: Final = "internal_error"
+
+#: Every code above with one line of meaning.
+REASONS: Final[Mapping[str, str]] = {
+    OUTAGE: "The host is taken to be down, so nothing is sent but probes. Released, no attempt counted.",
+    SHUTDOWN: "The worker was asked to stop before the message was sent. Released.",
+    LEASE_LOST: "The lease ended before sending: another worker may hold the message by now. Nothing is written.",
+    INTERNAL_ERROR: "A defect of this program; the log has the traceback. Retried.",
+}

@@ -1,0 +1,37 @@
+"""Errors, split by who must act.
+
+    ZitharaWorkerError
+      ConfigurationError     the operator fixes a file, an option or the environment   (exit 78)
+      DatabaseUnavailable    wait and retry; nothing is wrong with any message          (exit 75)
+      ShopError              the shop lacks something: `doctor` and the text name the remedy (exit 1)
+      MessageRejected        one message cannot become a request; the others are not concerned
+
+What a delivery may bring is not an error but an `Outcome` (see `messages`). `cli/` alone turns classes into exit codes.
+"""
+
+from __future__ import annotations
+
+
+class ZitharaWorkerError(Exception):
+    """Base of everything this program raises on purpose; the text names the thing, what was seen and what to do."""
+
+
+class ConfigurationError(ZitharaWorkerError):
+    """A setting is missing, unknown, malformed or out of range."""
+
+
+class DatabaseUnavailable(ZitharaWorkerError):
+    """The database cannot be reached, or the connection was lost; what was in doubt must be checked again."""
+
+
+class ShopError(ZitharaWorkerError):
+    """The shop's database lacks a table, a row or a privilege that the worker needs."""
+
+
+class MessageRejected(ZitharaWorkerError):
+    """A message cannot be decoded or fails validation: `code` is stable and documented, `detail` is for people."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(f"{code}: {detail}")
+        self.code = code
+        self.detail = detail

@@ -1,0 +1,315 @@
+"""The connection to the shop's database: sessions, transactions, and errors in our own words.
+
+Knows pymysql and the servers' dialects; knows no table's meaning. One thread uses one `Database`.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import lru_cache
+from typing import Any, NoReturn, TypeVar
+
+import pymysql
+from pymysql.constants import CLIENT
+from pymysql.cursors import Cursor, DictCursor
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
+from zithara_worker.magento import statements
+from zithara_worker.settings import DatabaseSettings
+
+#: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
+#: which is well below any sensible lease.
+CONNECT_TIMEOUT = 5
+ANSWER_TIMEOUT = 20
+#: innodb_lock_wait_timeout of our sessions, seconds.
+LOCK_WAIT_TIMEOUT = 3
+
+_ACCESS_DENIED = {1044, 1045, 1698}
+_NO_PRIVILEGE = {1142, 1143, 1227, 1370}
+_NO_SUCH_TABLE = {1146}
+_NO_SUCH_DATABASE = {1049}
+_WRONG_SHAPE = {1054, 1176}
+#: deadlock, lock wait timeout, record changed since last read (MariaDB 11.6+), a query interrupted
+_CONTENTION = {1205, 1213, 1020}
+#: read-only server or transaction, disk or table full, log full, in shutdown, too many connections
+_SERVER_CANNOT = {1290, 1792, 1836, 1021, 1114, 1053, 1040, 1203, 1226, 3, 1026, 1030, 1180, 1317, 1969, 3024}
+
+T = TypeVar("T")
+
+
+class Contention(DatabaseUnavailable):
+    """Deadlock or lock wait timeout: the transaction was rolled back and may simply be run again."""
+
+
+def _translated(error: Exception) -> Exception:
+    """Our error for one of pymysql's; the caller raises it from the original."""
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    if code in _CONTENTION:
+        return Contention(text)
+    if code in _ACCESS_DENIED:
+        return ConfigurationError(
+            f"the database refused the user ({text}): correct [database] user and password, or create the user with "
+            "the grants that 'zithara-worker install --print' shows"
+        )
+    if code in _NO_SUCH_DATABASE:
+        return ConfigurationError(f"{text}: correct [database] name")
+    if code in _NO_SUCH_TABLE:
+        return ShopError(
+            f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
+            "correct [database] name and table_prefix"
+        )
+    if code in _NO_PRIVILEGE:
+        return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
+    if code in _WRONG_SHAPE:
+        return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
+    if code in _SERVER_CANNOT or isinstance(error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, OSError)):
+        return DatabaseUnavailable(f"database not available: {text}")
+    return error
+
+
+class Database:
+    """One session on the shop's database, opened on first use and again after it was lost.
+
+    `clock`: seconds since the epoch that this session shall take for the current time, instead of the server's own
+    clock. For tests and simulations; every statement then sees it as NOW().
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        *,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._sleep = sleep
+        self._connection: pymysql.connections.Connection[Any] | None = None
+        self._texts = statements.named("queries.sql")
+        self._places: dict[str, str] = {"prefix": statements.validated_prefix(settings.table_prefix)}
+        self._filled: dict[str, str] = {}
+        self.max_allowed_packet = 0
+        self.version = ""
+        #: Statements sent, for the tests and benchmarks that count them.
+        self.statements_sent = 0
+        #: Grows with each connection: whoever keeps something that a lost connection puts in doubt compares it.
+        self.generation = 0
+
+    # ---------------------------------------------------------------- connection
+
+    @property
+    def prefix(self) -> str:
+        return self._places["prefix"]
+
+    @property
+    def has_pending_index(self) -> bool:
+        """Whether the shop has the optional index over (queue_id, status, message_id)."""
+        self._open()
+        return "pending" in self._places
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # The server may be gone, and a second close raises: either way there is nothing left to close.
+            with suppress(pymysql.err.Error, OSError):
+                connection.close()
+
+    def _open(self) -> pymysql.connections.Connection[Any]:
+        if self._connection is None:
+            try:
+                self._connection = self._connected()
+                self.generation += 1
+                self._learn_server()
+            except (pymysql.err.Error, OSError) as error:
+                self.close()
+                raise _translated(error) from error
+        return self._connection
+
+    def _connected(self) -> pymysql.connections.Connection[Any]:
+        settings = self._settings
+        where: dict[str, Any] = (
+            {"unix_socket": settings.unix_socket}
+            if settings.unix_socket
+            else {"host": settings.host or "localhost", "port": settings.port or 3306}
+        )
+        if settings.ssl_ca:
+            where["ssl"] = ssl.create_default_context(cafile=str(settings.ssl_ca))
+        connection: pymysql.connections.Connection[Any] = pymysql.connect(
+            **where,
+            user=settings.user,
+            password=settings.password.reveal(),
+            database=settings.name,
+            charset="utf8mb4",
+            # A renewal within the same second changes no row; without this it would look like a lost lease.
+            client_flag=CLIENT.FOUND_ROWS,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=ANSWER_TIMEOUT,
+            write_timeout=ANSWER_TIMEOUT,
+        )
+        with connection.cursor(Cursor) as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(
+                "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, sql_mode = "
+                "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
+                (LOCK_WAIT_TIMEOUT,),
+            )
+        return connection
+
+    def _learn_server(self) -> None:
+        if self.version:
+            return
+        server = self.rows("server")[0]
+        self.version = str(server["version"])
+        self.max_allowed_packet = int(server["max_allowed_packet"])
+        self._places["skip_locked"] = "SKIP LOCKED" if knows_skip_locked(self.version) else ""
+        table = f"{self.prefix}queue_message_status"
+        by_columns = {str(row["column_names"]): str(row["name"]) for row in self.rows("indexes_of_status", table=table)}
+        if "queue_id,message_id" in by_columns:
+            self._places["unique"] = _identifier(by_columns["queue_id,message_id"])
+        if "queue_id,status,message_id" in by_columns:
+            self._places["pending"] = _identifier(by_columns["queue_id,status,message_id"])
+
+    # ---------------------------------------------------------------- statements
+
+    def text(self, name: str) -> str:
+        """The statement as the server gets it, parameters still in place."""
+        filled = self._filled.get(name)
+        if filled is None:
+            try:
+                filled = self._filled[name] = statements.fill(self._texts[name], self._places)
+            except KeyError as missing:
+                raise ShopError(
+                    f"table {self.prefix}queue_message_status is missing or has no index over (queue_id, message_id), "
+                    "which Magento makes: correct [database] name and table_prefix, or run bin/magento setup:upgrade"
+                ) from missing
+        return filled
+
+    def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
+        """Runs a reading statement; a list of dictionaries."""
+        connection = self._open()
+        try:
+            with connection.cursor(DictCursor) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                cursor.execute(self.text(statement), parameters)
+                return list(cursor.fetchall())
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+
+    def execute(self, statement: str, /, **parameters: object) -> int:
+        """Runs a writing statement; how many rows it found (changed or not)."""
+        connection = self._open()
+        try:
+            with connection.cursor(Cursor) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                return int(cursor.execute(self.text(statement), parameters))
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+
+    def insert(self, statement: str, /, **parameters: object) -> int:
+        """Inserts one row; its auto-increment id."""
+        connection = self._open()
+        try:
+            with connection.cursor(Cursor) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                cursor.execute(self.text(statement), parameters)
+                return int(cursor.lastrowid)
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+
+    def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]]) -> int:
+        """Runs an INSERT for many rows at once; how many went in.
+
+        pymysql's executemany would send one statement a row as soon as VALUES holds an expression (RE_INSERT_VALUES).
+        """
+        connection = self._open()
+        head, values, template = self.text(name).rpartition("VALUES ")
+        try:
+            with connection.cursor(Cursor) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                return int(cursor.execute(head + values + ",".join(cursor.mogrify(template, row) for row in rows)))
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+
+    def run_script(self, texts: Sequence[str]) -> None:
+        """Runs the statements of a script of `sql/` as they stand."""
+        connection = self._open()
+        try:
+            with connection.cursor(Cursor) as cursor:
+                for text in texts:
+                    cursor.execute(text)
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """BEGIN ... COMMIT; ROLLBACK when the block raises."""
+        connection = self._open()
+        try:
+            self.statements_sent += 1
+            connection.begin()
+        except (pymysql.err.Error, OSError) as error:
+            self._fail(error)
+        try:
+            yield
+            self.statements_sent += 1
+            connection.commit()
+        except (pymysql.err.Error, OSError) as error:
+            self._rollback()
+            self._fail(error)
+        except BaseException:
+            self._rollback()
+            raise
+
+    def again_on_contention(self, run: Callable[[], T], *, tries: int = 5) -> T:
+        """Runs a whole transaction, and again after a deadlock or lock wait timeout; a short random pause between."""
+        attempts = Retrying(
+            retry=retry_if_exception_type(Contention),
+            stop=stop_after_attempt(tries),
+            wait=wait_random(0.005, 0.1),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return attempts(run)
+
+    def _rollback(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            connection.rollback()
+        except (pymysql.err.Error, OSError):
+            self.close()
+
+    def _set_clock(self, cursor: Cursor) -> None:
+        if self._clock is not None:
+            cursor.execute("SET SESSION timestamp = %s", (self._clock(),))
+
+    def _fail(self, error: Exception) -> NoReturn:
+        translated = _translated(error)
+        if isinstance(translated, DatabaseUnavailable) and not isinstance(translated, Contention):
+            self.close()
+        if translated is error:
+            raise error
+        raise translated from error
+
+
+@lru_cache(maxsize=8)
+def knows_skip_locked(version: str) -> bool:
+    """MySQL 8.0 and MariaDB 10.6 brought it. Without it claim_lock waits for other claims, which are short, instead."""
+    major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
+    return (major, minor) >= ((10, 6) if "mariadb" in version.lower() else (8, 0))
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"

@@ -1,0 +1,502 @@
+"""Reads a shop's app/etc/env.php without PHP: the database, the table prefix and the crypt keys.
+
+Knows as much of PHP as such files use: one returned array of literals, concatenation, getenv() with a default, and a
+few constants. Nothing is executed. An expression beyond that spoils its own value only, and is an error only where the
+worker needs that value. Knows no database.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeAlias
+
+from zithara_worker.errors import ConfigurationError
+
+#: (section, key) of the worker's settings
+Place: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShopEnvironment:
+    """What env.php says; its repr shows neither the password nor a key."""
+
+    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix, ssl_ca; without those
+    #: that the file leaves out or empty.
+    values: Mapping[Place, str]
+    #: Oldest first; the position is the key number in an encrypted value. Empty if the file has none, or only PHP could
+    #: work it out (only a shop with encrypted values needs them).
+    crypt_keys: tuple[str, ...] = field(default=())
+
+    def __repr__(self) -> str:
+        shown = {key: "***" if key == "password" else text for (_, key), text in self.values.items()}
+        return f"ShopEnvironment({shown}, crypt_keys={len(self.crypt_keys)} masked)"
+
+
+def read_env_php(
+    path: Path, *, environ: Mapping[str, str] = os.environ, given: Collection[Place] = ()
+) -> ShopEnvironment:
+    """Reads the file at `path` (the shop's app/etc/env.php itself, not the shop's root).
+
+    `environ` answers the file's getenv() and $_ENV. `given` are the settings that somebody else provides: they are left
+    out, and need not be readable; a given host or unix_socket leaves out the shop's whole address, because a shop's
+    socket or port does not belong to another host. Raises ConfigurationError, with one line for each thing wrong.
+    """
+    try:
+        # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror or error}; correct [magento] root, let this user read the file "
+            "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
+            "and name"
+        ) from error
+    shop = _parse(text, path, environ)
+    errors: list[str] = []
+    values = _database_values(shop, path, frozenset(given), errors)
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    keys = _at(shop, "crypt", "key")
+    return ShopEnvironment(values=values, crypt_keys=tuple(keys.split()) if isinstance(keys, str) else ())
+
+
+# ---------------------------------------------------------------- from the array to settings
+
+_CONNECTION = ("db", "connection", "default")
+#: Where env.php has what can be taken over as it is.
+_PLAIN: Mapping[str, tuple[str | int, ...]] = {
+    "unix_socket": (*_CONNECTION, "unix_socket"),
+    "user": (*_CONNECTION, "username"),
+    "password": (*_CONNECTION, "password"),
+    "name": (*_CONNECTION, "dbname"),
+    "table_prefix": ("db", "table_prefix"),
+    "ssl_ca": (*_CONNECTION, "driver_options", 1009),
+}
+_ADDRESS = frozenset({("database", "host"), ("database", "unix_socket")})
+
+
+def _database_values(shop: _Value, path: Path, given: frozenset[Place], errors: list[str]) -> Mapping[Place, str]:
+    connection = _at(shop, *_CONNECTION)
+    required = {("database", key) for key in ("user", "password", "name")}
+    if not isinstance(connection, dict):
+        if required <= given and given & _ADDRESS:
+            connection = {}
+        else:
+            where = f"line {connection.line}: {connection.why}" if isinstance(connection, _Unknown) else "it has none"
+            errors.append(
+                f"{path}: 'db' => 'connection' => 'default' should be an array ({where}); is the shop installed? "
+                "Correct [magento] root, or set [database] host, user, password and name"
+            )
+            return {}
+    found: dict[Place, str] = {}
+    wanted = dict(_PLAIN)
+    if given & _ADDRESS:
+        del wanted["unix_socket"]
+    else:
+        host = _text(shop, (*_CONNECTION, "host"), "host", path, errors)
+        found.update(_address(host, path, errors))
+    for key, way in wanted.items():
+        if ("database", key) not in given and (text := _text(shop, way, key, path, errors)):
+            found["database", key] = text
+    return {place: text for place, text in found.items() if place not in given}
+
+
+def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
+    """The forms of 'host' that Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver take.
+
+    'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
+    """
+    name, colon, rest = host.partition(":")
+    if "/" in host:
+        return {("database", "unix_socket"): host[host.index("/") :]}
+    if not host:
+        return {}
+    if not colon:
+        return {("database", "host"): name}
+    if name and rest.isascii() and rest.isdigit() and 0 < int(rest) < 65536:
+        return {("database", "host"): name, ("database", "port"): str(int(rest))}
+    errors.append(
+        f"{path}: the database host {host!r} is neither a name, name:port, nor the path of a socket: "
+        "correct it, or set [database] host and port"
+    )
+    return {}
+
+
+def _text(shop: _Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
+    """The value at `way` as PHP would pass it to the database driver; '' if there is none."""
+    value = _at(shop, *way)
+    name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
+    if value is None or value is False:
+        return ""
+    if isinstance(value, _Unknown):
+        errors.append(
+            f"{path}, line {value.line}: {name}: {value.why}; set [database] {key} in the worker's configuration"
+        )
+        return ""
+    if isinstance(value, int) and value is not True:
+        return str(value)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            errors.append(f"{path}: {name} is not UTF-8; store the file as UTF-8, or set [database] {key}")
+            return ""
+        return value
+    errors.append(f"{path}: {name} should be a text in quotes; correct it, or set [database] {key}")
+    return ""
+
+
+def _at(value: _Value, *way: str | int) -> _Value:
+    """What stands at the end of `way`, or the unknown that hides it; None if there is nothing."""
+    for step in way:
+        if isinstance(value, _Unknown):
+            return value
+        if not isinstance(value, dict):
+            return None
+        value = value.get(step)
+    return value
+
+
+# ---------------------------------------------------------------- PHP
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Unknown:
+    """A value that only PHP could work out, or an environment variable that is not set here."""
+
+    line: int
+    why: str
+    #: How PHP's `?:` and `??` see it
+    falsy: bool = False
+    null: bool = False
+
+
+# PHP has one array type: a list is an array with the keys 0, 1, 2...
+_Key: TypeAlias = "str | int | _Unknown"
+_Value: TypeAlias = "str | int | float | bool | _Unknown | dict[_Key, _Value] | None"
+
+#: Constants whose numbers do not depend on the shop (PDO's are those of mysqlnd, PHP's own MySQL library).
+_CONSTANTS: Mapping[str, str | int | bool | None] = {
+    "true": True,
+    "false": False,
+    "null": None,
+    "directory_separator": "/",
+    "pdo::mysql_attr_ssl_ca": 1009,
+    "pdo::mysql_attr_ssl_verify_server_cert": 1014,
+    "pdo\\mysql::attr_ssl_ca": 1009,
+    "pdo\\mysql::attr_ssl_verify_server_cert": 1014,
+}
+_MAX_DEPTH = 60
+_INT_MAX = 2**63 - 1
+
+_TOKEN = re.compile(
+    r"""(?P<blank>\s+ | (?:\#|//)(?:(?!\?>)[^\r\n])* | /\*.*?\*/)
+      | (?P<single>'[^'\\]*(?:\\.[^'\\]*)*')
+      | (?P<double>"[^"\\]*(?:\\.[^"\\]*)*")
+      | (?P<number>0[xX][\da-fA-F_]+ | 0[bB][01_]+ | 0[oO][0-7_]+
+          | (?:\d[\d_]*\.?\d*[\d_]* | \.\d[\d_]*)(?:[eE][+-]?\d+)?)
+      | (?P<name>\\?[A-Za-z_\u0080-\U0010ffff][\w\u0080-\U0010ffff]*(?:\\[\w\u0080-\U0010ffff]+)*)
+      | (?P<variable>\$[A-Za-z_]\w*)
+      | (?P<sign>=>|\?\?|::|->|\?>|<<<|[^'"])""",
+    re.VERBOSE | re.DOTALL,
+)
+_ESCAPE = re.compile(rb'\\(?:([0-7]{1,3})|x([0-9a-fA-F]{1,2})|u\{([0-9a-fA-F]+)\}|([nrtvef\\$"]))')
+_ESCAPED = {b"n": b"\n", b"r": b"\r", b"t": b"\t", b"v": b"\v", b"e": b"\x1b", b"f": b"\f"}
+_INTERPOLATED = re.compile(r"(?<!\\)(?:\\\\)*(?:\$[A-Za-z_{\u0080-\U0010ffff]|\{\$)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Token:
+    kind: str
+    text: str
+    line: int
+
+
+class _Beyond(Exception):  # steers the parser and never leaves this module
+    """The parser met an expression that it does not evaluate."""
+
+
+def _parse(text: str, path: Path, environ: Mapping[str, str]) -> _Value:
+    return _Parser(_tokens(text, path), path, environ).file()
+
+
+def _fail(path: Path, line: int, seen: str) -> NoReturn:
+    raise ConfigurationError(
+        f"{path}, line {line}: {seen}; the worker reads this file without PHP and expects '<?php return [...];': "
+        "correct it, or leave [magento] root empty and set [database] host, user, password, name and table_prefix"
+    )
+
+
+def _tokens(text: str, path: Path) -> list[_Token]:
+    opening = re.match(r"<\?php(?=\s)", text, re.IGNORECASE)
+    if opening is None:
+        _fail(path, 1, "the file does not begin with <?php")
+    tokens: list[_Token] = []
+    position, line = opening.end(), 1
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        kind = match.lastgroup if match else None
+        if match is None or kind is None:
+            _fail(path, line, "a string is not closed")
+        if match[0] == "<<<":
+            _fail(path, line, "a heredoc text begins here")
+        if text.startswith("/*", position) and kind != "blank":
+            _fail(path, line, "a comment is not closed")
+        if kind != "blank":
+            tokens.append(_Token(kind, match[0], line))
+        line += match[0].count("\n")
+        position = match.end()
+    return [*tokens, _Token("end", "", line)]
+
+
+class _Parser:
+    """Recursive descent over the tokens; evaluates as it goes."""
+
+    def __init__(self, tokens: list[_Token], path: Path, environ: Mapping[str, str]) -> None:
+        self._tokens = tokens
+        self._path = path
+        self._environ = environ
+        self._next = 0
+        self._depth = 0
+
+    def file(self) -> _Value:
+        """declare(...); use ...; return <array>;"""
+        while self._token.text.lower() in ("declare", "use"):
+            while self._token.text not in (";", ""):
+                self._next += 1
+            self._take(";")
+        if self._token.text.lower() != "return":
+            _fail(self._path, self._token.line, f"{self._token.text[:30]!r} stands where 'return' should")
+        self._next += 1
+        start = self._token
+        try:
+            value = self._expression()
+        except _Beyond:
+            value = None
+        if not isinstance(value, dict):
+            _fail(self._path, start.line, "what is returned is not a plain array")
+        if self._token.text not in (";", "?>"):
+            what = f"{self._token.text[:30]!r} follows the array" if self._token.text else "the file ends too early"
+            _fail(self._path, self._token.line, what)
+        return value
+
+    @property
+    def _token(self) -> _Token:
+        return self._tokens[self._next]
+
+    def _take(self, *texts: str) -> bool:
+        """Steps over the next tokens if they are these signs or names (in any case)."""
+        upcoming = self._tokens[self._next : self._next + len(texts)]
+        if len(upcoming) < len(texts) or any(
+            token.kind not in ("sign", "name", "variable") or token.text.lower() != text.lower()
+            for token, text in zip(upcoming, texts, strict=True)
+        ):
+            return False
+        self._next += len(texts)
+        return True
+
+    def _need(self, text: str) -> None:
+        if not self._take(text):
+            raise _Beyond
+
+    # PHP's precedence, tightest first: . then ?? (from the right) then ?:
+
+    def _expression(self) -> _Value:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            _fail(self._path, self._token.line, f"values are nested more than {_MAX_DEPTH} deep")
+        value = self._coalesced()
+        while self._take("?", ":"):
+            other = self._coalesced()
+            unknown = isinstance(value, _Unknown)
+            if _is_falsy(value):
+                value = other
+            elif unknown:
+                continue
+        self._depth -= 1
+        return value
+
+    def _coalesced(self) -> _Value:
+        value = self._concatenated()
+        if self._take("??"):
+            other = self._coalesced()
+            if value is None or (isinstance(value, _Unknown) and value.null):
+                return other
+        return value
+
+    def _concatenated(self) -> _Value:
+        value = self._single()
+        while self._take("."):
+            value = _joined(value, self._single())
+        return value
+
+    def _single(self) -> _Value:
+        token = self._token
+        if token.kind == "single":
+            self._next += 1
+            return re.sub(r"\\([\\'])", r"\1", token.text[1:-1])
+        if token.kind == "double":
+            self._next += 1
+            return _unescaped(token.text[1:-1])
+        if token.kind == "number":
+            self._next += 1
+            return _number(token.text)
+        if token.kind == "variable":
+            return self._superglobal()
+        if token.kind == "name":
+            return self._named()
+        if self._take("-"):
+            value = self._single()
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise _Beyond
+            return -value
+        if self._take("["):
+            return self._array("]")
+        if self._take("("):
+            value = self._expression()
+            self._need(")")
+            return value
+        raise _Beyond
+
+    def _superglobal(self) -> _Value:
+        line = self._token.line
+        if not (self._take("$_ENV", "[") or self._take("$_SERVER", "[")):
+            raise _Beyond
+        name = self._single()
+        self._need("]")
+        return self._environment(name, line, null=True)
+
+    def _named(self) -> _Value:
+        token = self._token
+        if self._take("array", "("):
+            return self._array(")")
+        if self._take("getenv", "(") or self._take("\\getenv", "("):
+            name = self._single()
+            self._need(")")
+            return self._environment(name, token.line, null=False)
+        self._next += 1
+        name = token.text.removeprefix("\\")
+        if self._take("::"):
+            name += f"::{self._token.text}"
+            self._next += 1
+        if self._token.text in ("(", "::", "->"):
+            raise _Beyond
+        if name.upper() == "__DIR__":
+            return str(self._path.parent)
+        if name == "BP":
+            # app/bootstrap.php defines it as the shop's root; this file lies in its app/etc.
+            return str(self._path.parent.parent.parent)
+        if name.lower() in _CONSTANTS:
+            return _CONSTANTS[name.lower()]
+        return _Unknown(line=token.line, why=f"the constant {name} is not known outside PHP")
+
+    def _environment(self, name: _Value, line: int, *, null: bool) -> _Value:
+        if not isinstance(name, str):
+            raise _Beyond
+        unset = _Unknown(line=line, why=f"the environment variable {name} is not set here", falsy=True, null=null)
+        return self._environ.get(name, unset)
+
+    def _array(self, closing: str) -> dict[_Key, _Value]:
+        array: dict[_Key, _Value] = {}
+        index = 0
+        while not self._take(closing):
+            line = self._token.line
+            key, value = self._element(closing)
+            if key is None:
+                key, index = index, index + 1
+            elif isinstance(key, int):
+                index = max(index, key + 1)
+            array[key] = value
+            if not self._take(",") and not (self._token.kind == "sign" and self._token.text == closing):
+                _fail(self._path, line, f"the array that should end with {closing!r} is not closed")
+        return array
+
+    def _element(self, closing: str) -> tuple[_Key | None, _Value]:
+        """One `value` or `key => value`; what cannot be evaluated becomes an unknown, and the array goes on after it."""
+        start, depth = self._next, self._depth
+        key: _Key | None = None
+        try:
+            value = self._expression()
+            if self._take("=>"):
+                key = _array_key(value)
+                value = self._expression()
+            if self._token.kind == "sign" and self._token.text in (",", closing):
+                return key, value
+        except _Beyond:
+            pass  # told below by the unknown
+        self._depth = depth
+        line = self._token.line
+        self._next = start
+        self._skip_element()
+        unknown = _Unknown(line=line, why="this expression can only be evaluated by PHP")
+        return (unknown if key is None else key), unknown
+
+    def _skip_element(self) -> None:
+        open_brackets = 0
+        while (token := self._token).kind != "end":
+            if token.kind == "sign":
+                if open_brackets == 0 and token.text in (",", "]", ")", "}", ";"):
+                    return
+                open_brackets += (token.text in ("[", "(", "{")) - (token.text in ("]", ")", "}"))
+            self._next += 1
+
+
+def _is_falsy(value: _Value) -> bool:
+    return value.falsy if isinstance(value, _Unknown) else value in ("", "0") or not value
+
+
+def _joined(left: _Value, right: _Value) -> _Value:
+    for value in (left, right):
+        if isinstance(value, _Unknown):
+            return _Unknown(line=value.line, why=value.why)
+    if isinstance(left, str | int) and isinstance(right, str | int) and True not in (left is True, right is True):
+        return f"{'' if left is False else left}{'' if right is False else right}"
+    raise _Beyond
+
+
+def _array_key(value: _Value) -> _Key:
+    """PHP's conversion of array keys: '8' is 8 (but '08' stays), true 1, null ''."""
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        canonical = re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) and -_INT_MAX - 1 <= int(value) <= _INT_MAX
+        return int(value) if canonical else value
+    if isinstance(value, bool | int | float):
+        return int(value)
+    if isinstance(value, dict):
+        raise _Beyond
+    return value
+
+
+def _number(text: str) -> int | float:
+    plain = text.replace("_", "").lower()
+    if plain.startswith(("0x", "0b", "0o")):
+        number: int | float = int(plain, 0)
+    elif plain.isdigit():
+        number = int(plain, 8) if plain.startswith("0") and set(plain) <= set("01234567") else int(plain)
+    else:
+        return float(plain)
+    return number if number <= _INT_MAX else float(number)
+
+
+def _unescaped(text: str) -> str:
+    """A text in double quotes. PHP's strings are bytes: "\\xc3\\xa9" is one character."""
+    if _INTERPOLATED.search(text):
+        raise _Beyond
+
+    def replaced(match: re.Match[bytes]) -> bytes:
+        octal, hexadecimal, point, letter = match.groups()
+        if octal is not None:
+            return bytes([int(octal, 8) & 0xFF])
+        if hexadecimal is not None:
+            return bytes([int(hexadecimal, 16)])
+        if point is not None:
+            if int(point, 16) > 0x10FFFF:
+                raise _Beyond
+            return chr(int(point, 16)).encode("utf-8", "surrogatepass")
+        return _ESCAPED.get(letter, letter)
+
+    return _ESCAPE.sub(replaced, text.encode("utf-8", "surrogateescape")).decode("utf-8", "surrogateescape")

@@ -1,0 +1,45 @@
+"""Reads the SQL files and applies the shop's table prefix. Knows no connection."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from importlib import resources
+
+from zithara_worker.errors import ConfigurationError
+
+_PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
+_NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_PLACE = re.compile(r"\{(\w+)\}")
+
+
+def validated_prefix(prefix: str) -> str:
+    """The prefix itself; identifiers are never escaped, so nothing else may come near a statement."""
+    if not _PREFIX.match(prefix):
+        raise ConfigurationError(
+            f"table prefix {prefix!r} may hold only letters, digits and _ (at most 32): "
+            "correct [database] table_prefix, or db.table_prefix in app/etc/env.php"
+        )
+    return prefix
+
+
+def read(filename: str) -> str:
+    """The text of one file of `sql/`, the same from a wheel, an editable install and the Debian package."""
+    return resources.files("zithara_worker.sql").joinpath(filename).read_text(encoding="utf-8")
+
+
+def fill(text: str, places: Mapping[str, str]) -> str:
+    """Puts the values in for `{name}`; a place that has no value is a KeyError."""
+    return _PLACE.sub(lambda match: places[match.group(1)], text)
+
+
+def script(filename: str, *, prefix: str, **places: str) -> list[str]:
+    """The statements of a script, without comments, in order. None of ours holds a ; or -- inside a literal."""
+    text = re.sub(r"--[^\n]*", "", fill(read(filename), {"prefix": validated_prefix(prefix), **places}))
+    return [statement.strip() for statement in text.split(";") if statement.strip()]
+
+
+def named(filename: str) -> dict[str, str]:
+    """The statements of a file in which `-- name --` opens each: name -> text, comments removed."""
+    parts = _NAME.split(read(filename))
+    return {name: re.sub(r"\s*--[^\n]*", "", text).strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}

@@ -1,0 +1,46 @@
+"""Magento's status codes and the one table of transitions that the worker may make.
+
+Source of the codes: Magento\\MysqlMq\\Model\\QueueManagement (MESSAGE_STATUS_*). Imports nothing of ours but values.
+
+    NEW 2, RETRY_REQUIRED 5  --claim-->     IN_PROGRESS 3
+    IN_PROGRESS 3            --settle-->    what `EDGES` says
+    IN_PROGRESS 3            --lease expired, taken over-->  IN_PROGRESS 3, trials + 1 (by way of RETRY_REQUIRED)
+    ERROR 6                  --operator-->  RETRY_REQUIRED 5, trials 0
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+
+from zithara_worker.messages import OutcomeKind
+
+
+class Status(IntEnum):
+    NEW = 2
+    IN_PROGRESS = 3
+    COMPLETE = 4
+    RETRY_REQUIRED = 5
+    ERROR = 6
+    TO_BE_DELETED = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """How a claim ends: the statement that writes it, the status it leads to (None: as before), change of trials."""
+
+    statement: str
+    to: Status | None
+    trials: int
+    #: Whether the group's row stays: the head keeps its place in the line.
+    keeps_group: bool
+
+
+#: Every way in which a claim may end. LEASE_LOST has none: another worker may hold the message, nothing is written.
+EDGES: dict[OutcomeKind, Edge] = {
+    OutcomeKind.DELIVERED: Edge("settle_complete", Status.COMPLETE, 0, keeps_group=False),
+    OutcomeKind.SKIPPED: Edge("settle_complete", Status.COMPLETE, 0, keeps_group=False),
+    OutcomeKind.RETRY: Edge("settle_retry", Status.RETRY_REQUIRED, 1, keeps_group=True),
+    OutcomeKind.FAILED: Edge("settle_error", Status.ERROR, 1, keeps_group=False),
+    OutcomeKind.RELEASED: Edge("settle_release", None, 0, keeps_group=True),
+}

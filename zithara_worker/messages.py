@@ -1,0 +1,145 @@
+"""The values that travel the path of a message: frozen, and known to every room.
+
+    queue row --claim--> Message --decode--> Event --process--> Request --deliver--> Outcome --settle--> queue row
+
+This module knows no table, no HTTP and no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+TOPIC_WEBHOOK = "zithara.webhook.events"
+TOPIC_CUSTOMER = "zithara.customer.events"
+TOPIC_ORDER = "zithara.order.events"
+TOPIC_CART = "zithara.cart.events"
+
+#: The module's four topics (its etc/communication.xml), in the order in which people list them.
+TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER, TOPIC_CART, TOPIC_WEBHOOK)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """A decoded message. `payload` stays the parsed JSON that the shop sent: we do not own that schema."""
+
+    topic: str
+    payload: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejection:
+    """Why a message can never become a request: a stable documented `code`, and a `detail` for people."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skip:
+    """There is legitimately nothing to deliver, and why (a stable documented code)."""
+
+    reason: str
+
+
+class Target(Enum):
+    """Where a request goes. Each target has its own host, and so its own breaker and throttle."""
+
+    API = "api"
+    WEBHOOK = "webhook"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One HTTP request, without the token: that belongs to the delivery.
+
+    `path` is relative to the API's base URL for `Target.API` ("/order"), the whole URL for `Target.WEBHOOK`.
+    `headers` holds only what this message adds (X-Webhook-Event). `idempotent` says whether sending it twice
+    leaves the same state: all Zithara upserts are, webhooks are not.
+    """
+
+    target: Target
+    method: str
+    path: str
+    json: Any
+    headers: Mapping[str, str] = field(default_factory=dict)
+    idempotent: bool = True
+    #: What a person should know though the request is sent (codes, e.g. "invented_phone"); counted and logged.
+    warnings: tuple[str, ...] = ()
+
+
+class Lease:
+    """How long a claimed message is surely ours, on this process's monotonic clock (seconds).
+
+    The time is taken before the statement that claimed or renewed it was sent, so it errs on the short side.
+    """
+
+    __slots__ = ("valid_until",)
+
+    def __init__(self, valid_until: float) -> None:
+        self.valid_until = valid_until
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Message:
+    """A claimed row of queue_message_status with its queue_message, and what is needed to settle or release it."""
+
+    #: queue_message_status.id, Magento's 'relation id'
+    id: int
+    #: queue_message.id: decides the order within a group
+    message_id: int
+    queue_id: int
+    queue_name: str
+    topic: str
+    group_key: str
+    content: Event | Rejection
+    #: Failed attempts so far; with `id` the fence: every taking-over increments it
+    number_of_trials: int
+    #: 2 or 5: what a release puts back
+    status_before: int
+    #: 'YYYY-MM-DD HH:MM:SS' UTC: what a release puts back
+    updated_at_before: str
+    #: Length of the stored body, characters
+    body_length: int
+    #: Older pending snapshots of the same group that this one replaces, as (relation id, message id)
+    supersedes: tuple[tuple[int, int], ...] = ()
+    lease: Lease
+
+    @property
+    def idempotency_key(self) -> str:
+        return f"{self.queue_name}-{self.message_id}"
+
+
+class OutcomeKind(Enum):
+    """What became of a claimed message; `magento.statuses` maps each kind to Magento's status."""
+
+    DELIVERED = "delivered"
+    SKIPPED = "skipped"
+    RETRY = "retry"
+    FAILED = "failed"
+    #: Not the message's fault: goes back untouched
+    RELEASED = "released"
+    #: Another worker may hold it by now: nothing may be written
+    LEASE_LOST = "lease_lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The result of handling one message.
+
+    `reason` is a stable documented code; `detail` an excerpt for people (no token, no secret).
+    `retry_after_seconds`: the least delay that the server asked for, if it did.
+    `duration_ms`: time of the last HTTP exchange, None when nothing was sent. `endpoint`: "POST /order", "webhook".
+    `outage`: the failure says more about the host than about the message (the breaker counts it).
+    """
+
+    kind: OutcomeKind
+    reason: str = ""
+    http_status: int | None = None
+    detail: str = ""
+    retry_after_seconds: float | None = None
+    duration_ms: float | None = None
+    endpoint: str = ""
+    outage: bool = False

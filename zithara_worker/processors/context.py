@@ -1,0 +1,38 @@
+"""What a processor must know about the shop beside the event itself: the pure path reads no clock and no setting."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+#: What becomes of a telephone number that the shop made up ([zithara] invented_phone).
+InventedPhone = Literal["send", "omit", "reject"]
+
+_MAGENTO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShopContext:
+    """The shop's side of a request, as it stands when the message is processed.
+
+    `webhook_url` belongs to the active row of zithara_webhook_config; None or '' = the shop has none.
+    `config_ids`: every config_id of that table; None = unknown (a preview without a database), any is accepted.
+    `now_utc`: a UTC time, used only where the PHP module filled a missing time with 'now'.
+    """
+
+    webhook_url: str | None
+    active_config_id: int | None
+    config_ids: frozenset[int] | None
+    invented_phone: InventedPhone
+    now_utc: datetime
+
+    def time_or_now(self, candidate: Any) -> str:
+        """`candidate` if it is a time as Magento writes it ('YYYY-MM-DD HH:MM:SS', UTC), else `now_utc` so written.
+
+        The message's own time is the better answer: it does not change when a message is delivered late or again.
+        """
+        if isinstance(candidate, str) and _MAGENTO_TIME.fullmatch(candidate):
+            return candidate
+        return self.now_utc.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,54 @@
+"""zithara.customer.events -> POST /customer: the message as it is, less its own flag, with the defects repaired.
+
+The observers CustomerSave, CustomerEdit and CustomerAddressSave publish the customer in the API's own shape.
+"""
+
+from __future__ import annotations
+
+from zithara_worker.errors import MessageRejected
+from zithara_worker.messages import Event, Request, Target
+from zithara_worker.processors import fields, groups, reasons
+from zithara_worker.processors.context import ShopContext
+from zithara_worker.processors.fields import Row
+from zithara_worker.processors.phone import INDIA, international, looks_invented, observers_whatsapp
+
+
+def group_key(event: Event, message_id: int) -> str:
+    return groups.entity_key("customer", event.payload.get("platform_customer_id")) or groups.own_key(message_id)
+
+
+def process(event: Event, shop: ShopContext) -> Request:
+    """Raises MessageRejected: missing_field, wrong_type, and invented_phone if the shop wants that."""
+    message = event.payload
+    customer = {name: value for name, value in message.items() if name != "is_update"}
+    # The API takes the id as text only.
+    customer["platform_customer_id"] = fields.required_text(message, "platform_customer_id", "")
+    fields.required_text(message, "email", "")
+    is_update = not fields.is_empty(message.get("is_update"))
+    phone_number = (fields.required_text if is_update else fields.text)(message, "phone_number", "")
+    whatsapp = fields.text(message, "whatsapp_phone_number", "")
+    attributes = fields.row_or_nothing(message.get("custom_attributes"))
+    if "custom_attributes" in customer:
+        customer["custom_attributes"] = fields.as_object(customer["custom_attributes"])
+
+    if whatsapp and whatsapp == observers_whatsapp(phone_number):
+        customer["whatsapp_phone_number"] = international(phone_number, _country(attributes))
+
+    warnings: tuple[str, ...] = ()
+    if looks_invented(phone_number) and not whatsapp and not attributes.get("mobilenumber"):
+        warnings = (reasons.INVENTED_PHONE,)
+        if shop.invented_phone == "reject":
+            raise MessageRejected(
+                reasons.INVENTED_PHONE,
+                "phone_number was made up by the shop's module, the customer gave none; "
+                "[zithara] invented_phone = reject keeps it back",
+            )
+        if shop.invented_phone == "omit":
+            del customer["phone_number"]
+    return Request(target=Target.API, method="POST", path="/customer", json=customer, warnings=warnings)
+
+
+def _country(attributes: Row) -> str:
+    """CustomerAddressSave tells the address; the other observers tell no country."""
+    country = fields.row_or_nothing(attributes.get("address_data")).get("country_id")
+    return country if isinstance(country, str) and country else INDIA

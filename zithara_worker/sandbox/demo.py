@@ -1,0 +1,188 @@
+"""The whole path in one run: recorded shop events, Magento's tables, the real command, HTTP, and an account of it all.
+
+    python -m zithara_worker.sandbox.demo tests/fixtures/plugin-cases.jsonl
+
+Exits 0 only when every message had the fate that it must have.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from zithara_worker.errors import ZitharaWorkerError
+from zithara_worker.magento.statuses import Status
+from zithara_worker.messages import TOPIC_ORDER, TOPICS
+from zithara_worker.sandbox.api import RecordedRequest
+from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
+from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command
+from zithara_worker.sandbox.shop import QueueRow
+
+#: Longest time for the command to empty the queue, seconds.
+_WITHIN = 120
+
+
+class DemoError(ZitharaWorkerError):
+    """The command did not do its part; the text holds the end of what it said."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Account:
+    """What became of one message."""
+
+    message: FixtureMessage
+    row: QueueRow
+    requests: tuple[RecordedRequest, ...]
+    #: The recorded reason of an ERROR
+    reason: str
+
+    @property
+    def fate(self) -> Fate | None:
+        """None: the message is still on its way, or was sent more than once or sent and failed."""
+        if self.row.status == Status.COMPLETE and len(self.requests) <= 1:
+            return Fate.DELIVERED if self.requests else Fate.SKIPPED
+        if self.row.status == Status.ERROR and not self.requests:
+            return Fate.REJECTED
+        return None
+
+    @property
+    def complaint(self) -> str | None:
+        """What is wrong, None when all is as it must be."""
+        if self.fate is None or not self.message.fate.allows(self.fate):
+            actual = self.fate.value if self.fate else f"status {self.row.status} after {len(self.requests)} requests"
+            return f"must be {self.message.fate.value}, but is {actual}{self.reason and f' ({self.reason})'}"
+        made = [_described(request) for request in self.requests]
+        if self.message.expected_request and made != [self.message.expected_request]:
+            return f"must be sent as {self.message.expected_request}, but was sent as {made}"
+        return None
+
+
+def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m zithara_worker.sandbox.demo PLUGIN-CASES.JSONL", file=sys.stderr)
+        return 2
+    try:
+        with interruptible():
+            return _run(fixture_messages(Path(arguments[0])))
+    except ZitharaWorkerError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("demo: interrupted; everything is removed", file=sys.stderr)
+        return 130
+
+
+def _run(messages: Sequence[FixtureMessage]) -> int:
+    # Without coalescing, so that each recorded message is seen on the wire.
+    with open_sandbox(sections={"worker": {"coalesce": ""}, "metrics": {"listen": ""}}) as sandbox:
+        print(f"database server {sandbox.server.version}, Zithara API at {sandbox.api.base_url}")
+        accounts = [
+            *_deliver(sandbox, [message for message in messages if message.webhook_url], sandbox.api.webhook_url),
+            *_deliver(sandbox, [message for message in messages if not message.webhook_url], None),
+        ]
+    _print_account(accounts)
+    complaints = [account for account in accounts if account.complaint]
+    for account in complaints:
+        print(f"WRONG {account.message.id} ({account.message.description}): {account.complaint}")
+    if complaints:
+        print(f"\n{len(complaints)} of {len(accounts)} messages are not as they must be.")
+        return 1
+    print(f"All {len(accounts)} messages are accounted for: none lost, none sent twice.")
+    return 0
+
+
+def _deliver(sandbox: Sandbox, messages: Iterable[FixtureMessage], webhook_url: str | None) -> list[Account]:
+    """Publishes as the shop would, with or without a webhook URL, and lets the real command empty the queue."""
+    shop, api = sandbox.shop, sandbox.api
+    shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=webhook_url)
+    published = {
+        (
+            shop.publish_body(message.topic, message.body)
+            if message.published is None
+            else shop.publish(message.topic, message.published)
+        ).relation_id: message
+        for message in messages
+    }
+    _consume(sandbox)
+    rows = {row.relation_id: row for row in shop.rows()}
+    reasons = dict(shop.query("SELECT id, reason_code FROM {prefix}zithara_delivery_failure"))
+    requests = _by_idempotency_key(api.requests())
+    return [
+        Account(
+            message=message,
+            row=rows[relation_id],
+            requests=requests.get(f"{rows[relation_id].queue}-{rows[relation_id].message_id}", ()),
+            reason=reasons.get(relation_id, ""),
+        )
+        for relation_id, message in published.items()
+    ]
+
+
+def _consume(sandbox: Sandbox) -> None:
+    command = [worker_command(), "--config", str(sandbox.config), "consume", "--all", "--stop-when-empty"]
+    print(f"$ zithara-worker --config {sandbox.config.name} consume --all --stop-when-empty")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN)
+    except subprocess.TimeoutExpired as error:
+        raise DemoError(f"the command has not emptied the queue within {_WITHIN} s") from error
+    if done.returncode != 0:
+        raise DemoError(f"the command ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+
+
+def _by_idempotency_key(requests: Iterable[RecordedRequest]) -> Mapping[str, tuple[RecordedRequest, ...]]:
+    """Every request carries its message's queue and id: `<queue name>-<message id>`."""
+    grouped: dict[str, tuple[RecordedRequest, ...]] = {}
+    for request in requests:
+        key = request.headers.get("idempotency-key", "")
+        grouped[key] = (*grouped.get(key, ()), request)
+    return grouped
+
+
+def _described(request: RecordedRequest) -> str:
+    """As fixtures name requests: 'POST /order', 'POST webhook'."""
+    endpoint = request.path.removeprefix("/v1")
+    return f"{request.method} {'webhook' if endpoint == '/hook' else endpoint}"
+
+
+def _print_account(accounts: Sequence[Account]) -> None:
+    print(f"\n{'topic':<26}{'published':>10}{'delivered':>10}{'skipped':>10}{'rejected':>10}")
+    for topic in TOPICS:
+        fates = Counter(account.fate for account in accounts if account.message.topic == topic)
+        print(
+            f"{topic:<26}{sum(fates.values()):>10}{fates[Fate.DELIVERED]:>10}{fates[Fate.SKIPPED]:>10}"
+            f"{fates[Fate.REJECTED]:>10}"
+        )
+    print("\nrejected, kept with the reason:")
+    rejected: dict[str, list[str]] = {}
+    for account in accounts:
+        if account.fate is Fate.REJECTED:
+            rejected.setdefault(account.reason or "(no reason recorded)", []).append(account.message.id)
+    for reason, ids in sorted(rejected.items()):
+        print(f"  {reason:<24}{len(ids):>4}  {', '.join(ids[:6])}{' ...' if len(ids) > 6 else ''}")
+    sample = next((a for a in accounts if a.message.topic == TOPIC_ORDER and a.fate is Fate.DELIVERED), None)
+    if sample is not None:
+        _print_request(sample)
+    print("\nfinal statuses:")
+    for status, count in sorted(Counter(account.row.status for account in accounts).items()):
+        print(f"  {status} {Status(status).name:<16}{count:>4}")
+    print()
+
+
+def _print_request(account: Account) -> None:
+    request = account.requests[0]
+    print(f"\nthe request of {account.message.id} ({account.message.description}):\n  {request.method} {request.path}")
+    for name, value in request.headers.items():
+        print(f"  {name}: {'***' if name == 'authorization' else value}")
+    body = json.dumps(request.json, indent=2, ensure_ascii=False).splitlines()
+    print("\n".join(f"  {line}" for line in body[:24]))
+    if len(body) > 24:
+        print(f"  ... {len(body) - 24} more lines")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

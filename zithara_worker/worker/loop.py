@@ -1,0 +1,573 @@
+"""The order of the steps: renew, settle, poll, claim, process, submit. Knows neither SQL nor HTTP.
+
+One thread runs the loop and owns the database session; delivery threads send and put what came of it in the inbox.
+Every wait is on the inbox, and ends with a result, a wish of the operator, or the next thing that is due.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.magento.leases import Leases
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.messages import (
+    Message,
+    Outcome,
+    OutcomeKind,
+    Rejection,
+    Request,
+    Skip,
+    Target,
+)
+from zithara_worker.worker.stats import Stats
+
+log = logging.getLogger(__name__)
+
+#: Seconds between two looks at the shop's switches, two entries in the registry, two rounds of the expiry guard.
+SHOP_INTERVAL = 5.0
+REGISTRY_INTERVAL = 5.0
+EXPIRY_INTERVAL = 600.0
+#: A sweep may take this share of the time.
+SWEEP_SHARE = 0.02
+#: Seconds that a lasting condition stays silent between two log lines.
+LOG_INTERVAL = 60.0
+#: Seconds between two tries to reach the database: first, and at most.
+DATABASE_RETRY = (0.1, 5.0)
+#: Seconds to wait for more results before a small batch is settled.
+LINGER = 0.005
+
+
+class End(Enum):
+    """Why the loop ended."""
+
+    STOPPED = "stopped"
+    RELOAD = "reload"
+    POISON_PILL = "poison pill"
+    EMPTY = "queues empty"
+    MESSAGES = "message limit reached"
+    RUNTIME = "time is up"
+
+
+class Wish(Enum):
+    """What an operator asks of a running loop; goes through the inbox, so that it ends every wait."""
+
+    STOP = "stop"
+    RELOAD = "reload"
+    LOOK = "look"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pulse:
+    """What one poll saw. `queues`: queue id -> (newest message id, a retry is due, a lease has expired)."""
+
+    queues: Mapping[int, tuple[int, bool, bool]]
+    paused: frozenset[str]
+    poison_pill: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """When to end by oneself. None: never."""
+
+    max_messages: int | None = None
+    max_runtime_seconds: float | None = None
+    stop_when_empty: bool = False
+
+
+class Pool(Protocol):
+    """The delivery threads, as the loop needs them."""
+
+    def submit(self, message: Message, request: Request) -> None: ...
+    def drain(self) -> list[Message]: ...
+
+
+class Gate(Protocol):
+    """What may be sent now, as the loop needs it."""
+
+    def allowance(self, target: Target) -> int | None: ...
+    def next_opening_seconds(self, target: Target) -> float: ...
+    def is_open(self, target: Target) -> bool: ...
+
+
+class Shop(Protocol):
+    """The shop's side of a turn: all in one session, the loop's."""
+
+    def pulse(self, queue_ids: Collection[int]) -> Pulse: ...
+    def consumable(self) -> bool: ...
+    def changed(self) -> bool: ...
+    def seen(self, in_flight: int) -> None: ...
+    def guard_expiry(self) -> int: ...
+    def reconnected(self) -> bool: ...
+
+
+@dataclass(slots=True)
+class _Timer:
+    """Due at once, then every `interval` seconds after it was last set."""
+
+    interval: float
+    next_at: float = 0.0
+
+    def due(self, now: float) -> bool:
+        return now >= self.next_at
+
+    def set(self, now: float, interval: float | None = None) -> None:
+        self.next_at = now + (self.interval if interval is None else interval)
+
+
+@dataclass(slots=True)
+class _Lane:
+    """One queue in the loop, and what it sends to."""
+
+    queue: MessageQueue
+    target: Target
+    paused: bool = False
+    in_hand: int = 0
+    #: Messages that were settled RETRY since the target last answered: given back if it turns out to be down.
+    streak: list[Message] = field(default_factory=list)
+
+
+class Loop:
+    """Takes, hands out and settles until it is asked to stop or its limits are reached."""
+
+    def __init__(
+        self,
+        *,
+        queues: Sequence[tuple[MessageQueue, Target]],
+        shop: Shop,
+        leases: Leases,
+        gate: Gate,
+        pool: Pool,
+        inbox: SimpleQueue[tuple[Message, Outcome] | Wish],
+        process: Callable[[Message], Request | Skip | Rejection],
+        delay_before: Callable[[int], float],
+        stats: Stats,
+        monotonic: Callable[[], float],
+        concurrency: int,
+        batch_size: int,
+        poll_interval_seconds: float,
+        lease_seconds: float,
+        shutdown_timeout_seconds: float,
+        attempt_limit: int,
+        limits: Limits,
+        on_settled: Callable[[Settlement], None] = lambda settlement: None,
+    ) -> None:
+        self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
+        self._shop = shop
+        self._leases = leases
+        self._gate = gate
+        self._pool = pool
+        self._inbox = inbox
+        self._process = process
+        self._delay_before = delay_before
+        self._stats = stats
+        self._monotonic = monotonic
+        self._concurrency = concurrency
+        self._batch_size = batch_size
+        self._shutdown_timeout = shutdown_timeout_seconds
+        self._attempt_limit = attempt_limit
+        self._limits = limits
+        self._on_settled = on_settled
+
+        self._in_hand: dict[int, Message] = {}
+        self._results: list[tuple[Message, Outcome]] = []
+        self._unsettled: list[Settlement] = []
+        self._in_doubt = False
+        self._settled_count = 0
+        self._end: End | None = None
+        self._consumable = True
+        self._poison_pill: str | None = None
+        self._pill_known = False
+        self._started = monotonic()
+        self._poll = _Timer(poll_interval_seconds)
+        self._renew = _Timer(lease_seconds / 3)
+        self._look_at_shop = _Timer(SHOP_INTERVAL)
+        self._register = _Timer(REGISTRY_INTERVAL)
+        self._guard = _Timer(EXPIRY_INTERVAL)
+        self._sweep = _Timer(poll_interval_seconds)
+        self._complain = _Timer(LOG_INTERVAL)
+        self._database_retry = DATABASE_RETRY[0]
+        self._database_down_until: float | None = None
+        self._turn = 0
+
+    # ---------------------------------------------------------------- from outside
+
+    @property
+    def in_hand(self) -> int:
+        """Messages claimed and not yet settled."""
+        return len(self._in_hand)
+
+    @property
+    def settled_count(self) -> int:
+        """Messages settled for good or for a retry; what was only put back does not count."""
+        return self._settled_count
+
+    def run(self) -> End:
+        """Runs until it ends; every message it held is settled or put back, unless the database stays away."""
+        while self._end is None:
+            self.turn()
+        self._finish()
+        return self._end
+
+    def turn(self) -> None:
+        """One turn: what came back is settled, what is due is done, what is free is filled."""
+        self._collect(self._patience())
+        now = self._monotonic()
+        if self._database_down_until is not None and now < self._database_down_until:
+            return
+        try:
+            self._recover()
+            self._renew_leases(now)
+            self._settle()
+            self._look(now)
+            self._claim()
+            self._database_up()
+        except DatabaseUnavailable as error:
+            self._database_away(error)
+            return
+        self._check_limits(now)
+
+    # ---------------------------------------------------------------- waiting
+
+    def _patience(self) -> float:
+        """Seconds until something is due."""
+        now = self._monotonic()
+        if self._database_down_until is not None:
+            return max(0.0, self._database_down_until - now)
+        until = min(self._poll.next_at, self._renew.next_at if self._in_hand else self._poll.next_at)
+        if self._limits.max_runtime_seconds is not None:
+            until = min(until, self._started + self._limits.max_runtime_seconds)
+        return max(0.0, until - now)
+
+    def _collect(self, seconds: float) -> None:
+        """Waits for the inbox, then empties it; a lone result waits a moment for company, as settling is dear."""
+        try:
+            self._take_in(self._inbox.get(timeout=seconds) if seconds > 0 else self._inbox.get_nowait())
+            if len(self._results) < self._concurrency and len(self._in_hand) > 1:
+                self._take_in(self._inbox.get(timeout=LINGER))
+            while True:
+                self._take_in(self._inbox.get_nowait())
+        except Empty:
+            return
+
+    def _take_in(self, item: tuple[Message, Outcome] | Wish) -> None:
+        if item is Wish.STOP:
+            self._end = self._end or End.STOPPED
+        elif item is Wish.RELOAD:
+            self._end = self._end or End.RELOAD
+        elif not isinstance(item, Wish):
+            self._results.append(item)
+
+    # ---------------------------------------------------------------- the database comes and goes
+
+    def _database_away(self, error: DatabaseUnavailable) -> None:
+        now = self._monotonic()
+        if self._complain.due(now):
+            self._complain.set(now)
+            log.warning(
+                "database not available, waiting for it",
+                extra={"event": "database_away", "detail": str(error), "in_hand": len(self._in_hand)},
+            )
+        self._in_doubt = True
+        self._database_down_until = now + self._database_retry
+        self._database_retry = min(self._database_retry * 2, DATABASE_RETRY[1])
+
+    def _recover(self) -> None:
+        """After a lost connection: which leases are still ours, and what was claimed without our knowing?"""
+        if not self._in_doubt and not self._shop.reconnected():
+            return
+        self._in_doubt = True
+        self._drop_lost(self._leases.renew(list(self._in_hand.values())))
+        for lane in self._lanes.values():
+            put_back = lane.queue.reconcile(self._in_hand.keys())
+            if put_back:
+                log.info(
+                    "put back claims whose commit was in doubt",
+                    extra={"event": "reconciled", "queue": lane.queue.name, "count": put_back},
+                )
+
+    def _database_up(self) -> None:
+        if self._database_down_until is not None:
+            log.info("database available again", extra={"event": "database_back"})
+        self._in_doubt = False
+        self._database_down_until = None
+        self._database_retry = DATABASE_RETRY[0]
+
+    # ---------------------------------------------------------------- leases
+
+    def _renew_leases(self, now: float) -> None:
+        if self._renew.due(now):
+            self._drop_lost(self._leases.renew(list(self._in_hand.values())))
+            self._renew.set(now)
+
+    def _drop_lost(self, lost: Sequence[Message]) -> None:
+        """A lost lease ends at the courier, which refuses to send; the outcome comes back through the inbox."""
+        for message in lost:
+            log.warning("lease lost", extra={"event": "lease_lost", "message_id": message.message_id})
+
+    # ---------------------------------------------------------------- settle
+
+    def _settle(self) -> None:
+        results, self._results = self._results, []
+        self._unsettled += [self._settlement(message, outcome) for message, outcome in results]
+        if not self._unsettled:
+            self._refund_streaks()
+            return
+        by_queue: dict[int, list[Settlement]] = {}
+        for each in self._unsettled:
+            by_queue.setdefault(each.message.queue_id, []).append(each)
+        for queue_id, settlements in by_queue.items():
+            settled = self._lanes[queue_id].queue.settle(settlements, in_doubt=self._in_doubt)
+            self._forget(self._lanes[queue_id], settlements, settled)
+        self._refund_streaks()
+
+    def _settlement(self, message: Message, outcome: Outcome) -> Settlement:
+        """What shall be written for an outcome: applies the attempts limit and the retry policy."""
+        lane = self._lanes[message.queue_id]
+        attempt = message.number_of_trials + 1
+        if outcome.kind is OutcomeKind.RETRY:
+            if outcome.outage and self._gate.is_open(lane.target):
+                # The host was down already when this one failed.
+                return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.RELEASED))
+            if attempt >= self._attempt_limit:
+                detail = f"gave up after {attempt} attempts; the last: {outcome.detail}"
+                return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.FAILED, detail=detail))
+            delay = max(self._delay_before(attempt), outcome.retry_after_seconds or 0.0)
+            return Settlement(message=message, outcome=outcome, delay_seconds=delay)
+        return Settlement(message=message, outcome=outcome)
+
+    def _forget(self, lane: _Lane, settlements: Sequence[Settlement], settled: Settled) -> None:
+        """Takes what was settled, or lost, out of our hands."""
+        gone = {each.message.id for each in settlements}
+        self._unsettled = [each for each in self._unsettled if each.message.id not in gone]
+        for id in gone:
+            del self._in_hand[id]
+        lane.in_hand -= len(gone)
+        for message in settled.lost:
+            log.warning(
+                "lease lost before the outcome could be written; another worker delivers it again",
+                extra={"event": "settle_lost", "message_id": message.message_id, "group": message.group_key},
+            )
+        for each in settled.done:
+            kind = each.outcome.kind
+            if kind is not OutcomeKind.RELEASED:
+                self._settled_count += 1
+            self._stats.count(each.message.topic, each.outcome, superseded=len(each.message.supersedes))
+            if kind is OutcomeKind.RETRY and each.outcome.outage:
+                lane.streak.append(each.message)
+            elif kind in (OutcomeKind.DELIVERED, OutcomeKind.FAILED) and each.outcome.http_status is not None:
+                lane.streak.clear()
+            self._on_settled(each)
+
+    def _refund_streaks(self) -> None:
+        """Failures that turned out to be the beginning of an outage were not the messages' fault."""
+        for lane in self._lanes.values():
+            if lane.streak and self._gate.is_open(lane.target):
+                refunded = lane.queue.refund(lane.streak)
+                lane.streak.clear()
+                log.info(
+                    "outage recognised: attempts given back",
+                    extra={"event": "refunded", "queue": lane.queue.name, "count": refunded},
+                )
+
+    # ---------------------------------------------------------------- poll
+
+    def _look(self, now: float) -> None:
+        if self._look_at_shop.due(now):
+            self._look_at_shop.set(now)
+            self._obey_shop()
+        if self._poll.due(now):
+            self._poll.set(now)
+            self._take_pulse()
+            for lane in self._lanes.values():
+                lane.queue.recheck()
+        if self._sweep.due(now):
+            self._sweep_one()
+        if self._register.due(now):
+            self._register.set(now)
+            self._shop.seen(len(self._in_hand))
+        if self._guard.due(now):
+            self._guard.set(now)
+            kept = self._shop.guard_expiry()
+            if kept:
+                log.info("kept old messages from Magento's cleanup", extra={"event": "expiry_guard", "count": kept})
+
+    def _obey_shop(self) -> None:
+        consumable = self._shop.consumable()
+        if not consumable and (self._consumable or self._complain.due(self._monotonic())):
+            self._complain.set(self._monotonic())
+            log.warning(
+                "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration): "
+                "messages stay in the queue",
+                extra={"event": "shop_disabled"},
+            )
+        elif consumable and not self._consumable:
+            log.info("the shop has switched Zithara on again", extra={"event": "shop_enabled"})
+        self._consumable = consumable
+        if self._shop.changed():
+            log.info(
+                "the shop's credentials or URLs changed: reading the configuration again",
+                extra={"event": "shop_changed"},
+            )
+            self._end = self._end or End.RELOAD
+
+    def _take_pulse(self) -> None:
+        pulse = self._shop.pulse(self._lanes.keys())
+        for queue_id, (newest, due, expired) in pulse.queues.items():
+            self._lanes[queue_id].queue.notice(newest=newest, due=due, expired=expired)
+        for lane in self._lanes.values():
+            paused = lane.queue.topic in pulse.paused
+            if paused != lane.paused:
+                log.info(
+                    "topic paused" if paused else "topic resumed",
+                    extra={"event": "paused" if paused else "resumed", "topic": lane.queue.topic},
+                )
+            lane.paused = paused
+        if not self._pill_known:
+            self._pill_known, self._poison_pill = True, pulse.poison_pill
+        elif pulse.poison_pill != self._poison_pill:
+            log.info("the shop asked its consumers to restart", extra={"event": "poison_pill"})
+            self._end = self._end or End.POISON_PILL
+
+    def _sweep_one(self) -> None:
+        """Queues take turns, so that an idle worker stays quiet however many topics it serves."""
+        before = self._monotonic()
+        lanes = list(self._lanes.values())
+        lanes[self._turn % len(lanes)].queue.sweep()
+        self._turn += 1
+        now = self._monotonic()
+        self._sweep.set(now, max(self._sweep.interval, (now - before) / SWEEP_SHARE))
+
+    # ---------------------------------------------------------------- claim, process, submit
+
+    def _claim(self) -> None:
+        if self._end is not None or not self._consumable:
+            return
+        lanes = list(self._lanes.values())
+        first = self._turn % len(lanes)
+        for lane in lanes[first:] + lanes[:first]:
+            room = self._room(lane)
+            if room > 0 and lane.queue.promising:
+                for message in lane.queue.claim(room):
+                    self._in_hand[message.id] = message
+                    lane.in_hand += 1
+                    self._start(message)
+
+    def _room(self, lane: _Lane) -> int:
+        """How many messages of this lane to claim now. Few at a time costs more than it brings, unless threads idle."""
+        if lane.paused:
+            return 0
+        room = self._concurrency + self._batch_size - len(self._in_hand)
+        room = min(room, self._batch_size)
+        if len(self._in_hand) >= self._concurrency and room < (self._batch_size + 1) // 2:
+            return 0
+        allowance = self._gate.allowance(lane.target)
+        if allowance is not None:
+            room = min(
+                room, allowance - sum(each.in_hand for each in self._lanes.values() if each.target is lane.target)
+            )
+        if self._limits.max_messages is not None:
+            room = min(room, self._limits.max_messages - self._settled_count - len(self._in_hand))
+        return room
+
+    def _start(self, message: Message) -> None:
+        """Turns a message into a request and hands it out; what cannot be sent has its outcome at once."""
+        if isinstance(message.content, Rejection):
+            self._results.append((message, _refused(message.content)))
+            return
+        try:
+            step = self._process(message)
+        except Exception:
+            # One bad message must not stop a queue; the traceback tells the bug, the protocol keeps the message.
+            log.exception("processing failed", extra={"event": "internal_error", "message_id": message.message_id})
+            detail = "an error in the worker, see its log"
+            self._results.append((message, Outcome(kind=OutcomeKind.RETRY, reason="internal_error", detail=detail)))
+            return
+        if isinstance(step, Request):
+            for warning in step.warnings:
+                log.warning("message has a flaw", extra={"event": warning, "message_id": message.message_id})
+            self._pool.submit(message, step)
+        elif isinstance(step, Skip):
+            self._results.append((message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason)))
+        else:
+            self._results.append((message, _refused(step)))
+
+    # ---------------------------------------------------------------- the end
+
+    def _check_limits(self, now: float) -> None:
+        limits = self._limits
+        if self._end is not None:
+            return
+        if limits.max_messages is not None and self._settled_count >= limits.max_messages:
+            self._end = End.MESSAGES
+        elif limits.max_runtime_seconds is not None and now - self._started >= limits.max_runtime_seconds:
+            self._end = End.RUNTIME
+        elif limits.stop_when_empty and not self._in_hand and self._empty():
+            self._end = End.EMPTY
+
+    def _empty(self) -> bool:
+        """Nothing left that could be claimed now; looks everywhere before it says so."""
+        if not self._consumable:
+            return True
+        try:
+            self._take_pulse()
+            for lane in self._lanes.values():
+                if lane.paused:
+                    continue
+                if lane.queue.promising:
+                    return False
+                lane.queue.sweep_all()
+                lane.queue.recheck()
+                if lane.queue.promising:
+                    return False
+        except DatabaseUnavailable as error:
+            self._database_away(error)
+            return False
+        return True
+
+    def _finish(self) -> None:
+        """Stops in order: what has not begun goes back, what is on its way gets its time, the rest is released."""
+        deadline = self._monotonic() + self._shutdown_timeout
+        for message in self._pool.drain():
+            self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="shutdown")))
+        while self._in_hand and self._monotonic() < deadline:
+            waiting = self._results or self._unsettled
+            self._collect(
+                0.0 if waiting and self._database_down_until is None else min(0.2, deadline - self._monotonic())
+            )
+            self._finish_turn()
+        answered = {message.id for message, _ in self._results} | {each.message.id for each in self._unsettled}
+        late = [message for id, message in self._in_hand.items() if id not in answered]
+        for message in late:
+            log.warning(
+                "no answer within shutdown_timeout: released", extra={"event": "late", "message_id": message.message_id}
+            )
+            self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="shutdown")))
+        self._finish_turn()
+        if self._in_hand:
+            log.warning(
+                "stopped without the database: leases bring these messages back",
+                extra={"event": "left_behind", "count": len(self._in_hand)},
+            )
+
+    def _finish_turn(self) -> None:
+        now = self._monotonic()
+        if self._database_down_until is not None and now < self._database_down_until:
+            return
+        try:
+            self._recover()
+            self._renew_leases(now)
+            self._settle()
+            self._database_up()
+        except DatabaseUnavailable as error:
+            self._database_away(error)
+
+
+def _refused(rejection: Rejection) -> Outcome:
+    return Outcome(kind=OutcomeKind.FAILED, reason=rejection.code, detail=rejection.detail)

@@ -1,0 +1,382 @@
+"""One HTTP exchange at a time over a connection that the calling thread keeps: bytes out, `Answer` in.
+
+Why not httpx.Client: its pool costs time quadratic in its connections, and its client layer as much CPU again as the
+exchange. One httpx.HTTPTransport with a single connection for each thread and host, called directly, does neither.
+
+What follows from calling the transport directly, and is wanted: no redirect is followed, no cookie kept, no body
+decompressed (none is asked for), and HTTP_PROXY and its kin are not obeyed: requests carry the shop's token, and go
+where the configuration says and nowhere else. Proxies are not supported.
+
+This is the edge where httpx's errors become ours. Knows nothing of tokens or of what an answer means.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import select
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from zithara_worker.errors import ConfigurationError, ZitharaWorkerError
+from zithara_worker.zithara import reasons
+from zithara_worker.zithara.answers import Answer
+
+#: Bytes of an answer's body that are read; an API answer is a few hundred.
+BODY_LIMIT = 64 * 1024
+#: Seconds an idle connection is kept: less than what common servers allow (nginx 75, AWS load balancers 60).
+KEEPALIVE_SECONDS = 30.0
+#: A host that has not accepted a connection after this many seconds will not do so later, whatever `timeout` says.
+CONNECT_SECONDS = 10.0
+
+#: httpcore's events (httpx documentation, "Extensions": trace) that bring a new socket; TLS wraps the first in another.
+_NEW_SOCKET = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
+
+Header = tuple[bytes, bytes]
+
+
+class ExchangeFailed(ZitharaWorkerError):
+    """No answer came. `reason`: a code of `reasons`; `detail`: for people, may quote the request's headers.
+
+    `may_have_been_processed`: at least the head of the request was sent, and the host may have acted on it.
+    `again_at_once`: a new connection may do better right now (not so after a timeout).
+    """
+
+    def __init__(self, reason: str, detail: str, *, may_have_been_processed: bool, again_at_once: bool) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+        self.may_have_been_processed = may_have_been_processed
+        self.again_at_once = again_at_once
+
+
+class UrlRefused(ConfigurationError):
+    """A URL that nothing is sent to; `reason` is a code of `reasons`."""
+
+    def __init__(self, reason: str, text: str) -> None:
+        super().__init__(text)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A URL taken apart once: parsing it costs a tenth of a request."""
+
+    url: httpx.URL
+    #: "scheme://host:port", what a connection is kept for
+    origin: str
+    host_header: bytes
+
+
+def endpoint_of(url: str) -> Endpoint:
+    """Raises UrlRefused: not an absolute http(s) URL, or http:// to a host that is not this one.
+
+    User and password in the URL are not used (an Authorization header goes with every request) and not repeated.
+    """
+    try:
+        parsed = httpx.URL(url)
+        host, netloc = parsed.host, parsed.netloc
+    except (httpx.InvalidURL, ValueError) as error:
+        raise UrlRefused(reasons.INVALID_URL, f"URL cannot be parsed ({type(error).__name__}): correct it") from error
+    if parsed.scheme not in ("http", "https") or not host:
+        raise UrlRefused(
+            reasons.INVALID_URL, f"URL with scheme {parsed.scheme!r} and host {host!r}: give a whole https:// URL"
+        )
+    if parsed.scheme == "http" and not _is_loopback(host):
+        raise UrlRefused(
+            reasons.INSECURE_URL,
+            f"http://{host} would carry the access token in clear: use https:// (http:// is for this host only)",
+        )
+    return Endpoint(parsed, f"{parsed.scheme}://{netloc.decode('ascii')}", netloc)
+
+
+def tls_context(*, verify: bool = True, ca_file: str = "") -> ssl.SSLContext:
+    """The context that all connections share: building one takes 10 ms and more, and each holds all authorities.
+
+    Trusted are the system's authorities, which its administrator can add to; those of httpx (certifi) where the system
+    has none, as in slim containers; and those in the PEM file `ca_file` besides. Raises ConfigurationError when that
+    file cannot be read.
+    """
+    if not verify:
+        return httpx.create_ssl_context(verify=False)
+    context = ssl.create_default_context() if _system_has_authorities() else httpx.create_ssl_context()
+    if ca_file:
+        try:
+            context.load_verify_locations(cafile=ca_file)
+        except OSError as error:  # ssl.SSLError is one
+            raise ConfigurationError(
+                f"[zithara] ca_file {ca_file}: no certificates read from it ({error}); name a PEM file"
+            ) from error
+    return context
+
+
+class Transport:
+    """Exchanges of any number of threads, each over connections of its own.
+
+    `timeout_seconds` bounds a whole exchange: a host that drips a byte now and then is cut off as well. Only the
+    resolver, and a name with several dead addresses (CONNECT_SECONDS each), can take longer.
+    """
+
+    def __init__(
+        self, *, tls: ssl.SSLContext, timeout_seconds: float, monotonic: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._tls = tls
+        self._timeout = timeout_seconds
+        self._monotonic = monotonic
+        self._plain = {
+            "timeout": {
+                "connect": min(timeout_seconds, CONNECT_SECONDS),
+                "read": timeout_seconds,
+                "write": timeout_seconds,
+                "pool": timeout_seconds,
+            }
+        }
+        self._mine = threading.local()
+        self._lock = threading.Lock()
+        self._connections: list[_Connection] = []
+        self._closed = threading.Event()
+        self._watcher: threading.Thread | None = None
+
+    def exchange(self, method: str, endpoint: Endpoint, headers: Sequence[Header], body: bytes = b"") -> Answer:
+        """Sends one request and reads its answer, whatever its status. Raises ExchangeFailed when none came.
+
+        `headers`: without Host and Content-Length, which are added.
+        """
+        connection = self._connection_to(endpoint.origin)
+        started = self._monotonic()
+        stream = _Body(body)
+        request = httpx.Request(
+            method,
+            endpoint.url,
+            headers=[(b"Host", endpoint.host_header), *headers, *_length(body)],
+            stream=stream,
+            extensions=self._plain if connection.surely_open(started) else {**self._plain, "trace": connection.trace},
+        )
+        connection.begin(started + self._timeout)
+        try:
+            response = connection.http.handle_request(request)
+            # The head is known from here on, so a body that breaks off is no failure of the exchange.
+            received, broken = _read(response)
+        except (httpx.TransportError, httpx.InvalidURL, UnicodeError, OSError) as error:
+            overdue = connection.end(self._monotonic())
+            raise _translated(error, processed=stream.begun, overdue=overdue, seconds=self._timeout) from error
+        except BaseException:
+            connection.end(self._monotonic())
+            raise
+        now = self._monotonic()
+        connection.end(now)
+        return Answer(
+            status=response.status_code,
+            headers=response.headers,
+            body=received,
+            broken=broken,
+            duration_ms=(now - started) * 1000,
+        )
+
+    def close(self) -> None:
+        """Ends every connection of every thread; a request still on its way fails."""
+        self._closed.set()
+        with self._lock:
+            watcher, connections = self._watcher, self._connections
+            self._watcher, self._connections = None, []
+        if watcher is not None:
+            watcher.join()
+        for connection in connections:
+            connection.close()
+
+    def _connection_to(self, origin: str) -> _Connection:
+        mine: dict[str, _Connection] = self._mine.__dict__
+        connection = mine.get(origin)
+        if connection is None:
+            connection = mine[origin] = _Connection(self._tls)
+            with self._lock:
+                self._connections.append(connection)
+                if self._watcher is None and not self._closed.is_set():
+                    self._watcher = threading.Thread(target=self._watch, name="http-deadlines", daemon=True)
+                    self._watcher.start()
+        return connection
+
+    def _watch(self) -> None:
+        """Cuts off what is overdue.
+
+        The timeouts of httpx are those of single socket operations: a host that sends a byte every 29 seconds would
+        hold a thread and a message for hours, and no code of ours runs in that thread meanwhile.
+        """
+        tick = min(1.0, max(0.02, self._timeout / 10))
+        while not self._closed.wait(tick):
+            now = self._monotonic()
+            with self._lock:
+                connections = list(self._connections)
+            for connection in connections:
+                connection.enforce(now)
+
+
+class _Connection:
+    """One thread's connection to one host, with the deadline of the exchange it is in."""
+
+    __slots__ = ("_deadline", "_idle_since", "_lock", "_overdue", "_readable", "_socket", "http")
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self.http = httpx.HTTPTransport(
+            verify=tls,
+            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
+        )
+        self._lock = threading.Lock()
+        self._socket: socket.socket | None = None
+        self._readable = select.poll()
+        self._idle_since = 0.0
+        self._deadline: float | None = None
+        self._overdue = False
+
+    def trace(self, event: str, details: dict[str, Any]) -> None:
+        """httpcore's trace hook: learns the socket as soon as there is one, long before an answer."""
+        if event in _NEW_SOCKET:
+            connected: socket.socket = details["return_value"].get_extra_info("socket")
+            readable = select.poll()
+            readable.register(connected, select.POLLIN)
+            with self._lock:
+                self._socket, self._readable = connected, readable
+
+    def surely_open(self, now: float) -> bool:
+        """Whether the next request will use the socket we know, so that it needs no trace (a tenth of a request's CPU).
+
+        An idle socket that is readable has been closed by the host: httpcore looks for the same.
+        """
+        return (
+            self._socket is not None
+            and self._socket.fileno() >= 0
+            and now - self._idle_since < KEEPALIVE_SECONDS - 1
+            and not self._readable.poll(0)
+        )
+
+    def begin(self, deadline: float) -> None:
+        with self._lock:
+            self._deadline = deadline
+            self._overdue = False
+
+    def end(self, now: float) -> bool:
+        """Whether the exchange was cut off."""
+        with self._lock:
+            self._deadline = None
+            self._idle_since = now
+            return self._overdue
+
+    def enforce(self, now: float) -> None:
+        with self._lock:
+            if self._deadline is None or now < self._deadline:
+                return
+            self._overdue = True
+            self._shut_down()
+
+    def close(self) -> None:
+        with self._lock:
+            self._shut_down()
+        # httpx 0.23 refuses to close a pool with a request in flight; the socket has been shut down all the same, so
+        # that request fails and takes its connection with it.
+        with suppress(RuntimeError):
+            self.http.close()
+
+    def _shut_down(self) -> None:
+        """Wakes the thread that waits on the socket; called with the lock held.
+
+        Not SSLSocket.shutdown: it drops the TLS object under the feet of the thread that is reading through it.
+        """
+        if self._socket is not None:
+            with suppress(OSError):  # closed or replaced meanwhile: nothing waits on it
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class _Body(httpx.SyncByteStream):
+    """A request's body that knows whether sending it has begun: until then only (part of) the head can have left.
+
+    A host cannot have acted on a request whose body is missing.
+    """
+
+    __slots__ = ("_body", "begun")
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self.begun = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        self.begun = True
+        if self._body:
+            yield self._body
+
+
+def _length(body: bytes) -> Sequence[Header]:
+    return ((b"Content-Length", b"%d" % len(body)),) if body else ()
+
+
+def _read(response: httpx.Response) -> tuple[bytes, bool]:
+    """The body up to BODY_LIMIT, and whether it broke off. What is beyond the limit costs the connection, no more."""
+    stream = response.stream
+    if not isinstance(stream, httpx.SyncByteStream):
+        raise TypeError(f"httpx.HTTPTransport answered with a {type(stream).__name__}, not a SyncByteStream")
+    received = bytearray()
+    try:
+        for chunk in stream:
+            received += chunk
+            if len(received) >= BODY_LIMIT:
+                break
+    except (httpx.TransportError, OSError):
+        return bytes(received[:BODY_LIMIT]), True
+    finally:
+        stream.close()
+    return bytes(received[:BODY_LIMIT]), False
+
+
+def _translated(error: Exception, *, processed: bool, overdue: bool, seconds: float) -> ExchangeFailed:
+    """Our error for one of httpx, the sockets or the codecs; the most specific reason that can be told."""
+    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    if overdue:
+        reason, detail = reasons.TIMEOUT, f"no complete answer within {seconds:g} s"
+    elif isinstance(error, httpx.TimeoutException):
+        reason = reasons.TIMEOUT
+    elif isinstance(error, (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError)):
+        reason = reasons.INVALID_REQUEST
+    elif _is_tls(error):
+        reason = reasons.TLS_ERROR
+    elif isinstance(error, httpx.ConnectError):
+        reason = reasons.CONNECT_ERROR
+    elif isinstance(error, httpx.ProtocolError):
+        reason = reasons.PROTOCOL_ERROR
+    else:
+        reason = reasons.CONNECTION_LOST
+    return ExchangeFailed(
+        reason,
+        detail,
+        may_have_been_processed=processed,
+        again_at_once=reason in (reasons.CONNECT_ERROR, reasons.CONNECTION_LOST, reasons.PROTOCOL_ERROR),
+    )
+
+
+def _is_tls(error: BaseException | None) -> bool:
+    """Whether TLS itself objected. An end of file within TLS is a connection that ended, like any other."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError):
+            return not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _system_has_authorities() -> bool:
+    paths = ssl.get_default_verify_paths()  # only what exists is told
+    return paths.cafile is not None or (paths.capath is not None and any(Path(paths.capath).iterdir()))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
