@@ -138,7 +138,7 @@ INSERT IGNORE INTO {prefix}zithara_message_group
 VALUES (%s, %s, %s, %s, %s, %s, NOW(3) + INTERVAL %s MICROSECOND)
 
 -- claim_groups_won --
-SELECT group_key FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
+SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s AND id IN %(ids)s
 
 -- claim_group_again --
@@ -351,4 +351,272 @@ VALUES (%(topic)s, %(paused_by)s, NOW(3), %(reason)s)
 DELETE FROM {prefix}zithara_topic_control WHERE topic = %(topic)s
 
 -- paused --
-SELECT topic, paused_by, paused_at, reason FROM {prefix}zithara_topic_control ORDER BY topic
+SELECT topic, paused_by, UNIX_TIMESTAMP(paused_at) AS paused_at_utc, reason FROM {prefix}zithara_topic_control ORDER BY topic
+
+-- ============================== what an operator sees ==============================
+
+-- clock --
+SELECT UNIX_TIMESTAMP(NOW(3)) AS now
+
+-- queue_counts --
+-- All but the completed messages. Through Magento's own (status, updated_at), so that millions of completed rows are not
+-- read; pending rows of other queues are.
+SELECT queue_id, status, COUNT(*) AS messages, UNIX_TIMESTAMP(MIN(updated_at)) AS oldest
+FROM {prefix}queue_message_status {by_status}
+WHERE status IN (2, 3, 5, 6) AND queue_id IN %(queue_ids)s
+GROUP BY queue_id, status
+
+-- queue_counts_indexed --
+-- The same with the optional index, which alone answers it; the oldest is then the one with the lowest message id.
+SELECT c.queue_id, c.status, c.messages,
+       (SELECT UNIX_TIMESTAMP(s.updated_at) FROM {prefix}queue_message_status AS s FORCE INDEX ({unique})
+        WHERE s.queue_id = c.queue_id AND s.message_id = c.first) AS oldest
+FROM (SELECT queue_id, status, COUNT(*) AS messages, MIN(message_id) AS first
+      FROM {prefix}queue_message_status FORCE INDEX ({pending})
+      WHERE queue_id IN %(queue_ids)s AND status IN (2, 3, 5, 6)
+      GROUP BY queue_id, status) AS c
+
+-- complete_counts --
+-- Reads every row of the queues: only when somebody asks for it.
+SELECT queue_id, COUNT(*) AS messages FROM {prefix}queue_message_status
+WHERE queue_id IN %(queue_ids)s AND status = 4
+GROUP BY queue_id
+
+-- group_counts --
+-- Busy groups only, however long the backlog is.
+SELECT queue_id,
+       COALESCE(SUM(lease_until >= NOW(3)), 0) AS in_flight,
+       COALESCE(SUM(lease_until < NOW(3)), 0) AS expired,
+       COALESCE(SUM(not_before > NOW(3)), 0) AS waiting,
+       UNIX_TIMESTAMP(MIN(not_before)) AS next_due
+FROM {prefix}zithara_message_group
+WHERE queue_id IN %(queue_ids)s
+GROUP BY queue_id
+
+-- leases_by_worker --
+SELECT worker_id, queue_id, COUNT(*) AS messages, MIN(message_id) AS first_message_id,
+       UNIX_TIMESTAMP(MIN(lease_until)) AS lease_until
+FROM {prefix}zithara_message_group
+WHERE worker_id IS NOT NULL
+GROUP BY worker_id, queue_id
+
+-- workers --
+SELECT id, host, pid, version, topics, UNIX_TIMESTAMP(started_at) AS started_at,
+       UNIX_TIMESTAMP(last_seen_at) AS last_seen_at, metrics_address, in_flight, state, minutes
+FROM {prefix}zithara_worker
+ORDER BY host, started_at, id
+
+-- ============================== failed messages, as an operator asks for them ==============================
+
+-- failed_ids --
+-- ERROR rows of all makers, also those that a PHP consumer rejected: they have no row of ours, and no reason.
+-- Through Magento's (status, updated_at). A failure row without its message, which Magento has deleted, is not found.
+SELECT s.id
+FROM {prefix}queue_message_status AS s {by_status}
+LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
+WHERE s.status IN %(statuses)s AND s.queue_id IN %(queue_ids)s AND s.id > %(after)s
+  AND (s.status <> 5 OR f.id IS NOT NULL)
+  AND (%(any_reason)s OR COALESCE(f.reason_code, 'unrecorded') IN %(reasons)s)
+  AND (%(group_key)s IS NULL OR f.group_key = %(group_key)s)
+  AND (%(older)s IS NULL OR COALESCE(f.last_failed_at, s.updated_at) <= NOW(3) - INTERVAL %(older)s SECOND)
+  AND (%(newer)s IS NULL OR COALESCE(f.last_failed_at, s.updated_at) >= NOW(3) - INTERVAL %(newer)s SECOND)
+ORDER BY s.id
+LIMIT %(limit)s
+
+-- failed_by_ids --
+SELECT s.id, s.queue_id, q.name AS queue_name, s.message_id, s.status, s.number_of_trials,
+       UNIX_TIMESTAMP(s.updated_at) AS updated_at, f.topic_name, f.group_key, f.attempts, f.reason_code, f.http_status,
+       f.detail, UNIX_TIMESTAMP(f.first_failed_at) AS first_failed_at, UNIX_TIMESTAMP(f.last_failed_at) AS last_failed_at,
+       COALESCE(f.newer_delivered, 0) AS newer_delivered, f.history
+FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
+JOIN {prefix}queue AS q ON q.id = s.queue_id
+LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
+WHERE s.id IN %(ids)s
+ORDER BY s.id
+
+-- relations_of_messages --
+SELECT id, message_id FROM {prefix}queue_message_status FORCE INDEX ({unique})
+WHERE queue_id IN %(queue_ids)s AND message_id IN %(message_ids)s
+ORDER BY id
+
+-- messages_after --
+-- What came to a queue after a message, in order; without bodies that are large.
+SELECT s.message_id, s.status, UNIX_TIMESTAMP(s.updated_at) AS updated_at, m.topic_name,
+       IF(LENGTH(m.body) > %(large)s, NULL, m.body) AS body
+FROM {prefix}queue_message_status AS s FORCE INDEX ({unique})
+JOIN {prefix}queue_message AS m ON m.id = s.message_id
+WHERE s.queue_id = %(queue_id)s AND s.message_id > %(after)s
+ORDER BY s.message_id
+LIMIT %(limit)s
+
+-- body_part --
+-- A body that may exceed max_allowed_packet, piece by piece. Positions count characters, from 1.
+SELECT SUBSTRING(body, %(start)s, %(length)s) AS part FROM {prefix}queue_message WHERE id = %(message_id)s
+
+-- failures_lock --
+-- The rows of an operator's command, locked by primary key before any row of ours.
+SELECT s.id, s.status, COALESCE(f.newer_delivered, 0) AS newer_delivered
+FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
+LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
+WHERE s.id IN %(ids)s
+ORDER BY s.id
+FOR UPDATE
+
+-- failed_retry --
+-- ERROR to RETRY_REQUIRED, with all attempts before it.
+UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
+SET status = 5, number_of_trials = 0, updated_at = NOW()
+WHERE id IN %(ids)s AND status = 6
+
+-- failed_wake --
+-- A due head for each group that has none: the next poll of any worker sees it. A group that is busy keeps its head, and a
+-- sweep finds the message.
+INSERT IGNORE INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, not_before)
+VALUES (%s, %s, %s, %s, NOW(3))
+
+-- failed_discard --
+UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
+SET status = 4, updated_at = NOW()
+WHERE id IN %(ids)s AND status = 6
+
+-- failures_noted --
+-- An operator's act becomes a line of the history, beside the attempts.
+UPDATE {prefix}zithara_delivery_failure SET history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000) WHERE id IN %(ids)s
+
+-- failures_without_message --
+-- What is left of messages that Magento's cleanup has deleted. Read first, then deleted by primary key.
+SELECT f.id FROM {prefix}zithara_delivery_failure AS f
+WHERE NOT EXISTS (SELECT 1 FROM {prefix}queue_message_status AS s WHERE s.id = f.id)
+LIMIT %(limit)s
+
+-- ============================== doctor ==============================
+
+-- session_variables --
+SHOW SESSION VARIABLES WHERE Variable_name IN
+  ('transaction_isolation', 'tx_isolation', 'binlog_format', 'log_bin', 'time_zone', 'read_only', 'innodb_read_only')
+
+-- tables_present --
+SELECT table_name AS name, engine, table_comment AS comment FROM information_schema.tables
+WHERE table_schema = DATABASE() AND table_name IN %(tables)s
+
+-- newest_of_queue --
+SELECT message_id, status, UNIX_TIMESTAMP(updated_at) AS updated_at
+FROM {prefix}queue_message_status FORCE INDEX ({unique})
+WHERE queue_id = %(queue_id)s ORDER BY message_id DESC LIMIT 1
+
+-- newest_message --
+SELECT COALESCE(MAX(id), 0) AS id FROM {prefix}queue_message
+
+-- unlinked_messages --
+-- Messages of our topics that no queue has: published while the topology had no binding on a database exchange.
+-- topic_name has no index, so a range of ids is read; a message and its link become visible within one request of the shop.
+SELECT m.id, m.topic_name FROM {prefix}queue_message AS m
+WHERE m.id > %(after)s AND m.topic_name IN %(topics)s
+  AND NOT EXISTS (SELECT 1 FROM {prefix}queue_message_status AS s WHERE s.message_id = m.id)
+ORDER BY m.id
+LIMIT %(limit)s
+
+-- in_progress --
+SELECT id, queue_id, message_id, UNIX_TIMESTAMP(updated_at) AS updated_at
+FROM {prefix}queue_message_status {by_status}
+WHERE status = 3 AND queue_id IN %(queue_ids)s
+LIMIT %(limit)s
+
+-- heads_leased --
+SELECT id FROM {prefix}zithara_message_group WHERE queue_id IN %(queue_ids)s AND worker_id IS NOT NULL
+
+-- php_lock_codes --
+SELECT message_code FROM {prefix}queue_lock WHERE message_code IN %(codes)s
+
+-- rejected_elsewhere --
+-- ERROR rows of the last day without a reason of ours: only a PHP consumer writes those.
+SELECT s.queue_id, COUNT(*) AS messages FROM {prefix}queue_message_status AS s {by_status}
+WHERE s.status = 6 AND s.updated_at > NOW() - INTERVAL 1 DAY AND s.queue_id IN %(queue_ids)s
+  AND NOT EXISTS (SELECT 1 FROM {prefix}zithara_delivery_failure AS f WHERE f.id = s.id)
+GROUP BY s.queue_id
+
+-- old_new_messages --
+SELECT COUNT(*) AS messages, UNIX_TIMESTAMP(MIN(updated_at)) AS oldest
+FROM {prefix}queue_message_status {by_status}
+WHERE status = 2 AND updated_at < NOW() - INTERVAL %(age)s SECOND AND queue_id IN %(queue_ids)s
+
+-- privilege_queue_select --
+-- The privileges, each tried on no row: the server checks them before it looks for rows.
+SELECT id, name FROM {prefix}queue WHERE 1 = 0
+
+-- privilege_queue_message_select --
+SELECT id, topic_name, body FROM {prefix}queue_message WHERE 1 = 0
+
+-- privilege_queue_poison_pill_select --
+SELECT version FROM {prefix}queue_poison_pill WHERE 1 = 0
+
+-- privilege_core_config_data_select --
+SELECT path, value FROM {prefix}core_config_data WHERE 1 = 0
+
+-- privilege_queue_message_status_select --
+SELECT id, queue_id, message_id, updated_at, status, number_of_trials FROM {prefix}queue_message_status WHERE 1 = 0
+
+-- privilege_queue_message_status_update --
+UPDATE {prefix}queue_message_status SET status = 3, number_of_trials = 0, updated_at = NOW() WHERE 1 = 0
+
+-- privilege_queue_lock_insert --
+INSERT INTO {prefix}queue_lock (message_code) SELECT 'zithara-worker doctor' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_webhook_config_select --
+SELECT config_id, access_token FROM {prefix}zithara_webhook_config WHERE 1 = 0
+
+-- privilege_zithara_webhook_config_update --
+UPDATE {prefix}zithara_webhook_config SET access_token = NULL, token_expiry = NULL, updated_at = NOW() WHERE 1 = 0
+
+-- privilege_zithara_message_group_select --
+SELECT id FROM {prefix}zithara_message_group WHERE 1 = 0
+
+-- privilege_zithara_message_group_insert --
+INSERT INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id) SELECT 1, '', 1, 1 FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_message_group_update --
+UPDATE {prefix}zithara_message_group SET not_before = NULL WHERE 1 = 0
+
+-- privilege_zithara_message_group_delete --
+DELETE FROM {prefix}zithara_message_group WHERE 1 = 0
+
+-- privilege_zithara_delivery_failure_select --
+SELECT id FROM {prefix}zithara_delivery_failure WHERE 1 = 0
+
+-- privilege_zithara_delivery_failure_insert --
+INSERT INTO {prefix}zithara_delivery_failure
+  (id, queue_id, message_id, topic_name, group_key, attempts, reason_code, detail, first_failed_at, last_failed_at, history)
+SELECT 1, 1, 1, '', '', 0, '', '', NOW(3), NOW(3), '' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_delivery_failure_update --
+UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 0 WHERE 1 = 0
+
+-- privilege_zithara_delivery_failure_delete --
+DELETE FROM {prefix}zithara_delivery_failure WHERE 1 = 0
+
+-- privilege_zithara_worker_select --
+SELECT id FROM {prefix}zithara_worker WHERE 1 = 0
+
+-- privilege_zithara_worker_insert --
+INSERT INTO {prefix}zithara_worker
+  (id, host, pid, version, topics, started_at, last_seen_at, in_flight, state, minutes)
+SELECT '', '', 0, '', '', NOW(3), NOW(3), 0, '', '' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_worker_update --
+UPDATE {prefix}zithara_worker SET in_flight = 0 WHERE 1 = 0
+
+-- privilege_zithara_worker_delete --
+DELETE FROM {prefix}zithara_worker WHERE 1 = 0
+
+-- privilege_zithara_topic_control_select --
+SELECT topic FROM {prefix}zithara_topic_control WHERE 1 = 0
+
+-- privilege_zithara_topic_control_insert --
+INSERT INTO {prefix}zithara_topic_control (topic, paused_by, paused_at, reason)
+SELECT '', '', NOW(3), '' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_topic_control_update --
+UPDATE {prefix}zithara_topic_control SET reason = '' WHERE 1 = 0
+
+-- privilege_zithara_topic_control_delete --
+DELETE FROM {prefix}zithara_topic_control WHERE 1 = 0

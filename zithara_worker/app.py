@@ -51,7 +51,7 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
-from zithara_worker.processors import ShopContext, identify, process
+from zithara_worker.processors import ShopContext, identify, process, supersedes
 from zithara_worker.settings import SECTIONS, Settings
 from zithara_worker.version import VERSION
 from zithara_worker.worker.loop import End, Limits, Loop, Wish
@@ -93,7 +93,11 @@ def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
                 f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
                 f"or [{place[0]}] {place[1]}"
             )
-        values[place] = (decrypt(text, read_env_php(_env_php(root)).crypt_keys), source)
+        keys = read_env_php(_env_php(root), given=configured.sources).crypt_keys
+        try:
+            values[place] = (decrypt(text, keys), source)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}, {place[1]}: {error}") from error
     return config.with_shop_values(configured, values)
 
 
@@ -233,6 +237,10 @@ class Worker:
     ) -> Iterator[tuple[Loop, Registry]]:
         """Builds one loop with everything it needs, and takes it down again."""
         settings = configured.settings
+        # An inbox of its own: nothing that an earlier loop left behind may reach this one.
+        inbox = self._inbox = SimpleQueue()
+        if self._stopping.is_set():
+            inbox.put(Wish.STOP)
         worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         identity = Identity(
             id=worker_id,
@@ -295,7 +303,7 @@ class Worker:
                     lease_seconds=settings.worker.lease,
                     identify=identify,
                     monotonic=self._monotonic,
-                    coalesce=row.topic in coalesced,
+                    supersedes=supersedes if row.topic in coalesced else None,
                     attempt_limit=settings.retry.limit,
                 ),
                 _TARGETS[row.topic],
@@ -310,7 +318,7 @@ class Worker:
         )
         threading.stack_size(_STACK_BYTES)
         pool = DeliveryPool(
-            settings.worker.concurrency, courier.deliver, lambda message, outcome: self._inbox.put((message, outcome))
+            settings.worker.concurrency, courier.deliver, lambda message, outcome: inbox.put((message, outcome))
         )
         try:
             yield (
@@ -325,7 +333,7 @@ class Worker:
                     ),
                     gate=courier,
                     pool=pool,
-                    inbox=self._inbox,
+                    inbox=inbox,
                     process=context.process,
                     delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
                     stats=self._stats,

@@ -26,13 +26,12 @@ InventedPhone = Literal["send", "omit", "reject"]
 BASE_URLS: Mapping[str, str] = MappingProxyType(
     {"production": "https://pos-api.zithara.com/v1", "development": "https://dev-pos-api.zithara.com/v1"}
 )
-#: What people call the module's topics in `coalesce` and `topics`: cart is zithara.cart.events.
+#: What people may call the module's topics in the configuration: cart is zithara.cart.events.
 TOPIC_WORDS = ("order", "customer", "cart", "webhook")
 ENVIRONMENT_PREFIX = "ZITHARA_WORKER_"
 #: The section whose keys are topics; it has no entries in KEYS.
 QUEUES = "queues"
 
-_TOPIC = re.compile(r"[A-Za-z0-9_.-]+\Z")
 _PREFIX = re.compile(r"[A-Za-z0-9_]*\Z")
 #: queue.name is varchar(255).
 _QUEUE_NAME_LENGTH = 255
@@ -115,7 +114,7 @@ class Key:
         return f"{ENVIRONMENT_PREFIX}{self.section}_{self.name}".upper()
 
     def read(self, value: object) -> Any:
-        """The setting for a text or an already typed value. Raises ValueError, whose text begins with "must"."""
+        """The setting for a text as in the file, or for a typed value; ValueError's text begins with "must"."""
         try:
             return self.kind.accept(self.kind.parse(value) if isinstance(value, str) else value)
         except ValueError as error:
@@ -161,7 +160,7 @@ def _whole(low: int, high: int) -> Kind:
 
     def parse(text: str) -> int:
         # int() takes '1_000' and '٣' too, which nobody means.
-        if not re.fullmatch(r"[+-]?[0-9]+", text):
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             raise ValueError
         return int(text)
 
@@ -175,7 +174,7 @@ def _number(low: float, high: float) -> Kind:
         return float(value)
 
     def parse(text: str) -> float:
-        if not re.fullmatch(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)", text):
+        if not re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)", text):
             raise ValueError
         return float(text)
 
@@ -205,14 +204,43 @@ def _choice(*words: str) -> Kind:
 
 
 def _text() -> Kind:
-    return Kind(wants="a text", parse=_same, accept=_only(str))
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        return value
+
+    return Kind(wants="a text on one line", parse=_same, accept=accept)
 
 
 def _secret() -> Kind:
     def accept(value: Any) -> Secret:
-        return value if isinstance(value, Secret) else Secret(_only(str)(value))
+        if not isinstance(value, Secret):
+            raise ValueError
+        return value
 
     return Kind(wants="a text", parse=Secret, accept=accept, secret=True)
+
+
+def _header_text() -> Kind:
+    """What travels as the value of an HTTP header. Blanks around it, easily pasted along, are no part of it."""
+
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+            raise ValueError
+        return value.strip()
+
+    return Kind(wants="made of visible ASCII characters", parse=_same, accept=accept)
+
+
+def _secret_header_text() -> Kind:
+    plain = _header_text()
+
+    def accept(value: Any) -> Secret:
+        if not isinstance(value, Secret):
+            raise ValueError("must be a Secret")
+        return Secret(plain.accept(value.reveal()))
+
+    return Kind(wants=plain.wants, parse=Secret, accept=accept, secret=True)
 
 
 def _path() -> Kind:
@@ -220,11 +248,11 @@ def _path() -> Kind:
         return Path(text) if text else None
 
     def accept(value: Any) -> Path | None:
-        if value is not None and not isinstance(value, Path):
+        if value is not None and not (isinstance(value, Path) and str(value).isprintable()):
             raise ValueError
         return value
 
-    return Kind(wants="the path of a file or directory", parse=parse, accept=accept)
+    return Kind(wants="a path", parse=parse, accept=accept)
 
 
 def _table_prefix() -> Kind:
@@ -277,31 +305,35 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def topic_name(word: str) -> str:
-    """zithara.cart.events for 'cart'; a topic's full name as it is."""
+    """zithara.cart.events for 'cart'; anything else as it is."""
     return f"zithara.{word}.events" if word in TOPIC_WORDS else word
+
+
+_TOPIC_NAMES = tuple(topic_name(word) for word in TOPIC_WORDS)
 
 
 def _topics() -> Kind:
     def accept(value: Any) -> tuple[str, ...]:
         topics = tuple(topic_name(word) for word in _only(tuple)(value))
-        if not all(_TOPIC.match(topic) and "." in topic for topic in topics):
+        if not set(topics) <= set(_TOPIC_NAMES):
             raise ValueError
         return tuple(dict.fromkeys(topics))
 
-    wants = f"topics separated by commas ({', '.join(TOPIC_WORDS)}, or full names such as zithara.order.events)"
-    return Kind(wants=wants, parse=_words, accept=accept)
+    return Kind(
+        wants=f"some of {', '.join(TOPIC_WORDS)} (or their full names, such as {_TOPIC_NAMES[0]}), separated by commas",
+        parse=_words,
+        accept=accept,
+    )
 
 
 def _topic_words() -> Kind:
-    by_name = {topic_name(word): word for word in TOPIC_WORDS}
-
-    def accept(value: Any) -> tuple[str, ...]:
-        words = tuple(by_name.get(word, word) for word in _only(tuple)(value))
-        if not set(words) <= set(TOPIC_WORDS):
-            raise ValueError
-        return tuple(dict.fromkeys(words))
-
-    return Kind(wants=f"some of {', '.join(TOPIC_WORDS)}, separated by commas", parse=_words, accept=accept)
+    words = dict(zip(_TOPIC_NAMES, TOPIC_WORDS, strict=True))
+    topics = _topics()
+    return Kind(
+        wants=topics.wants,
+        parse=topics.parse,
+        accept=lambda value: tuple(words[topic] for topic in topics.accept(value)),
+    )
 
 
 def split_address(address: str) -> tuple[str, int]:
@@ -414,7 +446,7 @@ class DatabaseSettings(_Section):
 class ZitharaSettings(_Section):
     """`base_url` is the effective one: an empty one becomes that of `environment` at once.
 
-    So does not follow when `environment` is replaced later: replace `base_url` with "" in the same step.
+    It does not follow when `environment` is replaced later: replace `base_url` with "" in the same step.
     """
 
     environment: str = _key("production", _choice(*BASE_URLS), "Which of Zithara's two APIs to talk to.")
@@ -424,8 +456,8 @@ class ZitharaSettings(_Section):
     webhook_url: str = _key(
         "", _url(), "Where webhook events are posted. Empty here and in the shop: they complete as skipped."
     )
-    client_id: str = _key("", _text(), "Client id of the Zithara API.")
-    client_secret: Secret = _key(Secret(), _secret(), "Client secret of the Zithara API.")
+    client_id: str = _key("", _header_text(), "Client id of the Zithara API.")
+    client_secret: Secret = _key(Secret(), _secret_header_text(), "Client secret of the Zithara API.")
     client_secret_file: Path | None = _key(
         None, _path(), "File whose first line is the client secret; instead of client_secret."
     )
@@ -505,9 +537,7 @@ class WorkerSettings(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetrySettings(_Section):
-    limit: int = _key(
-        8, _whole(1, 1000), "Attempts, the first one included, after which a message goes to ERROR.", unit="attempts"
-    )
+    limit: int = _key(8, _whole(1, 1000), "Attempts, the first one included, after which a message goes to ERROR.")
     delay: float = _key(30.0, _number(0, 604_800), "Wait after the first failed attempt.", unit="seconds")
     factor: float = _key(3.0, _number(1, 100), "By how much the wait grows with each further failed attempt.")
     max_delay: float = _key(21_600.0, _number(0, 604_800), "Longest wait between two attempts.", unit="seconds")
@@ -577,17 +607,19 @@ class Settings:
             for topic, queue in self.queues.items()
             if (problem := queue_problem(topic, queue))
         ]
-        if problems:
-            raise ConfigurationError("\n".join(problems))
         # A copy that nobody else holds: what is frozen shall stay so.
         queues = {topic_name(topic): queue for topic, queue in self.queues.items()}
+        if len(queues) < len(self.queues):
+            problems.append(f"[{QUEUES}] gives a queue to a topic twice, under its short and its full name: remove one")
+        if problems:
+            raise ConfigurationError("\n".join(problems))
         object.__setattr__(self, QUEUES, MappingProxyType(queues))
 
 
 def queue_problem(topic: str, queue: str) -> str:
     """What is wrong with a line of [queues], "" if nothing is."""
-    if not _TOPIC.match(topic) or "." not in topic_name(topic):
-        return "the key must be a topic, such as zithara.order.events"
+    if topic_name(topic) not in _TOPIC_NAMES:
+        return f"the key must be one of the topics {', '.join(_TOPIC_NAMES)}"
     if not queue or len(queue) > _QUEUE_NAME_LENGTH:
         return f"must be the name of the topic's queue, 1 to {_QUEUE_NAME_LENGTH} characters"
     return ""

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 @click.option("--max-messages", type=click.IntRange(min=1), metavar="N", help="Stop after N messages.")
 @click.option("--stop-when-empty", is_flag=True, help="Stop when nothing is left that is due.")
 @click.option("--max-runtime", type=click.FloatRange(min=0), metavar="S", help="Stop after S seconds.")
-@click.option("--concurrency", type=int, metavar="N", help="Requests in flight at once.")
-@click.option("--batch-size", type=int, metavar="N", help="Messages claimed at once.")
-@click.option("--poll-interval", type=float, metavar="S", help="Seconds between two looks at an idle queue.")
+@click.option("--concurrency", type=click.IntRange(1, 512), metavar="N", help="Requests in flight at once.")
+@click.option("--batch-size", type=click.IntRange(1, 1000), metavar="N", help="Messages claimed at once.")
+@click.option(
+    "--poll-interval",
+    type=click.FloatRange(0.01, 3600),
+    metavar="S",
+    help="Seconds between two looks at an idle queue.",
+)
 @click.pass_obj
 def consume(
     context: Context,

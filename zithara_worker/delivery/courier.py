@@ -16,6 +16,7 @@ from zithara_worker.delivery.breaker import BreakerStatus, CircuitBreaker, Permi
 from zithara_worker.delivery.rate import Throttle, TokenBucket
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, THROTTLED
+from zithara_worker.zithara.transport import Withdrawn
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +24,9 @@ log = logging.getLogger(__name__)
 class Api(Protocol):
     """The part of `ZitharaApi` that a courier needs."""
 
-    def send(self, request: Request, idempotency_key: str) -> Outcome: ...
+    def send(
+        self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None
+    ) -> Outcome: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +85,13 @@ class Courier:
         if permit is None:
             return _outage()
         try:
-            outcome = self._api.send(request, message.idempotency_key)
+            outcome = self._api.send(
+                request, message.idempotency_key, may_send=lambda: message.lease.valid_until > self._clock()
+            )
+        except Withdrawn:
+            # The process was stopped for longer than its lease between the look above and the sending.
+            gate.breaker.give_back(permit)
+            return _lease_lost()
         except BaseException:
             gate.breaker.give_back(permit)
             raise
@@ -117,7 +126,7 @@ class Courier:
 
     def _refusal(self, message: Message, gate: _Gate) -> Outcome | None:
         if message.lease.valid_until <= self._clock():
-            return Outcome(kind=OutcomeKind.LEASE_LOST, reason=reasons.LEASE_LOST, detail="not sent: the lease ended")
+            return _lease_lost()
         if self._stopping.is_set():
             return _released(reasons.SHUTDOWN, "the worker stops")
         if gate.throttle.remaining_seconds() > 0:
@@ -157,6 +166,10 @@ class Courier:
         else:
             gate.throttle.relax()
         return outcome
+
+
+def _lease_lost() -> Outcome:
+    return Outcome(kind=OutcomeKind.LEASE_LOST, reason=reasons.LEASE_LOST, detail="not sent: the lease ended")
 
 
 def _outage() -> Outcome:

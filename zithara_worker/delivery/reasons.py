@@ -10,6 +10,7 @@ from typing import Final
 
 OUTAGE: Final = "outage"
 SHUTDOWN: Final = "shutdown"
+LATE: Final = "late"
 LEASE_LOST: Final = "lease_lost"
 INTERNAL_ERROR: Final = "internal_error"
 
@@ -17,6 +18,7 @@ INTERNAL_ERROR: Final = "internal_error"
 REASONS: Final[Mapping[str, str]] = {
     OUTAGE: "The host is taken to be down, so nothing is sent but probes. Released, no attempt counted.",
     SHUTDOWN: "The worker was asked to stop before the message was sent. Released.",
+    LATE: "The request was under way when shutdown_timeout ended: nobody knows whether it arrived. Released.",
     LEASE_LOST: "The lease ended before sending: another worker may hold the message by now. Nothing is written.",
     INTERNAL_ERROR: "A defect of this program; the log has the traceback. Retried.",
 }

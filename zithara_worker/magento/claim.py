@@ -147,8 +147,8 @@ class Claim:
             ids=[head.entry.id for head in ordered],
             worker_id=self._worker_id,
         )
-        won = {row["group_key"] for row in rows}
-        return [head for head in heads if head.group in won]
+        won = {(row["group_key"], int(row["id"])) for row in rows}
+        return [head for head in heads if (head.group, head.entry.id) in won]
 
     def _take_over(self, heads: Sequence[Head]) -> None:
         self._database.execute("claim_take_over", ids=sorted(head.entry.id for head in heads))

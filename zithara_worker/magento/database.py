@@ -6,11 +6,13 @@ Knows pymysql and the servers' dialects; knows no table's meaning. One thread us
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import pymysql
@@ -28,6 +30,10 @@ CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 20
 #: innodb_lock_wait_timeout of our sessions, seconds.
 LOCK_WAIT_TIMEOUT = 3
+
+DEFAULT_PORT = 3306
+#: Where Debian, Red Hat and a server built by hand keep their socket.
+SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
 
 _ACCESS_DENIED = {1044, 1045, 1698}
 _NO_PRIVILEGE = {1142, 1143, 1227, 1370}
@@ -133,10 +139,9 @@ class Database:
 
     def _connected(self) -> pymysql.connections.Connection[Any]:
         settings = self._settings
+        unix_socket = settings.unix_socket or _default_socket(settings)
         where: dict[str, Any] = (
-            {"unix_socket": settings.unix_socket}
-            if settings.unix_socket
-            else {"host": settings.host or "localhost", "port": settings.port or 3306}
+            {"unix_socket": unix_socket} if unix_socket else {"host": settings.host, "port": settings.port}
         )
         if settings.ssl_ca:
             where["ssl"] = ssl.create_default_context(cafile=str(settings.ssl_ca))
@@ -152,7 +157,9 @@ class Database:
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=ANSWER_TIMEOUT,
             write_timeout=ANSWER_TIMEOUT,
+            defer_connect=True,
         )
+        connection.connect(_connected_socket(unix_socket) if unix_socket else None)
         with connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(
@@ -175,6 +182,9 @@ class Database:
             self._places["unique"] = _identifier(by_columns["queue_id,message_id"])
         if "queue_id,status,message_id" in by_columns:
             self._places["pending"] = _identifier(by_columns["queue_id,status,message_id"])
+        # Magento's own; a shop that lost it is read without.
+        by_status = by_columns.get("status,updated_at")
+        self._places["by_status"] = f"FORCE INDEX ({_identifier(by_status)})" if by_status else ""
 
     # ---------------------------------------------------------------- statements
 
@@ -309,6 +319,26 @@ def knows_skip_locked(version: str) -> bool:
     """MySQL 8.0 and MariaDB 10.6 brought it. Without it claim_lock waits for other claims, which are short, instead."""
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
     return (major, minor) >= ((10, 6) if "mariadb" in version.lower() else (8, 0))
+
+
+def _default_socket(settings: DatabaseSettings) -> str:
+    """The server's usual socket for host 'localhost', which to PHP means the socket and not the network."""
+    if settings.host != "localhost" or settings.port != DEFAULT_PORT or settings.ssl_ca:
+        return ""
+    return next((path for path in SOCKETS if Path(path).is_socket()), "")
+
+
+def _connected_socket(path: str) -> socket.socket:
+    """pymysql forgets to close a socket that nobody answers, and Python warns about it at any later moment."""
+    wire = socket.socket(socket.AF_UNIX)
+    try:
+        wire.settimeout(CONNECT_TIMEOUT)
+        wire.connect(path)
+        wire.settimeout(None)
+    except OSError:
+        wire.close()
+        raise
+    return wire
 
 
 def _identifier(name: str) -> str:

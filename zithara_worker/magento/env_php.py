@@ -54,7 +54,7 @@ def read_env_php(
             "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
             "and name"
         ) from error
-    shop = _parse(text, path, environ)
+    shop = parse_returned_array(text, path, environ)
     errors: list[str] = []
     values = _database_values(shop, path, frozenset(given), errors)
     if errors:
@@ -215,11 +215,15 @@ class _Token:
     line: int
 
 
-class _Beyond(Exception):  # steers the parser and never leaves this module
-    """The parser met an expression that it does not evaluate."""
+class _Beyond(Exception):
+    """The parser met an expression that it does not evaluate. Never leaves this module."""
 
 
-def _parse(text: str, path: Path, environ: Mapping[str, str]) -> _Value:
+def parse_returned_array(text: str, path: Path, environ: Mapping[str, str]) -> _Value:
+    """What the PHP in `text` returns; arrays, lists too, are dicts, and `path` is what it calls __DIR__.
+
+    Raises ConfigurationError with the line, if it returns anything but an array.
+    """
     return _Parser(_tokens(text, path), path, environ).file()
 
 
@@ -302,7 +306,7 @@ class _Parser:
         if not self._take(text):
             raise _Beyond
 
-    # PHP's precedence, tightest first: . then ?? (from the right) then ?:
+    # PHP's precedence, tightest first: . then ?? then ?:
 
     def _expression(self) -> _Value:
         self._depth += 1
@@ -311,20 +315,17 @@ class _Parser:
         value = self._coalesced()
         while self._take("?", ":"):
             other = self._coalesced()
-            unknown = isinstance(value, _Unknown)
             if _is_falsy(value):
                 value = other
-            elif unknown:
-                continue
         self._depth -= 1
         return value
 
     def _coalesced(self) -> _Value:
         value = self._concatenated()
-        if self._take("??"):
-            other = self._coalesced()
+        while self._take("??"):
+            other = self._concatenated()
             if value is None or (isinstance(value, _Unknown) and value.null):
-                return other
+                value = other
         return value
 
     def _concatenated(self) -> _Value:
@@ -349,10 +350,10 @@ class _Parser:
         if token.kind == "name":
             return self._named()
         if self._take("-"):
-            value = self._single()
-            if isinstance(value, bool) or not isinstance(value, int | float):
+            if self._token.kind != "number":
                 raise _Beyond
-            return -value
+            self._next += 1
+            return -_number(self._tokens[self._next - 1].text)
         if self._take("["):
             return self._array("]")
         if self._take("("):
@@ -365,7 +366,7 @@ class _Parser:
         line = self._token.line
         if not (self._take("$_ENV", "[") or self._take("$_SERVER", "[")):
             raise _Beyond
-        name = self._single()
+        name = self._expression()
         self._need("]")
         return self._environment(name, line, null=True)
 
@@ -374,12 +375,14 @@ class _Parser:
         if self._take("array", "("):
             return self._array(")")
         if self._take("getenv", "(") or self._take("\\getenv", "("):
-            name = self._single()
+            name = self._expression()
             self._need(")")
             return self._environment(name, token.line, null=False)
         self._next += 1
         name = token.text.removeprefix("\\")
         if self._take("::"):
+            if self._token.kind != "name":
+                raise _Beyond
             name += f"::{self._token.text}"
             self._next += 1
         if self._token.text in ("(", "::", "->"):
@@ -415,7 +418,7 @@ class _Parser:
         return array
 
     def _element(self, closing: str) -> tuple[_Key | None, _Value]:
-        """One `value` or `key => value`; what cannot be evaluated becomes an unknown, and the array goes on after it."""
+        """One `value` or `key => value`; one that cannot be evaluated is an unknown, and the array goes on."""
         start, depth = self._next, self._depth
         key: _Key | None = None
         try:
@@ -452,8 +455,17 @@ def _joined(left: _Value, right: _Value) -> _Value:
     for value in (left, right):
         if isinstance(value, _Unknown):
             return _Unknown(line=value.line, why=value.why)
-    if isinstance(left, str | int) and isinstance(right, str | int) and True not in (left is True, right is True):
-        return f"{'' if left is False else left}{'' if right is False else right}"
+    return _as_text(left) + _as_text(right)
+
+
+def _as_text(value: _Value) -> str:
+    """PHP's conversion to a string."""
+    if isinstance(value, bool):
+        return "1" if value else ""
+    if isinstance(value, str | int):
+        return str(value)
+    if value is None:
+        return ""
     raise _Beyond
 
 
@@ -464,15 +476,17 @@ def _array_key(value: _Value) -> _Key:
     if isinstance(value, str):
         canonical = re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) and -_INT_MAX - 1 <= int(value) <= _INT_MAX
         return int(value) if canonical else value
-    if isinstance(value, bool | int | float):
-        return int(value)
-    if isinstance(value, dict):
+    if isinstance(value, _Unknown):
+        return value
+    if isinstance(value, dict) or not -_INT_MAX <= value <= _INT_MAX:
         raise _Beyond
-    return value
+    return int(value)
 
 
 def _number(text: str) -> int | float:
     plain = text.replace("_", "").lower()
+    if len(plain) > 40:
+        raise _Beyond
     if plain.startswith(("0x", "0b", "0o")):
         number: int | float = int(plain, 0)
     elif plain.isdigit():

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.statuses import Status
+
+#: An even number of backslashes before it belongs to escaped ones.
+_ESCAPED_DEL = re.compile(r"(?<!\\)((?:\\\\)*)\\u007f")
 
 
 def stored_body(published: str) -> str:
     """What Magento's MessageEncoder makes of the string that the module publishes: PHP's json_encode of it.
 
-    PHP escapes / and everything beyond ASCII; Python escapes the latter alike. Example: 'a/b' becomes '"a\\/b"'.
+    PHP escapes / and everything beyond ASCII; Python escapes the latter alike, and DEL too, which PHP does not.
+    Example: 'a/b' becomes '"a\\/b"'.
     """
-    return json.dumps(published).replace("/", "\\/")
+    return _ESCAPED_DEL.sub("\\1\x7f", json.dumps(published)).replace("/", "\\/")
 
 
 def publish(database: Database, *, topic: str, queue_id: int, body: str) -> int:

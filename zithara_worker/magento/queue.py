@@ -23,6 +23,7 @@ from zithara_worker.magento.database import Database
 from zithara_worker.magento.line import Entry
 from zithara_worker.magento.reader import Identify, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement
+from zithara_worker.magento.snapshots import READ_A_CLAIM, Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
 from zithara_worker.messages import Message, OutcomeKind
 
@@ -41,7 +42,8 @@ class MessageQueue:
     """Joins reader, claim and settle, and keeps the line in step with them.
 
     Not thread-safe: the loop's thread owns it and its database session. `lease_seconds`: how long a claim lasts without
-    a renewal. `attempt_limit`: deaths of workers after which a message counts as poison.
+    a renewal. `attempt_limit`: deaths of workers after which a message counts as poison. `supersedes`: coalesce, by
+    this judgement; None: every message is sent.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class MessageQueue:
         lease_seconds: float,
         identify: Identify,
         monotonic: Callable[[], float],
-        coalesce: bool = False,
+        supersedes: Supersedes | None = None,
         attempt_limit: int = 8,
         write_php_locks: bool = True,
     ) -> None:
@@ -63,7 +65,7 @@ class MessageQueue:
         self.name = name
         self.topic = topic
         self._database = database
-        self._coalesce = coalesce
+        self._supersedes = supersedes
         self._reader = Reader(database, queue_id=queue_id, identify=identify, monotonic=monotonic)
         self._line = self._reader.line
         self._claim = Claim(
@@ -123,7 +125,7 @@ class MessageQueue:
             groups = {head.group for head in waited}
             found = self._reader.heads((limit - len(waited)) * self._multiple, groups)
             try:
-                fresh = [self._fresh_head(group, entry) for group, entry in found]
+                fresh = self._fresh_heads(found)
                 taken, faster = self._take(waited, fresh, limit)
             except BaseException:
                 for group, _ in found:
@@ -133,7 +135,7 @@ class MessageQueue:
             taken, faster = self._take(waited, fresh, limit)
         for group in faster:
             self._line.block(group)
-        self._after_claim(waited + fresh, {message.id for message in taken})
+        self._after_claim(waited + fresh, {message.id for message in taken}, limit)
         return taken
 
     def _take(
@@ -161,56 +163,91 @@ class MessageQueue:
         if self._expired:
             rows += self._database.rows("claim_expired", queue_id=self.queue_id, limit=limit)
         self._due = len(rows) >= limit
+        found = [
+            (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])), bool(row["expired"]))
+            for row in rows[:limit]
+        ]
+        # What a dead worker held may have arrived: it is sent again as it was, not in the shape of a newer one.
+        waiting = self._waiting_with([(row["group_key"], entry) for row, entry, expired in found if not expired])
         heads = []
-        for row in rows[:limit]:
-            entry = Entry(message_id=int(row["message_id"]), id=int(row["id"]))
-            supersedes = superseded_from(row["supersedes"])
-            row_id = entry.id
-            waiting = self._line.waiting(row["group_key"]) if self._coalesce and not row["expired"] else ()
-            if waiting and waiting[-1] > entry:
-                older = [each for each in waiting[:-1] if each != entry]
-                supersedes = merged(supersedes, [(each.id, each.message_id) for each in (entry, *older)])
-                entry = waiting[-1]
-            heads.append(Candidate(row["group_key"], entry, supersedes, row_id, waited=True))
+        for row, entry, expired in found:
+            group, supersedes = row["group_key"], superseded_from(row["supersedes"])
+            line = [] if expired else waiting.get(group, [])
+            newest = self._newest_replacing(line)
+            if len(line) > 1 and line[newest] >= entry:
+                supersedes = merged(supersedes, [(each.id, each.message_id) for each in line[:newest]])
+                heads.append(Candidate(group, line[newest], supersedes, entry.id, waited=True))
+            else:
+                heads.append(Candidate(group, entry, supersedes, entry.id, waited=True))
         return heads
 
-    def _fresh_head(self, group: str, entry: Entry) -> Candidate:
-        if self._coalesce:
-            waiting = self._line.waiting(group)
-            if len(waiting) > 1:
-                older = tuple((each.id, each.message_id) for each in waiting[:-1])
-                return Candidate(group, waiting[-1], older, waiting[-1].id, waited=False)
-        return Candidate(group, entry, (), entry.id, waited=False)
+    def _fresh_heads(self, found: Sequence[tuple[str, Entry]]) -> list[Candidate]:
+        waiting = self._waiting_with(found)
+        heads = []
+        for group, entry in found:
+            line = waiting.get(group, [entry])
+            head = line[self._newest_replacing(line)]
+            older = tuple((each.id, each.message_id) for each in line if each < head)
+            heads.append(Candidate(group, head, older, head.id, waited=False))
+        return heads
 
-    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int]) -> None:
+    def _waiting_with(self, heads: Sequence[tuple[str, Entry]]) -> dict[str, list[Entry]]:
+        """What waits in these groups, their heads included, oldest first, with contents read; only where some may
+        coalesce, and no more at once than fits in memory."""
+        if self._supersedes is None:
+            return {}
+        waiting: dict[str, list[Entry]] = {}
+        room = READ_A_CLAIM
+        for group, head in heads:
+            line = sorted({head, *self._line.waiting(group)})[:room]
+            if len(line) > 1 and head in line:
+                waiting[group] = line
+                room -= len(line)
+        self._reader.read_contents([entry for line in waiting.values() for entry in line])
+        return waiting
+
+    def _newest_replacing(self, line: Sequence[Entry]) -> int:
+        if self._supersedes is None or len(line) < 2:
+            return 0
+        contents = self._reader.contents
+        known = {each.message_id: contents[each.message_id].content for each in line if each.message_id in contents}
+        return newest_replacing_all_before(line, known, self._supersedes)
+
+    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int) -> None:
         """Brings the line in step with what the claim found."""
         missed = [head for head in candidates if head.entry.id not in taken]
         for head in candidates:
             if head.entry.id in taken:
                 self._line.hold(head.group)
                 self._line.drop(head.group, [head.entry.message_id])
-        if missed:
-            self._after_missing(missed)
+        gone = self._after_missing(missed) if missed else 0
         # Competing workers should not fight over the same head of the line: look further while others are faster.
-        if len(missed) > len(taken):
+        # What was left because the claim was full is nobody's loss.
+        lost = gone if len(taken) >= limit else len(missed)
+        if lost > len(taken):
             self._multiple = min(8, self._multiple * 2)
-        elif not missed:
+        elif lost == 0:
             self._multiple = max(1, self._multiple // 2)
         self._reader.forget_contents()
 
-    def _after_missing(self, missed: Sequence[Candidate]) -> None:
+    def _after_missing(self, missed: Sequence[Candidate]) -> int:
+        """Takes what is not pending any more out of the line; how many were not."""
         rows = self._database.rows("statuses", ids=[head.entry.id for head in missed])
         status = {int(row["id"]): int(row["status"]) for row in rows}
         pending = (Status.NEW, Status.RETRY_REQUIRED)
+        gone = 0
         for head in missed:
             now = status.get(head.entry.id)
-            if head.waited:
+            gone += now not in pending
+            if head.waited and head.entry.id == head.row_id:
                 if now not in (*pending, Status.IN_PROGRESS):
                     self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
                 continue
             if now not in pending:
+                # Where a newer snapshot was to take the place of a waiting head, that head still waits.
                 self._line.drop(head.group, [head.entry.message_id])
             self._line.put_back(head.group)
+        return gone
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
         """Writes outcomes and frees or parks their groups; see `Settle.settle`."""

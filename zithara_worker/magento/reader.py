@@ -27,6 +27,8 @@ READS_A_CLAIM = 10
 SWEEP_RANGE = 10_000
 #: Seconds back from which a checkout's late commit is looked for at every sweep.
 LATELY_SECONDS = 10
+#: Message ids back to which it is looked for at every read as well: a millisecond or two of completed rows.
+LOOK_BACK = 2_000
 #: Decoded messages that are kept for the next claim, and the length of body up to which one is.
 KEPT_CONTENTS = 400
 KEPT_LENGTH = 50_000
@@ -74,7 +76,7 @@ class Reader:
 
         They are out of the line's heap: whoever does not claim or drop one puts it back.
         """
-        heads: list[tuple[str, Entry]] = []
+        heads: dict[str, Entry] = {}
         skipped: list[str] = []
         try:
             for _ in range(READS_A_CLAIM):
@@ -82,14 +84,15 @@ class Reader:
                     if group in but:
                         skipped.append(group)
                         continue
-                    heads.append((group, entry))
+                    # Once more than before, if reading on brought an older message of the group to light.
+                    heads[group] = entry
                     if len(heads) >= wanted:
-                        return heads
+                        return list(heads.items())
                 if not self._read_forward(max(wanted, 50)):
-                    return heads
-            return heads
+                    break
+            return list(heads.items())
         except BaseException:
-            skipped += [group for group, _ in heads]
+            skipped += heads
             raise
         finally:
             for group in skipped:
@@ -107,7 +110,7 @@ class Reader:
         while len(self._marks) > 1 and self._marks[1][0] <= now - LATELY_SECONDS:
             self._marks.pop(0)
         found = False
-        lately = max(self._marks[0][1], self._cursor - SWEEP_RANGE) if self._marks else self._cursor
+        lately = max(self._lately(), self._cursor - SWEEP_RANGE) if self._marks else self._cursor
         if lately < self._cursor:
             found = self._take_in(self._between(lately, self._cursor))
         if not self._marks or self._marks[-1][1] != self._cursor:
@@ -151,13 +154,19 @@ class Reader:
         """Takes the next pending messages behind the cursor into the line; whether there were any."""
         if self._cursor is None:
             self._cursor = self._first_cursor()
+            self._marks.append((self._monotonic(), self._cursor))
         elif self._newest <= self._cursor:
             return False
         if len(self.line) >= PARKED_LIMIT:
             return False
-        newest = self._newest
-        rows = self._database.rows("read_forward", queue_id=self._queue_id, after=self._cursor, limit=limit)
-        self._take_in([Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in rows])
+        newest, before = self._newest, self._cursor
+        rows = self._database.rows("read_forward", queue_id=self._queue_id, after=before, limit=limit)
+        entries = [Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in rows]
+        if entries and before:
+            # A message of a long transaction can have become visible behind the cursor, and the next one of its group
+            # in front of it: whoever sees the newer one must have looked for the older one since.
+            entries += self._between(max(self._lately(), before - LOOK_BACK), before)
+        self._take_in(entries)
         if len(rows) == limit:
             self._cursor = int(rows[-1]["message_id"])
             self._newest = max(self._newest, self._cursor + 1)
@@ -166,6 +175,10 @@ class Reader:
         self._cursor = max([self._cursor, newest, *(int(row["message_id"]) for row in rows)])
         self._newest = max(self._newest, self._cursor)
         return bool(rows)
+
+    def _lately(self) -> int:
+        """Where the cursor stood some seconds ago; 0 where that is not known."""
+        return self._marks[0][1] if self._marks else 0
 
     def _first_cursor(self) -> int:
         if not self._database.has_pending_index:

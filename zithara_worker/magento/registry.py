@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
 
 
@@ -49,5 +50,6 @@ class Registry:
         self._database.execute("worker_gone", id=self._identity.id)
 
     def forget_old(self) -> None:
-        """Removes workers that have not been seen for a day."""
+        """Removes workers that have not been seen for a day, and the failures of messages that Magento has deleted."""
         self._database.execute("workers_forget")
+        failures.forget_deleted(self._database)

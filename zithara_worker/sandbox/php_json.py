@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-#: What json.dumps escapes and PHP does not: DEL. An even number of backslashes before it belongs to escaped ones.
-_ESCAPED_DEL = re.compile(r"(?<!\\)((?:\\\\)*)\\u007f")
+from zithara_worker.magento.publisher import stored_body
 
 
 def php_json_encode(value: Any) -> str:
@@ -22,7 +20,7 @@ def php_json_encode(value: Any) -> str:
     if value is None or isinstance(value, (bool, int)):
         return json.dumps(value)
     if isinstance(value, str):
-        return _ESCAPED_DEL.sub("\\1\x7f", json.dumps(value)).replace("/", "\\/")
+        return stored_body(value)
     if isinstance(value, float):
         return _number(value)
     if isinstance(value, Mapping):

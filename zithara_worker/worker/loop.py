@@ -13,6 +13,7 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
+from zithara_worker.delivery.reasons import LATE
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
@@ -92,8 +93,8 @@ class Gate(Protocol):
     """What may be sent now, as the loop needs it."""
 
     def allowance(self, target: Target) -> int | None: ...
-    def next_opening_seconds(self, target: Target) -> float: ...
     def is_open(self, target: Target) -> bool: ...
+    def shutdown(self) -> None: ...
 
 
 class Shop(Protocol):
@@ -105,6 +106,38 @@ class Shop(Protocol):
     def seen(self, in_flight: int) -> None: ...
     def guard_expiry(self) -> int: ...
     def reconnected(self) -> bool: ...
+
+
+class Observer(Protocol):
+    """Whoever counts what the loop does; called in the loop's thread, once a batch. `seconds`: what the step took."""
+
+    def claimed(self, topic: str, messages: Sequence[Message], seconds: float) -> None: ...
+    def decided(self, settlements: Sequence[Settlement]) -> None:
+        """What shall be written: told once a message, before anything is written."""
+        ...
+
+    def settled(self, topic: str, settled: Settled, seconds: float) -> None: ...
+
+
+class Unobserved:
+    """Counts nothing."""
+
+    def claimed(self, topic: str, messages: Sequence[Message], seconds: float) -> None: ...
+    def decided(self, settlements: Sequence[Settlement]) -> None: ...
+    def settled(self, topic: str, settled: Settled, seconds: float) -> None: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vitals:
+    """How the loop is. `turned_at`: its last turn, on the monotonic clock; `patience_seconds`: the longest rest between
+    two turns."""
+
+    turned_at: float
+    patience_seconds: float
+    database_up: bool
+    consumable: bool
+    paused: tuple[str, ...]
+    in_hand: int
 
 
 @dataclass(slots=True)
@@ -157,6 +190,8 @@ class Loop:
         attempt_limit: int,
         limits: Limits,
         on_settled: Callable[[Settlement], None] = lambda settlement: None,
+        may_claim: Callable[[], bool] = lambda: True,
+        observer: Observer | None = None,
     ) -> None:
         self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
         self._shop = shop
@@ -174,6 +209,9 @@ class Loop:
         self._attempt_limit = attempt_limit
         self._limits = limits
         self._on_settled = on_settled
+        self._may_claim = may_claim
+        self._observer: Observer = observer or Unobserved()
+        self._turned_at = monotonic()
 
         self._in_hand: dict[int, Message] = {}
         self._results: list[tuple[Message, Outcome]] = []
@@ -194,6 +232,7 @@ class Loop:
         self._complain = _Timer(LOG_INTERVAL)
         self._database_retry = DATABASE_RETRY[0]
         self._database_down_until: float | None = None
+        self._more = False
         self._turn = 0
 
     # ---------------------------------------------------------------- from outside
@@ -208,6 +247,17 @@ class Loop:
         """Messages settled for good or for a retry; what was only put back does not count."""
         return self._settled_count
 
+    def vitals(self) -> Vitals:
+        """From any thread."""
+        return Vitals(
+            turned_at=self._turned_at,
+            patience_seconds=max(self._poll.interval, DATABASE_RETRY[1]),
+            database_up=self._database_down_until is None,
+            consumable=self._consumable,
+            paused=tuple(lane.queue.topic for lane in self._lanes.values() if lane.paused),
+            in_hand=len(self._in_hand),
+        )
+
     def run(self) -> End:
         """Runs until it ends; every message it held is settled or put back, unless the database stays away."""
         while self._end is None:
@@ -218,7 +268,7 @@ class Loop:
     def turn(self) -> None:
         """One turn: what came back is settled, what is due is done, what is free is filled."""
         self._collect(self._patience())
-        now = self._monotonic()
+        now = self._turned_at = self._monotonic()
         if self._database_down_until is not None and now < self._database_down_until:
             return
         try:
@@ -240,6 +290,8 @@ class Loop:
         now = self._monotonic()
         if self._database_down_until is not None:
             return max(0.0, self._database_down_until - now)
+        if self._results or self._more:
+            return 0.0
         until = min(self._poll.next_at, self._renew.next_at if self._in_hand else self._poll.next_at)
         if self._limits.max_runtime_seconds is not None:
             until = min(until, self._started + self._limits.max_runtime_seconds)
@@ -315,7 +367,10 @@ class Loop:
 
     def _settle(self) -> None:
         results, self._results = self._results, []
-        self._unsettled += [self._settlement(message, outcome) for message, outcome in results]
+        if results:
+            decided = [self._settlement(message, outcome) for message, outcome in results]
+            self._unsettled += decided
+            self._observer.decided(decided)
         if not self._unsettled:
             self._refund_streaks()
             return
@@ -323,8 +378,10 @@ class Loop:
         for each in self._unsettled:
             by_queue.setdefault(each.message.queue_id, []).append(each)
         for queue_id, settlements in by_queue.items():
-            settled = self._lanes[queue_id].queue.settle(settlements, in_doubt=self._in_doubt)
-            self._forget(self._lanes[queue_id], settlements, settled)
+            lane, before = self._lanes[queue_id], self._monotonic()
+            settled = lane.queue.settle(settlements, in_doubt=self._in_doubt)
+            self._observer.settled(lane.queue.topic, settled, self._monotonic() - before)
+            self._forget(lane, settlements, settled)
         self._refund_streaks()
 
     def _settlement(self, message: Message, outcome: Outcome) -> Settlement:
@@ -369,7 +426,8 @@ class Loop:
         """Failures that turned out to be the beginning of an outage were not the messages' fault."""
         for lane in self._lanes.values():
             if lane.streak and self._gate.is_open(lane.target):
-                refunded = lane.queue.refund(lane.streak)
+                # Newest first: a message that failed several times in the streak gives them back one by one.
+                refunded = lane.queue.refund(reversed(lane.streak))
                 lane.streak.clear()
                 log.info(
                     "outage recognised: attempts given back",
@@ -447,17 +505,23 @@ class Loop:
     # ---------------------------------------------------------------- claim, process, submit
 
     def _claim(self) -> None:
-        if self._end is not None or not self._consumable:
+        self._more = False
+        if self._end is not None or not self._consumable or not self._may_claim():
             return
         lanes = list(self._lanes.values())
         first = self._turn % len(lanes)
         for lane in lanes[first:] + lanes[:first]:
             room = self._room(lane)
             if room > 0 and lane.queue.promising:
-                for message in lane.queue.claim(room):
+                before = self._monotonic()
+                claimed = lane.queue.claim(room)
+                self._observer.claimed(lane.queue.topic, claimed, self._monotonic() - before)
+                for message in claimed:
                     self._in_hand[message.id] = message
                     lane.in_hand += 1
                     self._start(message)
+                # A claim that found something may find more at once; one that found nothing waits for the next poll.
+                self._more = self._more or (bool(claimed) and lane.queue.promising and self._room(lane) > 0)
 
     def _room(self, lane: _Lane) -> int:
         """How many messages of this lane to claim now. Few at a time costs more than it brings, unless threads idle."""
@@ -534,6 +598,8 @@ class Loop:
     def _finish(self) -> None:
         """Stops in order: what has not begun goes back, what is on its way gets its time, the rest is released."""
         deadline = self._monotonic() + self._shutdown_timeout
+        self._gate.shutdown()
+        log.info("stopping", extra={"event": "stopping", "in_hand": len(self._in_hand)})
         for message in self._pool.drain():
             self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="shutdown")))
         while self._in_hand and self._monotonic() < deadline:
@@ -548,7 +614,7 @@ class Loop:
             log.warning(
                 "no answer within shutdown_timeout: released", extra={"event": "late", "message_id": message.message_id}
             )
-            self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="shutdown")))
+            self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE)))
         self._finish_turn()
         if self._in_hand:
             log.warning(
@@ -557,7 +623,7 @@ class Loop:
             )
 
     def _finish_turn(self) -> None:
-        now = self._monotonic()
+        now = self._turned_at = self._monotonic()
         if self._database_down_until is not None and now < self._database_down_until:
             return
         try:

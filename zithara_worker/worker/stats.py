@@ -11,10 +11,9 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any
 
+from zithara_worker.magento.fleet import BUCKETS_MS as BUCKETS_MS
 from zithara_worker.messages import Outcome
 
-#: Upper bounds of the response-time buckets, milliseconds; the last bucket has none.
-BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
 MINUTES_KEPT = 60
 
 

@@ -5,9 +5,11 @@ Knows headers, tokens and immediate re-sends. Pacing, outages and backoff belong
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
@@ -43,11 +45,20 @@ class Tokens(Protocol):
 class Http(Protocol):
     """The part of `Transport` that sending needs."""
 
-    def exchange(self, method: str, endpoint: Endpoint, headers: list[Header], body: bytes = b"") -> Answer: ...
+    def exchange(
+        self,
+        method: str,
+        endpoint: Endpoint,
+        headers: list[Header],
+        body: bytes = b"",
+        *,
+        may_send: Callable[[], bool] | None = None,
+    ) -> Answer: ...
 
 
 class ZitharaApi:
     """`now_utc`: seconds since the epoch. `pause`: waits for so many seconds, or less when the process is to stop.
+    `digest`: whether outcomes tell the SHA-256 of the body.
 
     Raises UrlRefused (a ConfigurationError) when `base_url` is unfit for a token.
     """
@@ -61,7 +72,9 @@ class ZitharaApi:
         pause: Callable[[float], object],
         now_utc: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        digest: bool = False,
     ) -> None:
+        self._digest = digest
         self._base_url = base_url.rstrip("/")
         endpoint_of(self._base_url)
         self._tokens = tokens
@@ -71,10 +84,12 @@ class ZitharaApi:
         self._monotonic = monotonic
         self._endpoints: dict[tuple[Target, str], Endpoint] = {}
 
-    def send(self, request: Request, idempotency_key: str) -> Outcome:
+    def send(self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None) -> Outcome:
         """DELIVERED, RETRY, FAILED or RELEASED; see `answers.classify` and the table in `reasons`. Never raises for
         what the network, the API or the message may bring.
 
+        `may_send` is asked again whenever a body is about to leave, after whatever time a token or a connection took;
+        raises Withdrawn if the answer is no.
         401 and 403 have a new token fetched and the request sent once more: who refuses a request has not acted on it.
         """
         label = "webhook" if request.target is Target.WEBHOOK else f"{request.method} {request.path}"
@@ -89,12 +104,24 @@ class ZitharaApi:
             return self._not_sent(label, OutcomeKind.FAILED, error.reason, str(error))
         except (ValueError, RecursionError) as error:
             return self._not_sent(label, OutcomeKind.FAILED, reasons.INVALID_REQUEST, str(error))
+        outcome = self._send(request, endpoint, label, own_headers, body, may_send)
+        return replace(outcome, request_sha256=hashlib.sha256(body).hexdigest()) if self._digest else outcome
+
+    def _send(
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        label: str,
+        own_headers: list[Header],
+        body: bytes,
+        may_send: Callable[[], bool] | None,
+    ) -> Outcome:
         try:
             token = self._tokens.get()
-            outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body)
+            outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body, may_send)
             if outcome.reason == reasons.CREDENTIALS_REFUSED:
                 token = self._tokens.refresh(token)
-                outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body)
+                outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body, may_send)
             return outcome
         except CredentialsRefused as error:
             return self._not_sent(label, OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, str(error), outage=True)
@@ -105,8 +132,16 @@ class ZitharaApi:
                 return self._not_sent(label, OutcomeKind.FAILED, error.reason, error.detail)
             return self._not_sent(label, OutcomeKind.RETRY, error.reason, error.detail, outage=True)
 
-    def _attempt(self, request: Request, endpoint: Endpoint, label: str, headers: list[Header], body: bytes) -> Outcome:
-        answer = self._exchange(request, endpoint, headers, body)
+    def _attempt(
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        label: str,
+        headers: list[Header],
+        body: bytes,
+        may_send: Callable[[], bool] | None,
+    ) -> Outcome:
+        answer = self._exchange(request, endpoint, headers, body, may_send)
         return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=self._tokens.mask)
 
     def _endpoint(self, request: Request) -> Endpoint:
@@ -119,7 +154,14 @@ class ZitharaApi:
             self._endpoints[key] = known
         return known
 
-    def _exchange(self, request: Request, endpoint: Endpoint, headers: list[Header], body: bytes) -> Answer:
+    def _exchange(
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        headers: list[Header],
+        body: bytes,
+        may_send: Callable[[], bool] | None,
+    ) -> Answer:
         """One exchange, sent again at once when only the connection was bad: refused, or stale and closed by the host.
 
         Tenacity comes in only after a failure: around every request it would cost 5 % of the CPU.
@@ -134,7 +176,7 @@ class ZitharaApi:
             )
 
         try:
-            return self._http.exchange(request.method, endpoint, headers, body)
+            return self._http.exchange(request.method, endpoint, headers, body, may_send=may_send)
         except ExchangeFailed as error:
             # Both pauses are set aside, so that the last re-send too starts within the window.
             left = RESEND_WINDOW_SECONDS - _FIRST_PAUSE - _SECOND_PAUSE - (self._monotonic() - started)
@@ -148,7 +190,7 @@ class ZitharaApi:
             sleep=self._sleep,
             reraise=True,
         )
-        return again(self._http.exchange, request.method, endpoint, headers, body)
+        return again(self._http.exchange, request.method, endpoint, headers, body, may_send=may_send)
 
     def _sleep(self, seconds: float) -> None:
         self._pause(seconds)

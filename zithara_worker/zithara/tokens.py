@@ -19,6 +19,7 @@ from zithara_worker.errors import DatabaseUnavailable, ShopError, ZitharaWorkerE
 from zithara_worker.settings import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.answers import Answer, describe, effective_status, excerpt
+from zithara_worker.zithara.reasons import INVALID_REQUEST
 from zithara_worker.zithara.transport import Endpoint, ExchangeFailed, Header, endpoint_of
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,11 @@ DEFAULT_LIFETIME_SECONDS = 3600.0
 #: After a failure everybody gets the same failure for so long: 64 threads need not ask a sick API 64 times.
 FAILURE_SECONDS = 1.0
 MASK = "[masked]"
+
+_NOT_HEADERS = (
+    "client_id or client_secret holds characters that cannot be sent: correct them in the shop's Zithara configuration "
+    "or in [zithara]"
+)
 
 USER_AGENT = f"zithara-worker/{VERSION}".encode("ascii")
 
@@ -182,9 +188,11 @@ class TokenSource:
         try:
             answer = self._http.exchange("GET", self._endpoint, self._headers())
         except ExchangeFailed as error:
+            if error.reason == INVALID_REQUEST:
+                raise CredentialsRefused(_NOT_HEADERS) from None
             raise TokenUnavailable(
                 f"no access token from {self._endpoint.origin}: {excerpt(str(error), self.mask)}"
-            ) from None  # the cause may quote the secret: h11 shows a header that it cannot send
+            ) from error
         parsed = answer.parsed()
         status = effective_status(answer, parsed)
         if status in (400, 401, 403):
@@ -222,7 +230,7 @@ class TokenSource:
             ]
         except UnicodeEncodeError:
             # `from None`: that error carries the text it could not encode.
-            raise CredentialsRefused("client_id or client_secret is not valid text: correct it") from None
+            raise CredentialsRefused(_NOT_HEADERS) from None
 
 
 def _is_writable(token: str) -> bool:

@@ -44,7 +44,7 @@ Header = tuple[bytes, bytes]
 
 
 class ExchangeFailed(ZitharaWorkerError):
-    """No answer came. `reason`: a code of `reasons`; `detail`: for people, may quote the request's headers.
+    """No answer came. `reason`: a code of `reasons`; `detail`: for people, without the request's headers.
 
     `may_have_been_processed`: at least the head of the request was sent, and the host may have acted on it.
     `again_at_once`: a new connection may do better right now (not so after a timeout).
@@ -56,6 +56,10 @@ class ExchangeFailed(ZitharaWorkerError):
         self.detail = detail
         self.may_have_been_processed = may_have_been_processed
         self.again_at_once = again_at_once
+
+
+class Withdrawn(Exception):
+    """The caller no longer wants the request sent; at most its head has left, so nobody can have acted on it."""
 
 
 class UrlRefused(ConfigurationError):
@@ -145,14 +149,23 @@ class Transport:
         self._closed = threading.Event()
         self._watcher: threading.Thread | None = None
 
-    def exchange(self, method: str, endpoint: Endpoint, headers: Sequence[Header], body: bytes = b"") -> Answer:
+    def exchange(
+        self,
+        method: str,
+        endpoint: Endpoint,
+        headers: Sequence[Header],
+        body: bytes = b"",
+        *,
+        may_send: Callable[[], bool] | None = None,
+    ) -> Answer:
         """Sends one request and reads its answer, whatever its status. Raises ExchangeFailed when none came.
 
-        `headers`: without Host and Content-Length, which are added.
+        `headers`: without Host and Content-Length, which are added. `may_send` is asked right before the body leaves,
+        when connecting is over; raises Withdrawn if the answer is no.
         """
         connection = self._connection_to(endpoint.origin)
         started = self._monotonic()
-        stream = _Body(body)
+        stream = _Body(body, may_send)
         request = httpx.Request(
             method,
             endpoint.url,
@@ -163,11 +176,14 @@ class Transport:
         connection.begin(started + self._timeout)
         try:
             response = connection.http.handle_request(request)
+            connection.check(response)
             # The head is known from here on, so a body that breaks off is no failure of the exchange.
             received, broken = _read(response)
         except (httpx.TransportError, httpx.InvalidURL, UnicodeError, OSError) as error:
             overdue = connection.end(self._monotonic())
-            raise _translated(error, processed=stream.begun, overdue=overdue, seconds=self._timeout) from error
+            failed = _translated(error, processed=stream.begun, overdue=overdue, seconds=self._timeout)
+            # h11 quotes the header that it cannot write, and that may be the token: such a cause is not kept.
+            raise failed from None if failed.reason == reasons.INVALID_REQUEST else error
         except BaseException:
             connection.end(self._monotonic())
             raise
@@ -239,11 +255,25 @@ class _Connection:
     def trace(self, event: str, details: dict[str, Any]) -> None:
         """httpcore's trace hook: learns the socket as soon as there is one, long before an answer."""
         if event in _NEW_SOCKET:
-            connected: socket.socket = details["return_value"].get_extra_info("socket")
-            readable = select.poll()
-            readable.register(connected, select.POLLIN)
-            with self._lock:
-                self._socket, self._readable = connected, readable
+            self._learn(details["return_value"])
+
+    def check(self, response: httpx.Response) -> None:
+        """Learns the socket from the answer where a request went without a trace and was surprised by a new one."""
+        if self._socket is None or self._socket.fileno() < 0:
+            self._learn(response.extensions["network_stream"])
+
+    def _learn(self, stream: Any) -> None:
+        """`stream`: httpcore's NetworkStream.
+
+        httpcore before 0.17 (that is httpx 0.23) leaves Nagle's algorithm on, and sends head and body apart: the body
+        waits for the host's delayed acknowledgement of the head, 44 ms a request on Linux.
+        """
+        connected: socket.socket = stream.get_extra_info("socket")
+        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        readable = select.poll()
+        readable.register(connected, select.POLLIN)
+        with self._lock:
+            self._socket, self._readable = connected, readable
 
     def surely_open(self, now: float) -> bool:
         """Whether the next request will use the socket we know, so that it needs no trace (a tenth of a request's CPU).
@@ -300,13 +330,16 @@ class _Body(httpx.SyncByteStream):
     A host cannot have acted on a request whose body is missing.
     """
 
-    __slots__ = ("_body", "begun")
+    __slots__ = ("_body", "_may_send", "begun")
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, may_send: Callable[[], bool] | None = None) -> None:
         self._body = body
+        self._may_send = may_send
         self.begun = False
 
     def __iter__(self) -> Iterator[bytes]:
+        if self._may_send is not None and not self._may_send():
+            raise Withdrawn
         self.begun = True
         if self._body:
             yield self._body
@@ -342,7 +375,7 @@ def _translated(error: Exception, *, processed: bool, overdue: bool, seconds: fl
     elif isinstance(error, httpx.TimeoutException):
         reason = reasons.TIMEOUT
     elif isinstance(error, (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError)):
-        reason = reasons.INVALID_REQUEST
+        reason, detail = reasons.INVALID_REQUEST, "a header holds characters that HTTP does not allow"
     elif _is_tls(error):
         reason = reasons.TLS_ERROR
     elif isinstance(error, httpx.ConnectError):

@@ -1,0 +1,28 @@
+"""Which newer message makes an older one of the same entity superfluous."""
+
+from __future__ import annotations
+
+from zithara_worker.messages import TOPIC_CUSTOMER, Event
+from zithara_worker.processors.fields import Row, row_or_nothing
+
+
+def supersedes(newer: Event, older: Event) -> bool:
+    """Whether delivering `newer` alone leaves Zithara with everything that `older` would have told it.
+
+    Both belong to one message group. A cart's message is the whole cart, in either of its shapes. A customer's is not:
+    only CustomerAddressSave sends custom_attributes.address_data, so a CustomerSave that follows it would swallow the
+    address. Transitive: what supersedes a message also supersedes all that this one supersedes.
+    """
+    if newer.topic != older.topic:
+        return False
+    return older.topic != TOPIC_CUSTOMER or _tells_all(newer.payload, older.payload)
+
+
+def _tells_all(newer: Row, older: Row) -> bool:
+    """By names, not by values: a value that became empty is news. `is_update` is the module's own flag, never sent."""
+    if not older.keys() - {"is_update"} <= newer.keys():
+        return False
+    told, before = row_or_nothing(newer.get("custom_attributes")), row_or_nothing(older.get("custom_attributes"))
+    return before.keys() <= told.keys() and all(
+        row_or_nothing(value).keys() <= row_or_nothing(told[name]).keys() for name, value in before.items()
+    )

@@ -1,0 +1,65 @@
+"""Whether the worker lives, and whether it can work: the verdict of /healthz, with its reasons. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zithara_worker.worker.loop import Vitals
+
+#: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
+#: and a turn has several.
+STUCK_SECONDS = 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """`live`: the loop turns; a supervisor may restart what is not. `ready`: messages can be taken and delivered.
+
+    `reasons`: why not; `notes`: what else a person may want to know. Sentences, each with what to do or to expect.
+    """
+
+    live: bool
+    ready: bool
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        return {"live": self.live, "ready": self.ready, "reasons": list(self.reasons), "notes": list(self.notes)}
+
+
+def judge(
+    vitals: Vitals | None, now: float, *, breakers: Mapping[str, str], stopping: bool, audit_problem: str | None
+) -> Health:
+    """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
+
+    `breakers`: target -> state. `audit_problem`: why no audit line can be written, where one must.
+    """
+    reasons: list[str] = []
+    notes: list[str] = []
+    live = True
+    if stopping:
+        reasons.append("the worker is stopping")
+    if vitals is None:
+        reasons.append("the database is not available yet: the worker waits for it, its log tells the error")
+        return Health(live=True, ready=False, reasons=tuple(reasons))
+    silent = now - vitals.turned_at
+    if silent > vitals.patience_seconds + STUCK_SECONDS:
+        live = False
+        reasons.append(f"the loop has not turned for {silent:.0f} seconds: restart the worker, and keep its log")
+    if not vitals.database_up:
+        reasons.append("the database is not available: the worker waits for it, its log tells the error")
+    if not vitals.consumable:
+        reasons.append(
+            "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
+        )
+    if audit_problem is not None:
+        reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
+    shut = sorted(target for target, state in breakers.items() if state != "closed")
+    told = [f"{target} is taken to be down: probes find out when it is back" for target in shut]
+    if shut and len(shut) == len(breakers):
+        reasons += told
+    else:
+        notes += told
+    notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in vitals.paused]
+    return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
