@@ -1,0 +1,58 @@
+"""Messages, a clock that tests move, and an API that answers what it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.zithara.transport import Withdrawn
+
+CART = Request(target=Target.API, method="POST", path="/cart", json={})
+WEBHOOK = Request(target=Target.WEBHOOK, method="POST", path="https://h.example/", json={}, idempotent=False)
+
+DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
+DOWN = Outcome(kind=OutcomeKind.RETRY, reason="http_503", detail="busy", http_status=503, outage=True)
+
+
+def message(number: int = 1, *, valid_until: float = 1e12) -> Message:
+    return Message(
+        id=number,
+        message_id=1000 + number,
+        queue_id=1,
+        queue_name="zithara_cart_queue",
+        topic="zithara.cart.events",
+        group_key=f"cart:{number}",
+        content=Event(topic="zithara.cart.events", payload={}),
+        number_of_trials=0,
+        status_before=2,
+        updated_at_before="2026-11-23 12:00:00",
+        body_length=2,
+        lease=Lease(valid_until),
+    )
+
+
+class Clock:
+    """Monotonic seconds."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Api:
+    """Gives `answer`, or calls it."""
+
+    def __init__(self, answer: Outcome | Callable[[], Outcome] = DELIVERED) -> None:
+        self.answer = answer
+        self.keys: list[str] = []
+        #: Runs between the courier's last look at the lease and the sending.
+        self.before_sending: Callable[[], None] = lambda: None
+
+    def send(self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None) -> Outcome:
+        self.before_sending()
+        if may_send is not None and not may_send():
+            raise Withdrawn
+        self.keys.append(idempotency_key)
+        return self.answer if isinstance(self.answer, Outcome) else self.answer()

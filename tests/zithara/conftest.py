@@ -1,0 +1,83 @@
+"""Transports that are closed after the test, and a client of the local API."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import pytest
+from zithara_doubles import Clock, MemoryStore, Pauses, RawServer, Script
+
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.settings import Secret
+from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.tokens import TokenSource
+from zithara_worker.zithara.transport import Transport, tls_context
+
+
+@pytest.fixture(scope="session")
+def trusting_all() -> ssl.SSLContext:
+    return tls_context(verify=False)
+
+
+@pytest.fixture
+def make_transport(trusting_all: ssl.SSLContext) -> Iterator[Callable[..., Transport]]:
+    """make_transport(timeout_seconds=5.0, tls=...)"""
+    with ExitStack() as transports:
+
+        def make(*, timeout_seconds: float = 5.0, tls: ssl.SSLContext = trusting_all) -> Transport:
+            made = Transport(tls=tls, timeout_seconds=timeout_seconds)
+            transports.callback(made.close)
+            return made
+
+        yield make
+
+
+@pytest.fixture
+def raw_server() -> Iterator[Callable[[Script], RawServer]]:
+    with ExitStack() as servers:
+
+        def serve(script: Script) -> RawServer:
+            server = RawServer(script)
+            servers.callback(server.stop)
+            return server
+
+        yield serve
+
+
+@pytest.fixture
+def store() -> MemoryStore:
+    return MemoryStore()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def transport(make_transport: Callable[..., Transport]) -> Transport:
+    return make_transport()
+
+
+@pytest.fixture
+def tokens(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport) -> TokenSource:
+    return TokenSource(
+        base_url=api.base_url,
+        client_id=api.client_id,
+        client_secret=Secret(api.client_secret),
+        store=store,
+        clock=clock,
+        http=transport,
+    )
+
+
+@pytest.fixture
+def pauses() -> Pauses:
+    return Pauses()
+
+
+@pytest.fixture
+def zithara(api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock, pauses: Pauses) -> ZitharaApi:
+    return ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, now_utc=clock)

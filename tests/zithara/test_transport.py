@@ -1,0 +1,438 @@
+from __future__ import annotations
+
+import socket
+import ssl
+import struct
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trustme
+from zithara_doubles import RawServer, Script, read_request
+
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.sandbox.api import FakeZithara, Reply, in_turn
+from zithara_worker.zithara import reasons
+from zithara_worker.zithara.transport import (
+    BODY_LIMIT,
+    ExchangeFailed,
+    Transport,
+    UrlRefused,
+    Withdrawn,
+    endpoint_of,
+    tls_context,
+)
+
+MakeTransport = Callable[..., Transport]
+Serve = Callable[[Script], RawServer]
+
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def server_tls(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def ca_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(str(path))
+    return str(path)
+
+
+def failure(transport: Transport, url: str, body: bytes = b"{}") -> ExchangeFailed:
+    with pytest.raises(ExchangeFailed) as caught:
+        transport.exchange("POST", endpoint_of(url), [], body)
+    return caught.value
+
+
+# --- what travels
+
+
+def test_a_request_arrives_as_given_and_its_answer_comes_back(api: FakeZithara, transport: Transport) -> None:
+    api.responder = in_turn(Reply(201, b'{"id": 7}', {"X-Trace": "abc"}))
+    body = '{"name":"Ünïcode"}'.encode()
+
+    answer = transport.exchange("PATCH", endpoint_of(api.base_url + "/order?x=1"), [(b"X-One", b"1")], body)
+
+    (request,) = api.requests()
+    assert (request.method, request.path, request.body) == ("PATCH", "/v1/order?x=1", body)
+    assert request.headers == {"host": f"127.0.0.1:{api.port}", "x-one": "1", "content-length": str(len(body))}
+    assert (answer.status, answer.body, answer.headers["x-trace"], answer.broken) == (201, b'{"id": 7}', "abc", False)
+    assert 0 < answer.duration_ms < 5000
+
+
+def test_a_redirect_is_an_answer_and_is_not_followed(api: FakeZithara, transport: Transport) -> None:
+    api.responder = in_turn(Reply(302, b"", {"Location": f"{api.base_url}/elsewhere"}))
+
+    assert transport.exchange("POST", endpoint_of(api.base_url + "/order"), [], b"{}").status == 302
+    assert api.request_count == 1
+
+
+def test_the_proxy_of_the_environment_is_not_used(
+    api: FakeZithara, make_transport: MakeTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    api.responder = in_turn(Reply())
+
+    assert make_transport().exchange("POST", endpoint_of(api.base_url + "/order"), [], b"{}").status == 200
+
+
+def test_a_long_body_is_read_up_to_the_limit(api: FakeZithara, transport: Transport) -> None:
+    api.responder = in_turn(Reply(500, b"x" * (BODY_LIMIT * 20)), Reply())
+    order = endpoint_of(api.base_url + "/order")
+
+    answer = transport.exchange("POST", order, [], b"{}")
+
+    assert (len(answer.body), answer.broken) == (BODY_LIMIT, False)
+    assert transport.exchange("POST", order, [], b"{}").status == 200
+
+
+def test_a_request_withdrawn_when_its_body_is_due_does_not_arrive(api: FakeZithara, transport: Transport) -> None:
+    api.responder = lambda request: Reply()
+    order = endpoint_of(api.base_url + "/order")
+    for _ in range(2):
+        with pytest.raises(Withdrawn):
+            transport.exchange("POST", order, [], b"{}", may_send=lambda: False)
+
+    assert transport.exchange("POST", order, [], b"{}", may_send=lambda: True).status == 200
+    assert api.request_count == 1
+
+
+# --- connections
+
+
+def test_each_thread_keeps_one_connection(api: FakeZithara, transport: Transport) -> None:
+    api.responder = lambda request: Reply()
+    order = endpoint_of(api.base_url + "/order")
+
+    def send_many() -> None:
+        for _ in range(25):
+            transport.exchange("POST", order, [], b"{}")
+
+    threads = [threading.Thread(target=send_many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert api.request_count == 100
+    assert api.connection_count == 4
+
+
+def test_a_connection_that_the_host_closed_while_idle_is_replaced_unnoticed(
+    api: FakeZithara, transport: Transport
+) -> None:
+    api.responder = lambda request: Reply()
+    order = endpoint_of(api.base_url + "/order")
+    transport.exchange("POST", order, [], b"{}")
+    api.stop()
+    api.start()
+
+    assert transport.exchange("POST", order, [], b"{}").status == 200
+    assert api.connection_count == 2
+
+
+def test_head_and_body_do_not_wait_for_each_other(api: FakeZithara, transport: Transport) -> None:
+    api.responder = lambda request: Reply()
+    order = endpoint_of(api.base_url + "/order")
+    transport.exchange("POST", order, [], b"{}")
+
+    fastest = min(transport.exchange("POST", order, [], b"x" * 2000).duration_ms for _ in range(30))
+
+    # Nagle's algorithm against a delayed acknowledgement takes 40 ms and more, every time.
+    assert fastest < 35
+
+
+def test_two_hosts_have_a_connection_each(transport: Transport) -> None:
+    with FakeZithara() as one, FakeZithara() as two:
+        one.responder = two.responder = lambda request: Reply()
+        for _ in range(3):
+            for host in (one, two):
+                transport.exchange("POST", endpoint_of(host.webhook_url), [], b"{}")
+        assert (one.connection_count, two.connection_count) == (1, 1)
+        transport.close()
+
+
+# --- failures
+
+
+def test_a_refused_connection_is_a_connect_error_and_surely_not_processed(
+    api: FakeZithara, transport: Transport
+) -> None:
+    url = api.base_url + "/order"
+    api.stop()
+
+    error = failure(transport, url)
+
+    assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reasons.CONNECT_ERROR, False, True)
+
+
+def test_an_unknown_name_is_a_connect_error(transport: Transport) -> None:
+    error = failure(transport, "https://no-such-host.invalid/order")
+
+    assert (error.reason, error.may_have_been_processed) == (reasons.CONNECT_ERROR, False)
+
+
+@pytest.mark.parametrize(
+    ("reply", "reason"),
+    [(Reply.reset(), reasons.CONNECTION_LOST), (Reply.closed(), reasons.PROTOCOL_ERROR)],
+    ids=["reset", "closed"],
+)
+def test_a_connection_that_ends_after_the_request_leaves_it_in_doubt(
+    api: FakeZithara, transport: Transport, reply: Reply, reason: str
+) -> None:
+    api.responder = in_turn(reply)
+
+    error = failure(transport, api.base_url + "/order")
+
+    assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reason, True, True)
+
+
+def test_what_is_not_http_is_a_protocol_error(raw_server: Serve, transport: Transport) -> None:
+    def talk_smtp(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(b"220 mail.example.com ESMTP\r\n\r\n")
+
+    error = failure(transport, raw_server(talk_smtp).url)
+
+    assert error.reason == reasons.PROTOCOL_ERROR
+
+
+def test_a_host_that_does_not_answer_is_a_timeout(api: FakeZithara, make_transport: MakeTransport) -> None:
+    api.responder = lambda request: Reply.never()
+    started = time.monotonic()
+
+    error = failure(make_transport(timeout_seconds=0.3), api.base_url + "/order")
+
+    assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reasons.TIMEOUT, True, False)
+    assert time.monotonic() - started < 3
+
+
+@pytest.mark.parametrize("head", [b"", ANSWER[:-2].replace(b"2", b"90000", 1)], ids=["head", "body"])
+def test_a_host_that_drips_bytes_is_cut_off(raw_server: Serve, make_transport: MakeTransport, head: bytes) -> None:
+    def drip(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" if head else b"HTTP/1.1 200 OK\r\nX-Slow: "
+        )
+        while not server.stopping.wait(0.02):
+            connection.sendall(b"x")
+
+    server = raw_server(drip)
+    transport = make_transport(timeout_seconds=0.4)
+    started = time.monotonic()
+
+    if head:  # the status is known by then, so that is an answer, and a broken one
+        assert transport.exchange("POST", endpoint_of(server.url), [], b"{}").broken
+    else:
+        error = failure(transport, server.url)
+        assert (error.reason, error.may_have_been_processed) == (reasons.TIMEOUT, True)
+    assert 0.3 < time.monotonic() - started < 3
+
+
+def test_a_host_that_drips_on_a_kept_connection_is_cut_off_too(
+    raw_server: Serve, make_transport: MakeTransport
+) -> None:
+    def answer_then_drip(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(ANSWER)
+        read_request(connection)
+        while not server.stopping.wait(0.02):
+            connection.sendall(b"H")
+
+    server = raw_server(answer_then_drip)
+    transport = make_transport(timeout_seconds=0.4)
+    transport.exchange("POST", endpoint_of(server.url), [], b"{}")
+
+    assert failure(transport, server.url).reason == reasons.TIMEOUT
+    assert server.connection_count == 1
+
+
+def test_a_host_that_reads_too_slowly_is_cut_off(raw_server: Serve, make_transport: MakeTransport) -> None:
+    def sip(connection: socket.socket, number: int) -> None:
+        while not server.stopping.wait(0.02):
+            connection.recv(64 * 1024)
+
+    server = raw_server(sip)
+    started = time.monotonic()
+
+    error = failure(make_transport(timeout_seconds=0.5), server.url, body=b"x" * 200_000_000)
+
+    assert (error.reason, error.may_have_been_processed) == (reasons.TIMEOUT, True)
+    assert time.monotonic() - started < 5
+
+
+def test_the_deadline_of_one_exchange_does_not_hit_the_next(api: FakeZithara, make_transport: MakeTransport) -> None:
+    transport = make_transport(timeout_seconds=0.5)
+    order = endpoint_of(api.base_url + "/order")
+    api.responder = lambda request: Reply().after(0.2)
+
+    assert [transport.exchange("POST", order, [], b"{}").status for _ in range(6)] == [200] * 6
+    assert api.connection_count == 1
+
+
+def test_a_body_that_breaks_off_is_a_broken_answer(api: FakeZithara, transport: Transport) -> None:
+    api.responder = in_turn(Reply.truncated(), Reply())
+    order = endpoint_of(api.base_url + "/order")
+
+    answer = transport.exchange("POST", order, [], b"{}")
+
+    assert (answer.status, answer.broken) == (200, True)
+    assert not transport.exchange("POST", order, [], b"{}").broken
+
+
+def test_a_reset_before_anything_was_read_is_no_answer(raw_server: Serve, transport: Transport) -> None:
+    def reset(connection: socket.socket, number: int) -> None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    error = failure(transport, raw_server(reset).url)
+
+    assert error.reason in (reasons.CONNECTION_LOST, reasons.PROTOCOL_ERROR, reasons.CONNECT_ERROR)
+    assert error.again_at_once
+
+
+def test_a_header_that_cannot_be_written_is_an_invalid_request(api: FakeZithara, transport: Transport) -> None:
+    with pytest.raises(ExchangeFailed) as caught:
+        transport.exchange("POST", endpoint_of(api.base_url + "/order"), [(b"X-Event", b"a\r\nHost: b")], b"{}")
+
+    assert (caught.value.reason, caught.value.may_have_been_processed) == (reasons.INVALID_REQUEST, False)
+    assert api.request_count == 0
+
+
+def test_closing_ends_an_exchange_under_way(api: FakeZithara, make_transport: MakeTransport) -> None:
+    api.responder = lambda request: Reply.never()
+    transport = make_transport(timeout_seconds=60)
+    failed: list[ExchangeFailed] = []
+    sending = threading.Thread(target=lambda: failed.append(failure(transport, api.base_url + "/order")))
+    sending.start()
+    api.wait_for(1)
+
+    transport.close()
+
+    sending.join(5)
+    assert failed and failed[0].may_have_been_processed
+
+
+# --- TLS
+
+
+def test_a_host_of_an_authority_in_ca_file_is_trusted(
+    server_tls: ssl.SSLContext, ca_file: str, make_transport: MakeTransport
+) -> None:
+    with FakeZithara(tls=server_tls) as api:
+        api.responder = lambda request: Reply()
+        transport = make_transport(tls=tls_context(ca_file=ca_file))
+        order = endpoint_of(api.base_url + "/order")
+
+        assert [transport.exchange("POST", order, [], b"{}").status for _ in range(3)] == [200] * 3
+        assert api.connection_count == 1
+        transport.close()
+
+
+def test_a_host_of_an_unknown_authority_is_a_tls_error(
+    server_tls: ssl.SSLContext, make_transport: MakeTransport
+) -> None:
+    with FakeZithara(tls=server_tls) as api:
+        error = failure(make_transport(tls=tls_context()), api.base_url + "/order")
+
+        assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reasons.TLS_ERROR, False, False)
+        assert api.request_count == 0
+
+
+def test_checks_can_be_switched_off(server_tls: ssl.SSLContext, make_transport: MakeTransport) -> None:
+    with FakeZithara(tls=server_tls) as api:
+        api.responder = lambda request: Reply()
+        transport = make_transport(tls=tls_context(verify=False))
+        assert transport.exchange("POST", endpoint_of(api.base_url + "/order"), [], b"{}").status == 200
+        transport.close()
+
+
+def test_a_drip_over_tls_is_cut_off(
+    raw_server: Serve, server_tls: ssl.SSLContext, ca_file: str, make_transport: MakeTransport
+) -> None:
+    def drip(connection: socket.socket, number: int) -> None:
+        with server_tls.wrap_socket(connection, server_side=True) as secured:
+            read_request(secured)
+            while not server.stopping.wait(0.02):
+                secured.sendall(b"H")
+
+    server = raw_server(drip)
+    transport = make_transport(tls=tls_context(ca_file=ca_file), timeout_seconds=0.4)
+
+    assert failure(transport, server.url.replace("http:", "https:")).reason == reasons.TIMEOUT
+
+
+def test_a_plain_answer_to_a_tls_greeting_is_a_tls_error(raw_server: Serve, transport: Transport) -> None:
+    def speak_plain(connection: socket.socket, number: int) -> None:
+        connection.recv(65536)
+        connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    error = failure(transport, raw_server(speak_plain).url.replace("http:", "https:"))
+
+    assert (error.reason, error.may_have_been_processed) == (reasons.TLS_ERROR, False)
+
+
+def test_a_ca_file_without_certificates_is_a_configuration_error(tmp_path: Path) -> None:
+    empty = tmp_path / "ca.pem"
+    empty.write_text("nothing")
+
+    for file in (empty, tmp_path / "missing.pem"):
+        with pytest.raises(ConfigurationError, match=f"ca_file {file}"):
+            tls_context(ca_file=str(file))
+
+
+# --- URLs
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://pos-api.zithara.com/v1",
+        "http://10.0.0.1/hook",
+        "http://localhost.example.com/hook",
+        "http://127.0.0.1.example.com/",
+        "http://[2001:db8::1]/",
+    ],
+)
+def test_http_to_another_host_is_refused(url: str) -> None:
+    with pytest.raises(UrlRefused, match="use https://") as caught:
+        endpoint_of(url)
+    assert caught.value.reason == reasons.INSECURE_URL
+
+
+@pytest.mark.parametrize("url", ["http://localhost:8080/x", "http://127.0.0.2/x", "http://[::1]:1/x"])
+def test_http_to_this_host_is_allowed(url: str) -> None:
+    assert endpoint_of(url).url.path == "/x"
+
+
+@pytest.mark.parametrize(
+    "url", ["", "/hook", "ftp://example.com/", "https://", "example.com/hook", "http://[::1", "https://h:x/"]
+)
+def test_what_is_no_url_is_refused(url: str) -> None:
+    with pytest.raises(UrlRefused) as caught:
+        endpoint_of(url)
+    assert caught.value.reason == reasons.INVALID_URL
+
+
+def test_a_refused_url_does_not_repeat_its_password() -> None:
+    with pytest.raises(UrlRefused) as caught:
+        endpoint_of("http://shop:s3cret@example.com/hook?key=s3cret")
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_host_header_has_the_port_only_where_it_is_not_the_usual_one() -> None:
+    assert endpoint_of("https://example.com:443/a").host_header == b"example.com"
+    assert endpoint_of("https://example.com:8443/a").host_header == b"example.com:8443"
+    assert endpoint_of("https://user:pw@bücher.example/a").host_header == b"xn--bcher-kva.example"

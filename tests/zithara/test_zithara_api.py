@@ -1,0 +1,361 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from zithara_doubles import Clock, MemoryStore, Pauses
+
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.messages import Outcome, OutcomeKind, Request, Target
+from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply, in_turn
+from zithara_worker.settings import Secret
+from zithara_worker.version import VERSION
+from zithara_worker.zithara import reasons
+from zithara_worker.zithara.api import ZitharaApi, encoded
+from zithara_worker.zithara.tokens import TokenSource
+from zithara_worker.zithara.transport import Transport, Withdrawn
+
+
+def order(method: str = "POST", json: object = None) -> Request:
+    return Request(target=Target.API, method=method, path="/order", json=json or {"order": {"name": "100001"}})
+
+
+def webhook(url: str) -> Request:
+    return Request(
+        target=Target.WEBHOOK,
+        method="POST",
+        path=url,
+        json={"id": 1},
+        headers={"X-Webhook-Event": "order_refund"},
+        idempotent=False,
+    )
+
+
+def test_a_request_carries_what_the_api_wants(api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource) -> None:
+    outcome = zithara.send(order("PATCH", {"name": "Ünal"}), "zithara_order_queue-17")
+
+    (request,) = api.requests()
+    assert (request.method, request.path) == ("PATCH", "/v1/order")
+    assert request.body == '{"name":"Ünal"}'.encode()
+    assert request.headers == {
+        "host": f"127.0.0.1:{api.port}",
+        "content-type": "application/json",
+        "accept": "application/json",
+        "user-agent": f"zithara-worker/{VERSION}",
+        "authorization": tokens.get(),
+        "idempotency-key": "zithara_order_queue-17",
+        "content-length": str(len(request.body)),
+    }
+    assert (outcome.kind, outcome.http_status, outcome.endpoint) == (OutcomeKind.DELIVERED, 200, "PATCH /order")
+    assert outcome.duration_ms is not None and outcome.duration_ms > 0
+
+
+def test_a_webhook_goes_to_its_own_url_with_its_own_headers(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource
+) -> None:
+    outcome = zithara.send(webhook(api.webhook_url), "zithara_webhook_queue-3")
+
+    (request,) = api.requests()
+    assert request.path == "/hook"
+    assert request.headers["x-webhook-event"] == "order_refund"
+    assert request.headers["authorization"] == tokens.get()
+    assert (outcome.kind, outcome.endpoint) == (OutcomeKind.DELIVERED, "webhook")
+
+
+def test_token_and_messages_share_a_connection(api: FakeZithara, zithara: ZitharaApi) -> None:
+    for number in range(5):
+        zithara.send(order(), f"q-{number}")
+    assert (api.request_count, api.connection_count) == (6, 1)
+
+
+# --- tokens
+
+
+def test_a_refused_token_is_renewed_and_the_request_sent_again(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource
+) -> None:
+    tokens.get()
+    api.revoke_tokens()
+
+    assert zithara.send(order(), "q-1").kind is OutcomeKind.DELIVERED
+    assert [request.headers["authorization"] for request in api.requests()] == ["sandbox-token-1", "sandbox-token-2"]
+
+
+def test_sixteen_threads_refused_together_renew_once(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource
+) -> None:
+    tokens.get()
+    api.revoke_tokens()
+    all_refused = threading.Barrier(16)
+
+    def refuse_together(request: object) -> Reply | None:
+        # Holds the answers back until every thread has sent with the old token.
+        if getattr(request, "headers", {}).get("authorization") == "sandbox-token-1":
+            all_refused.wait(5)
+        return None
+
+    api.responder = refuse_together
+    outcomes: list[Outcome] = []
+    threads = [
+        threading.Thread(target=lambda number=number: outcomes.append(zithara.send(order(), f"q-{number}")))
+        for number in range(16)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert [outcome.kind for outcome in outcomes] == [OutcomeKind.DELIVERED] * 16
+    assert api.tokens_issued == 2
+    assert len(api.requests()) == 32
+    assert api.connection_count <= 17  # sixteen threads, and the one that fetched the first token
+
+
+@pytest.mark.parametrize("reply", [Reply.error(401), Reply.error(403), Reply.of(200, {"status": 401})])
+def test_who_is_refused_with_a_new_token_too_is_released(api: FakeZithara, zithara: ZitharaApi, reply: Reply) -> None:
+    api.responder = lambda request: None if request.path == TOKEN_PATH else reply
+
+    outcome = zithara.send(order(), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, True)
+    assert (len(api.requests()), api.tokens_issued) == (2, 2)
+
+
+def test_wrong_credentials_release_the_message_unsent(api: FakeZithara, zithara: ZitharaApi) -> None:
+    api.client_secret = "changed"
+
+    outcome = zithara.send(order(), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, True)
+    assert api.requests() == []
+
+
+def test_no_token_is_an_outage(api: FakeZithara, zithara: ZitharaApi) -> None:
+    api.responder = in_turn(Reply.error(500), path=TOKEN_PATH)
+
+    outcome = zithara.send(order(), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.TOKEN_UNAVAILABLE, True)
+    assert outcome.http_status is None
+
+
+# --- sent again at once
+
+
+def test_a_connection_that_is_refused_for_a_moment_is_tried_again(
+    api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock
+) -> None:
+    tokens.get()
+    api.stop()
+    pauses: list[float] = []
+
+    def come_back(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            api.start()
+
+    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=come_back, now_utc=clock)
+
+    assert zithara.send(webhook(api.webhook_url), "q-1").kind is OutcomeKind.DELIVERED
+    assert len(pauses) == 2 and sum(pauses) < 2
+
+
+def test_a_host_that_stays_away_is_tried_three_times_in_all(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, pauses: Pauses
+) -> None:
+    tokens.get()
+    api.stop()
+
+    outcome = zithara.send(order(), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.CONNECT_ERROR, True)
+    assert (len(pauses), outcome.http_status, outcome.duration_ms) == (2, None, None)
+
+
+@pytest.mark.parametrize("reply", [Reply.reset(), Reply.closed()], ids=["reset", "closed"])
+def test_an_upsert_whose_connection_ended_is_sent_again_at_once(
+    api: FakeZithara, zithara: ZitharaApi, reply: Reply
+) -> None:
+    api.responder = in_turn(reply, reply)
+
+    assert zithara.send(order(), "q-1").kind is OutcomeKind.DELIVERED
+    assert {request.headers["idempotency-key"] for request in api.requests()} == {"q-1"}
+    assert len(api.requests()) == 3
+
+
+@pytest.mark.parametrize("reply", [Reply.reset(), Reply.closed()], ids=["reset", "closed"])
+def test_a_webhook_that_may_have_been_processed_is_not_sent_again_at_once(
+    api: FakeZithara, zithara: ZitharaApi, reply: Reply
+) -> None:
+    api.responder = in_turn(reply)
+
+    outcome = zithara.send(webhook(api.webhook_url), "q-1")
+
+    assert (outcome.kind, outcome.outage) == (OutcomeKind.RETRY, True)
+    assert len(api.requests()) == 1
+
+
+def test_a_webhook_on_a_connection_closed_while_idle_is_sent_once(
+    api: FakeZithara, zithara: ZitharaApi, pauses: Pauses
+) -> None:
+    zithara.send(webhook(api.webhook_url), "q-1")
+    api.stop()
+    api.start()
+
+    assert zithara.send(webhook(api.webhook_url), "q-2").kind is OutcomeKind.DELIVERED
+    assert [request.headers["idempotency-key"] for request in api.requests()] == ["q-1", "q-2"]
+    assert pauses == []
+
+
+def test_a_timeout_is_not_sent_again_at_once(
+    api: FakeZithara, tokens: TokenSource, make_transport: Callable[..., Transport], pauses: Pauses
+) -> None:
+    api.responder = lambda request: None if request.path == TOKEN_PATH else Reply.never()
+    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=make_transport(timeout_seconds=0.3), pause=pauses)
+
+    outcome = zithara.send(order(), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.TIMEOUT, True)
+    assert (len(api.requests()), pauses) == (1, [])
+
+
+def test_nothing_is_sent_again_once_the_window_is_over(
+    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
+) -> None:
+    tokens.get()
+    api.stop()
+    seconds = iter(range(0, 1000, 5))
+    zithara = ZitharaApi(
+        base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, monotonic=lambda: next(seconds)
+    )
+
+    assert zithara.send(order(), "q-1").reason == reasons.CONNECT_ERROR
+    assert pauses == []
+
+
+def test_a_message_that_is_no_longer_ours_is_not_sent_again_with_the_new_token(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource
+) -> None:
+    tokens.get()
+    api.revoke_tokens()
+    answers = iter([True, False])
+
+    with pytest.raises(Withdrawn):
+        zithara.send(order(), "q-1", may_send=lambda: next(answers))
+
+    assert len(api.requests()) == 1
+
+
+# --- refused before sending
+
+
+def test_a_webhook_url_in_clear_is_not_used(api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource) -> None:
+    outcome = zithara.send(webhook("http://user:pw@shop.example.com/hook"), "q-1")
+
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.FAILED, reasons.INSECURE_URL)
+    assert "https://" in outcome.detail and "pw" not in outcome.detail
+    assert api.request_count == 0
+
+
+def test_a_webhook_url_that_is_none_has_failed(zithara: ZitharaApi) -> None:
+    assert zithara.send(webhook("shop.example.com/hook"), "q-1").reason == reasons.INVALID_URL
+
+
+def test_an_api_in_clear_is_a_configuration_error(tokens: TokenSource, transport: Transport, pauses: Pauses) -> None:
+    with pytest.raises(ConfigurationError, match="use https://"):
+        ZitharaApi(base_url="http://pos-api.zithara.com/v1", tokens=tokens, http=transport, pause=pauses)
+
+
+@pytest.mark.parametrize("event", ["a\nb", "half \ud83d", "nul\x00"])
+def test_an_event_type_that_is_no_header_has_failed(api: FakeZithara, zithara: ZitharaApi, event: str) -> None:
+    request = Request(
+        target=Target.WEBHOOK, method="POST", path=api.webhook_url, json={}, headers={"X-Webhook-Event": event}
+    )
+
+    outcome = zithara.send(request, "q-1")
+
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.FAILED, reasons.INVALID_REQUEST)
+    assert api.requests() == []
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_json_does_not_have_has_failed(zithara: ZitharaApi, number: float) -> None:
+    outcome = zithara.send(order(json={"total": number}), "q-1")
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.FAILED, reasons.INVALID_REQUEST)
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(st.characters(exclude_categories=[])),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    )
+)
+def test_a_body_says_what_was_meant_half_an_emoji_included(value: object) -> None:
+    assert json.loads(encoded(value)) == value
+
+
+def test_an_outcome_tells_the_digest_of_its_body_only_where_it_is_wanted(
+    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
+) -> None:
+    def outcome(*, digest: bool) -> Outcome:
+        sending = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, digest=digest)
+        return sending.send(order(), "q-1")
+
+    assert outcome(digest=False).request_sha256 == ""
+    assert outcome(digest=True).request_sha256 == hashlib.sha256(api.requests()[-1].body).hexdigest()
+
+
+# --- secrecy
+
+
+def test_token_and_secret_are_in_no_log_and_no_outcome(
+    api: FakeZithara,
+    store: MemoryStore,
+    clock: Clock,
+    transport: Transport,
+    pauses: Pauses,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    tokens = TokenSource(
+        base_url=api.base_url,
+        client_id=api.client_id,
+        client_secret=Secret(api.client_secret),
+        store=store,
+        clock=clock,
+        http=transport,
+    )
+    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, now_utc=clock)
+
+    def echo(request: object) -> Reply | None:
+        headers = getattr(request, "headers", {})
+        return Reply.error(422, f"you sent {dict(headers)}") if "authorization" in headers else None
+
+    api.responder = echo
+    outcomes = [zithara.send(order(), "q-1")]
+    api.responder = lambda request: Reply.error(401, f"{api.client_secret} is wrong")
+    outcomes.append(zithara.send(order(), "q-2"))
+    api.stop()
+    clock.now += 5000
+    outcomes.append(zithara.send(order(), "q-3"))
+
+    assert [outcome.reason for outcome in outcomes] == [
+        "http_422",
+        reasons.CREDENTIALS_REFUSED,
+        reasons.TOKEN_UNAVAILABLE,
+    ]
+    assert "[masked]" in outcomes[0].detail
+    shown = caplog.text + repr(outcomes) + repr(tokens) + repr(zithara)
+    assert "sandbox-token" not in shown
+    assert api.client_secret not in shown

@@ -1,0 +1,134 @@
+"""Stand-ins for what surrounds the API's client; a server that says exactly the bytes a test wants among them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from itertools import count
+from types import TracebackType
+
+from zithara_worker.zithara.tokens import StoredToken
+
+#: Gets an open connection and its number (1 = first), and does with it what the test wants.
+Script = Callable[[socket.socket, int], None]
+
+
+class MemoryStore:
+    """The shop's token row. Counts, and says whether somebody saved without holding the lock."""
+
+    def __init__(self, token: StoredToken | None = None) -> None:
+        self.token = token
+        self.loads = 0
+        self.saves = 0
+        self.saved_unlocked = False
+        self._lock = threading.RLock()
+        self._held = False
+
+    def load(self) -> StoredToken | None:
+        self.loads += 1
+        return self.token
+
+    def save(self, token: StoredToken) -> None:
+        self.saves += 1
+        self.saved_unlocked |= not self._held
+        self.token = token
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        return _Held(self)
+
+
+class _Held:
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    def __enter__(self) -> None:
+        self._store._lock.acquire()
+        self._store._held = True
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._store._held = False
+        self._store._lock.release()
+
+
+class RawServer:
+    """Accepts on loopback and runs a script on each connection, in a thread of its own, then closes it."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._numbers = count(1)
+        self.connection_count = 0
+        self.stopping = threading.Event()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1/order"
+
+    def stop(self) -> None:
+        self.stopping.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connection_count += 1
+            self._open.append(connection)
+            thread = threading.Thread(target=self._run, args=(connection, next(self._numbers)), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _run(self, connection: socket.socket, number: int) -> None:
+        with connection, suppress(OSError):
+            self._script(connection, number)
+
+
+def read_request(connection: socket.socket) -> bytes:
+    """One request as it came, head and body; b"" when the client is gone."""
+    got = b""
+    while b"\r\n\r\n" not in got:
+        chunk = connection.recv(65536)
+        if not chunk:
+            return b""
+        got += chunk
+    head, _, body = got.partition(b"\r\n\r\n")
+    for line in head.lower().split(b"\r\n"):
+        if line.startswith(b"content-length:"):
+            while len(body) < int(line.partition(b":")[2]):
+                body += connection.recv(65536)
+    return head + b"\r\n\r\n" + body
+
+
+class Clock:
+    """Seconds since the epoch that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Pauses(list[float]):
+    """Takes no time, and remembers what it was asked for."""
+
+    def __call__(self, seconds: float) -> bool:
+        self.append(seconds)
+        return False
