@@ -173,13 +173,15 @@ WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND 
 -- ============================== leases ==============================
 
 -- lease_renew --
--- All leases of this worker at once. Found by KEY worker; under READ COMMITTED locks our own rows only.
-UPDATE {prefix}zithara_message_group
+-- All leases of this worker at once. By KEY worker, which the planner leaves for the whole table when few workers share it:
+-- under READ COMMITTED this locks our own rows only.
+UPDATE {prefix}zithara_message_group FORCE INDEX (worker)
 SET lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
 WHERE worker_id = %(worker_id)s
 
 -- leases_held --
-SELECT queue_id, group_key, id, message_id FROM {prefix}zithara_message_group WHERE worker_id = %(worker_id)s
+SELECT queue_id, group_key, id, message_id FROM {prefix}zithara_message_group FORCE INDEX (worker)
+WHERE worker_id = %(worker_id)s
 
 -- ============================== settle (one transaction) ==============================
 
@@ -235,6 +237,12 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
 -- The group keeps its head: nothing newer of it may pass.
 UPDATE {prefix}zithara_message_group
 SET worker_id = NULL, lease_until = NULL, not_before = NOW(3) + INTERVAL %(delay_us)s MICROSECOND
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+
+-- group_hand_over --
+-- The newest snapshot did not arrive. The oldest of those that it stood for is the head again, before anything newer.
+UPDATE {prefix}zithara_message_group
+SET id = %(id)s, message_id = %(message_id)s, supersedes = NULL, worker_id = NULL, lease_until = NULL, not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
 
 -- refund --
@@ -496,7 +504,7 @@ SHOW SESSION VARIABLES WHERE Variable_name IN
   ('transaction_isolation', 'tx_isolation', 'binlog_format', 'log_bin', 'time_zone', 'read_only', 'innodb_read_only')
 
 -- tables_present --
-SELECT table_name AS name, engine, table_comment AS comment FROM information_schema.tables
+SELECT table_name AS name, engine AS engine, table_comment AS comment FROM information_schema.tables
 WHERE table_schema = DATABASE() AND table_name IN %(tables)s
 
 -- newest_of_queue --

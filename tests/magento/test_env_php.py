@@ -346,7 +346,7 @@ def test_absent_file_is_told_with_remedy(tmp_path: Path) -> None:
     st.lists(
         st.sampled_from(
             ["[", "]", "(", ")", "'a'", '"b"', ",", "=>", ".", "?", ":", "??", "::", "-", "5", "1e999", "getenv", "Foo",
-             "array", "$_ENV", "$x", ";", "{", "}", "9" * 5000, "0x" + "f" * 400, "'", '"\\u{110000}"', "null"]
+             "array", "$_ENV", "$x", ";", "{", "}", "9" * 5000, "0x" + "f" * 400, "0x_", "'", '"\\u{110000}"', "null"]
         )
     )
 )  # fmt: skip

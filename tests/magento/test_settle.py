@@ -379,6 +379,38 @@ def test_older_snapshots_complete_with_the_newest_once_it_has_arrived(
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.SKIPPED, OutcomeKind.FAILED])
+def test_what_a_failed_snapshot_stood_for_is_not_overtaken_by_a_worker_that_never_saw_it(
+    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker], kind: OutcomeKind
+) -> None:
+    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
+    oldest = shop.publish_cart("7")
+    held = worker.claim()
+    for _ in range(3):  # the other one's cursor passes it while it is IN_PROGRESS
+        other.claim()
+        clock.pass_by(15)
+    worker.settle((held[0], OutcomeKind.RETRY))
+    shop.publish_cart("7")
+    worker.look()
+    worker.queue.recheck()
+    [message] = worker.claim()
+    while message.supersedes == ():
+        worker.settle((message, OutcomeKind.RETRY))
+        [message] = worker.claim()
+    assert message.supersedes == (tuple(oldest),)
+    worker.settle((message, kind))
+    shop.publish_cart("7")
+
+    other.pulse()
+    [next_one] = other.queue.claim(10)
+
+    assert oldest.message_id == next_one.message_id or tuple(oldest) in next_one.supersedes
+    other.deliver([next_one])
+    worker.drain()
+    assert shop.statuses() == [4, 4 if kind is OutcomeKind.SKIPPED else 6, 4]
+    assert groups_of(shop) == {}
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.SKIPPED, OutcomeKind.FAILED])
 def test_a_newest_snapshot_that_did_not_arrive_frees_the_older_ones(
     shop: Shop, make_worker: Callable[..., StepWorker], kind: OutcomeKind
 ) -> None:

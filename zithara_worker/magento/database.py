@@ -148,7 +148,8 @@ class Database:
         connection: pymysql.connections.Connection[Any] = pymysql.connect(
             **where,
             user=settings.user,
-            password=settings.password.reveal(),
+            # As bytes: pymysql would encode a text as Latin-1.
+            password=settings.password.reveal().encode(),
             database=settings.name,
             charset="utf8mb4",
             # A renewal within the same second changes no row; without this it would look like a lost lease.

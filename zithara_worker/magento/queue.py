@@ -22,7 +22,7 @@ from zithara_worker.magento.claim import Claim, Head, merged, superseded_from
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.line import Entry
 from zithara_worker.magento.reader import Identify, Reader
-from zithara_worker.magento.settle import Settle, Settled, Settlement
+from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.magento.snapshots import READ_A_CLAIM, Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
 from zithara_worker.messages import Message, OutcomeKind
@@ -262,7 +262,7 @@ class MessageQueue:
         message = settlement.message
         if settlement.outcome.kind is OutcomeKind.DELIVERED and message.supersedes:
             self._line.drop(message.group_key, [message_id for _, message_id in message.supersedes])
-        if EDGES[settlement.outcome.kind].keeps_group:
+        if EDGES[settlement.outcome.kind].keeps_group or hands_over(settlement):
             self._line.block(message.group_key)
             if settlement.delay_seconds <= 0:
                 self._due = True

@@ -154,7 +154,7 @@ class Reader:
         """Takes the next pending messages behind the cursor into the line; whether there were any."""
         if self._cursor is None:
             self._cursor = self._first_cursor()
-            self._marks.append((self._monotonic(), self._cursor))
+            self._marks.append((self._monotonic(), 0))
         elif self._newest <= self._cursor:
             return False
         if len(self.line) >= PARKED_LIMIT:

@@ -131,9 +131,14 @@ class Settle:
                 self._write_status(EDGES[kind].statement, by_kind[kind])
         self._write_released(by_kind[OutcomeKind.RELEASED])
         # Groups after rows: the order that claim keeps as well.
-        finished = complete + by_kind[OutcomeKind.FAILED]
+        ended = complete + by_kind[OutcomeKind.FAILED]
+        finished = [each for each in ended if not hands_over(each)]
         if finished:
             self._group_statement("group_done", finished)
+        for each in ended:
+            if hands_over(each):
+                id, message_id = each.message.supersedes[0]
+                self._group_statement("group_hand_over", [each], id=id, message_id=message_id)
         by_delay: dict[float, list[Settlement]] = defaultdict(list)
         for each in by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.RELEASED]:
             by_delay[each.delay_seconds].append(each)
@@ -258,6 +263,12 @@ class Settle:
                 worker_id=self._worker_id,
                 delay_us=0,
             )
+
+
+def hands_over(settlement: Settlement) -> bool:
+    """Whether the group goes back to the older snapshots, because the one that stood for them did not arrive."""
+    kind, message = settlement.outcome.kind, settlement.message
+    return bool(message.supersedes) and kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED)
 
 
 def _has_history(message: Message) -> bool:

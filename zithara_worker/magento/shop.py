@@ -39,7 +39,7 @@ class ShopConfiguration:
     client_secret: Secret
     event_types: tuple[str, ...]
     new_messages_lifetime_minutes: int
-    values: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict)
+    values: Mapping[tuple[str, str], tuple[str, str]] = field(default_factory=dict, repr=False)
 
     @property
     def consumable(self) -> bool:

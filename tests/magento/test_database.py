@@ -1,0 +1,247 @@
+"""Sessions, transactions, and what becomes of the server's errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pymysql.err
+import pytest
+from support.workers import settings_of
+
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
+from zithara_worker.magento.database import Contention, Database, knows_skip_locked
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings import Secret
+
+
+@pytest.fixture
+def open_database(shop: Shop) -> Iterator[Callable[..., Database]]:
+    """Sessions of the least-privilege user; keywords change the settings."""
+    opened: list[Database] = []
+
+    def make(on: Shop = shop, **changes: object) -> Database:
+        opened.append(Database(settings_of(on, **changes), sleep=lambda _: None))
+        return opened[-1]
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def database(open_database: Callable[..., Database]) -> Database:
+    return open_database()
+
+
+def variable(database: Database, name: str) -> object:
+    with database._open().cursor() as cursor:
+        cursor.execute(f"SELECT @@SESSION.{name}")
+        return cursor.fetchone()[0]
+
+
+def test_a_session_has_what_the_protocol_rests_on(database: Database) -> None:
+    isolation = {str(row["Value"]) for row in rows(database, "SHOW VARIABLES LIKE '%isolation'") if "-" in row["Value"]}
+    assert isolation == {"READ-COMMITTED"}
+    assert variable(database, "time_zone") == "+00:00"
+    assert variable(database, "innodb_lock_wait_timeout") == 3
+    assert variable(database, "autocommit") == 1
+    assert "STRICT_TRANS_TABLES" in str(variable(database, "sql_mode"))
+
+
+def rows(database: Database, text: str) -> list[dict[str, str]]:
+    with database._open().cursor(pymysql.cursors.DictCursor) as cursor:
+        cursor.execute(text)
+        return list(cursor.fetchall())
+
+
+def test_a_statement_counts_the_rows_it_found_even_if_none_changed(shop: Shop, database: Database) -> None:
+    shop.publish_order("A")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3")
+    fence = {"ids": [1], "fences": ((1, 0),), "status": 3, "updated_at": shop.rows()[0].updated_at}
+    assert [database.execute("settle_release", **fence) for _ in range(2)] == [1, 1]
+
+
+def test_a_given_clock_is_the_servers_time(shop: Shop) -> None:
+    database = Database(settings_of(shop), clock=lambda: 1_700_000_000.25)
+    try:
+        assert float(database.rows("clock")[0]["now"]) == pytest.approx(1_700_000_000.25)
+    finally:
+        database.close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(shop: Shop, database: Database) -> None:
+    with pytest.raises(RuntimeError), database.transaction():
+        database.execute("pause", topic="t", paused_by="me", reason="test")
+        raise RuntimeError
+    assert database.rows("paused") == []
+    with database.transaction():
+        database.execute("pause", topic="t", paused_by="me", reason="test")
+    assert [row["topic"] for row in database.rows("paused")] == ["t"]
+
+
+def kill_session(shop: Shop) -> None:
+    [(session,)] = shop.query("SELECT id FROM information_schema.processlist WHERE user = %s", (shop.user,))
+    shop.query("KILL %s", (session,))
+
+
+def test_a_lost_connection_is_said_once_and_opened_again(shop: Shop, database: Database) -> None:
+    database.rows("paused")
+    generation = database.generation
+    kill_session(shop)
+    with pytest.raises(DatabaseUnavailable):
+        database.rows("paused")
+    assert database.rows("paused") == []
+    assert database.generation == generation + 1
+    assert variable(database, "innodb_lock_wait_timeout") == 3, "the new session is set up like the first"
+
+
+def test_a_connection_lost_within_a_transaction_never_goes_on_half_way(shop: Shop, database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable), database.transaction():
+        database.execute("pause", topic="first", paused_by="me", reason="test")
+        kill_session(shop)
+        database.execute("pause", topic="second", paused_by="me", reason="test")
+    assert database.rows("paused") == []
+
+
+def test_a_connection_lost_at_the_commit_is_reported(shop: Shop, database: Database) -> None:
+    with pytest.raises(DatabaseUnavailable), database.transaction():
+        database.execute("pause", topic="first", paused_by="me", reason="test")
+        kill_session(shop)
+    assert database.rows("paused") == []
+
+
+def test_a_deadlock_is_run_again_until_it_goes_through(shop: Shop, open_database: Callable[..., Database]) -> None:
+    """Two transactions take the same two rows, each in another order."""
+    for name in "AB":
+        shop.publish_order(name)
+    both_hold_one = threading.Barrier(2, timeout=10)
+    runs: list[int] = []
+    failures: list[BaseException] = []
+
+    def run(database: Database, first: int, second: int) -> None:
+        met = False
+
+        def transaction() -> None:
+            nonlocal met
+            runs.append(first)
+            with database.transaction():
+                database.rows("settle_lock", ids=[first])
+                if not met:
+                    met = True
+                    both_hold_one.wait()
+                database.rows("settle_lock", ids=[second])
+
+        try:
+            database.again_on_contention(transaction)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    threads = [threading.Thread(target=run, args=(open_database(), *order)) for order in ((1, 2), (2, 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert failures == []
+    assert len(runs) == 3, "one of the two was the victim, once"
+
+
+def test_a_lock_that_is_never_freed_is_given_up_in_the_end(shop: Shop, database: Database) -> None:
+    shop.publish_order("A")
+    database.run_script(["SET SESSION innodb_lock_wait_timeout = 1"])
+    tries: list[None] = []
+
+    def transaction() -> None:
+        tries.append(None)
+        with database.transaction():
+            database.rows("settle_lock", ids=[1])
+
+    with shop.connect(autocommit=False) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT id FROM queue_message_status WHERE id = 1 FOR UPDATE")
+        with pytest.raises(Contention):
+            database.again_on_contention(transaction, tries=2)
+    assert len(tries) == 2
+    assert database.generation == 1, "contention costs no connection"
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "remedy"),
+    [
+        ({"password": Secret("wrong")}, ConfigurationError, "user and password"),
+        ({"name": "no_such_database"}, ConfigurationError, "database"),
+        ({"table_prefix": "other_"}, ShopError, "table_prefix"),
+        ({"unix_socket": "/nonexistent/mysqld.sock"}, DatabaseUnavailable, "not available"),
+    ],
+    ids=["password", "database", "prefix", "socket"],
+)
+def test_what_is_wrong_with_the_settings_is_said_with_its_remedy(
+    open_database: Callable[..., Database], changes: dict[str, object], expected: type[Exception], remedy: str
+) -> None:
+    with pytest.raises(expected, match=remedy) as raised:
+        open_database(**changes).rows("read_forward", queue_id=1, after=0, limit=1)
+    assert "wrong" not in str(raised.value), "no password in an error"
+
+
+def test_a_missing_table_and_a_missing_privilege_name_their_remedy(
+    make_shop: Callable[..., Shop], open_database: Callable[..., Database]
+) -> None:
+    bare = make_shop(worker_tables=False)
+    bare.query(f"GRANT SELECT ON {bare.name}.queue_message_status TO '{bare.user}'@'%'")
+    database = open_database(on=bare)
+    with pytest.raises(ShopError, match="grant"):
+        database.rows("paused")
+    with pytest.raises(ShopError, match="grant"):
+        database.execute("settle_superseded", ids=[1])
+    bare.query(f"GRANT ALL ON {bare.name}.* TO '{bare.user}'@'%'")
+    with pytest.raises(ShopError, match="zithara-worker install"):
+        database.rows("paused")
+
+
+@pytest.mark.parametrize("prefix", ["m2'", "a b", "x;", "`", "a" * 33, "prefix-"])
+def test_a_prefix_that_could_leave_its_place_in_a_statement_is_refused(shop: Shop, prefix: str) -> None:
+    with pytest.raises(ConfigurationError, match="prefix"):
+        Database(settings_of(shop, table_prefix=prefix))
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ("10.4.34-MariaDB-1:10.4.34+maria~ubu2004-log", False),
+        ("10.5.23-MariaDB", False),
+        ("10.6.0-MariaDB", True),
+        ("10.11.18-MariaDB-0+deb12u1", True),
+        ("11.8.9-MariaDB", True),
+        ("5.7.44-log", False),
+        ("8.0.36", True),
+        ("9.7.4", True),
+    ],
+)
+def test_skip_locked_is_used_where_the_server_knows_it(version: str, expected: bool) -> None:
+    assert knows_skip_locked(version) is expected
+
+
+def test_many_rows_go_in_with_one_statement_whatever_they_hold(shop: Shop, database: Database) -> None:
+    database.rows("paused")
+    before = database.statements_sent
+    codes = [("plain",), ("it's",), ('"%s" \\',), ("{prefix}",)]
+    assert database.insert_rows("php_locks", codes) == 4
+    assert database.insert_rows("php_locks", codes) == 0, "IGNORE"
+    assert database.statements_sent - before == 2
+    assert {(code,) for (code,) in shop.query("SELECT message_code FROM {prefix}queue_lock")} == set(codes)
+
+
+def test_every_named_statement_can_be_filled_in(database: Database) -> None:
+    database._open()
+    database._places.setdefault("pending", "`x`")
+    for name in database._texts:
+        text = database.text(name)
+        assert "{" not in text, name
+        assert "--" not in text.replace("'--'", ""), name
+
+
+def test_closing_twice_or_after_the_server_went_is_no_error(shop: Shop, database: Database) -> None:
+    database.rows("paused")
+    kill_session(shop)
+    database.close()
+    database.close()

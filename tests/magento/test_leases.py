@@ -1,0 +1,166 @@
+"""Leases: renewed all at once, lost only to who took over, and taken over head first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of
+
+from zithara_worker.magento.statuses import Status
+from zithara_worker.messages import TOPIC_CART, OutcomeKind, Rejection
+from zithara_worker.processors import supersedes
+from zithara_worker.sandbox.shop import Shop
+
+
+def test_two_renewals_within_one_second_both_count_every_lease(shop: Shop, worker: StepWorker) -> None:
+    """Without CLIENT.FOUND_ROWS the second would change no row, and look like leases lost."""
+    for number in range(5):
+        shop.publish_order(f"N{number}")
+    held = worker.claim()
+    lease_us = int(LEASE_SECONDS * 1e6)
+    for _ in range(2):
+        assert worker.database.execute("lease_renew", worker_id="worker-a", lease_us=lease_us) == 5
+        assert worker.renew(held) == []
+
+
+def test_a_renewed_lease_lasts_from_the_renewal(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+) -> None:
+    shop.publish_order("A")
+    [message] = worker.claim()
+    assert message.lease.valid_until == clock() + LEASE_SECONDS
+    clock.pass_by(LEASE_SECONDS - 1)
+    assert worker.renew([message]) == []
+    assert message.lease.valid_until == clock() + LEASE_SECONDS
+    clock.pass_by(LEASE_SECONDS - 1)
+    assert other.claim() == []
+    assert shop.row(message.id).number_of_trials == 0
+
+
+def test_renewing_costs_one_statement_however_much_is_held(shop: Shop, worker: StepWorker) -> None:
+    for number in range(30):
+        shop.publish_order(f"N{number}")
+    held = worker.claim()
+    before = worker.database.statements_sent
+    worker.renew(held)
+    assert worker.database.statements_sent - before == 1
+    worker.renew([])
+    assert worker.database.statements_sent - before == 1, "nothing held, nothing sent"
+
+
+def test_an_expired_lease_is_taken_over_head_first_with_one_more_trial(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+) -> None:
+    published = [shop.publish_order("A") for _ in range(2)]
+    [dead] = worker.claim()
+    clock.pass_by(LEASE_SECONDS - 1)
+    assert other.claim() == []
+    clock.pass_by(2)
+    [message] = other.claim()
+    assert (message.message_id, message.number_of_trials) == (published[0].message_id, dead.number_of_trials + 1)
+    assert message.status_before == Status.RETRY_REQUIRED
+    assert failures_of(shop) == {message.id: (1, "worker_died", 0)}
+    assert groups_of(shop) == {"order:A": (message.id, "worker-b")}
+    other.deliver([message])
+    assert other.drain() == [published[1].message_id]
+    assert failures_of(shop) == {}
+
+
+def test_one_of_two_takes_an_expired_group_over(
+    shop: Shop, clock: Clock, worker: StepWorker, make_worker: Callable[..., StepWorker]
+) -> None:
+    shop.publish_order("A")
+    worker.claim()
+    clock.pass_by(LEASE_SECONDS + 1)
+    first, second = make_worker("worker-b"), make_worker("worker-c")
+    first.look()
+    second.look()
+    assert [len(each.queue.claim(10)) for each in (first, second)] == [1, 0]
+    assert shop.rows()[0].number_of_trials == 1
+
+
+def test_who_was_taken_over_from_hears_it_at_the_next_renewal(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+) -> None:
+    for name in "AB":
+        shop.publish_order(name)
+    held = worker.claim()
+    clock.pass_by(LEASE_SECONDS + 1)
+    [taken] = other.claim(1)
+    lost = worker.renew(held)
+    assert [message.id for message in lost] == [taken.id]
+    assert lost[0].lease.valid_until == 0.0
+    kept = next(message for message in held if message.id != taken.id)
+    assert kept.lease.valid_until == clock() + LEASE_SECONDS, "nobody wanted it: still ours, though it had run out"
+    assert worker.deliver([kept]).lost == []
+
+
+def test_a_worker_that_woke_late_neither_settles_nor_overtakes(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+) -> None:
+    published = [shop.publish_order("A") for _ in range(3)]
+    [stale] = worker.claim()
+    clock.pass_by(LEASE_SECONDS + 1)
+    [message] = other.claim()
+    assert worker.deliver([stale]).lost == [stale]
+    assert worker.claim() == [], "the group is the other's now"
+    other.deliver([message])
+    assert [each.message_id for each in worker.claim()] == [published[1].message_id]
+
+
+def test_a_message_that_kills_its_workers_is_rejected_at_last(
+    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+) -> None:
+    published = [shop.publish_order("A") for _ in range(2)]
+    for death in range(4):
+        [message] = make_worker(f"worker-{death}", attempt_limit=3).claim()
+        assert message.number_of_trials == death
+        assert isinstance(message.content, Rejection) == (death >= 3)
+        clock.pass_by(LEASE_SECONDS + 1)
+    assert isinstance(message.content, Rejection)
+    assert message.content.code == "worker_died"
+    last = make_worker("worker-z", attempt_limit=3)
+    [message] = last.claim()
+    last.settle((message, OutcomeKind.FAILED))
+    assert shop.statuses() == [Status.ERROR, Status.NEW]
+    assert last.drain() == [published[1].message_id]
+
+
+def test_failed_attempts_that_were_answered_do_not_count_as_deaths(
+    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+) -> None:
+    shop.publish_order("A")
+    worker = make_worker(attempt_limit=2)
+    for _ in range(3):
+        [message] = worker.claim()
+        assert not isinstance(message.content, Rejection)
+        worker.settle((message, OutcomeKind.RETRY))
+
+
+def test_what_a_dead_worker_held_keeps_its_shape(
+    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+) -> None:
+    """It may have arrived: a newer snapshot waits its turn, and the older ones still go with the one that was sent."""
+    dead = make_worker("worker-a", topic=TOPIC_CART, supersedes=supersedes)
+    carts = [shop.publish_cart("7") for _ in range(2)]
+    dead.claim()
+    newer = shop.publish_cart("7")
+    clock.pass_by(LEASE_SECONDS + 1)
+    heir = make_worker("worker-b", topic=TOPIC_CART, supersedes=supersedes)
+    [message] = heir.claim()
+    assert message.message_id == carts[1].message_id
+    assert message.supersedes == (tuple(carts[0]),)
+    heir.deliver([message])
+    assert heir.drain() == [newer.message_id]
+    assert shop.statuses() == [4, 4, 4]
+
+
+def test_a_restarted_worker_inherits_nothing(
+    shop: Shop, clock: Clock, worker: StepWorker, make_worker: Callable[..., StepWorker]
+) -> None:
+    shop.publish_order("A")
+    worker.claim()
+    restarted = make_worker("worker-a2")
+    assert restarted.claim() == []
+    assert restarted.queue.reconcile(()) == 0
+    assert shop.statuses() == [Status.IN_PROGRESS]

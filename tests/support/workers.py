@@ -1,0 +1,140 @@
+"""One worker's side of the queue, a step at a time, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.leases import Leases
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.reader import Identify
+from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.magento.shop import find_queues
+from zithara_worker.messages import TOPIC_ORDER, Message, Outcome, OutcomeKind
+from zithara_worker.processors import identify
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings import DatabaseSettings, Secret
+
+LEASE_SECONDS = 60.0
+
+
+class Clock:
+    """Seconds since the epoch, standing still until it is moved."""
+
+    def __init__(self) -> None:
+        self.now = float(int(time.time()))
+
+    def __call__(self) -> float:
+        return self.now
+
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def settings_of(shop: Shop, **changes: Any) -> DatabaseSettings:
+    """The least-privilege user's settings for a shop."""
+    given: dict[str, Any] = {**shop.worker_settings, "password": Secret(shop.password), **changes}
+    return DatabaseSettings(**given)
+
+
+class StepWorker:
+    """A worker whose every step the test takes: look, claim, renew, settle. It never delivers anything."""
+
+    def __init__(
+        self,
+        shop: Shop,
+        clock: Clock,
+        *,
+        worker_id: str = "worker-a",
+        topic: str = TOPIC_ORDER,
+        identify: Identify = identify,
+        lease_seconds: float = LEASE_SECONDS,
+        database: Database | None = None,
+        **options: Any,
+    ) -> None:
+        self.worker_id = worker_id
+        self.clock = clock
+        self.database = database or Database(settings_of(shop), clock=clock, sleep=lambda _: None)
+        row = find_queues(self.database, [topic], {})[0]
+        self.queue_id = row.queue_id
+        self.queue = MessageQueue(
+            self.database,
+            queue_id=row.queue_id,
+            name=row.name,
+            topic=topic,
+            worker_id=worker_id,
+            lease_seconds=lease_seconds,
+            identify=identify,
+            monotonic=clock,
+            **options,
+        )
+        self.leases = Leases(self.database, worker_id=worker_id, lease_seconds=lease_seconds, monotonic=clock)
+
+    def pulse(self) -> None:
+        """What the loop does every poll interval, without the sweep."""
+        row = self.database.rows("pulse", queue_ids=[self.queue_id])[0]
+        self.queue.notice(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
+        self.queue.recheck()
+
+    def look(self) -> None:
+        """A poll with a whole round of the sweep."""
+        self.pulse()
+        self.queue.sweep_all()
+
+    def claim(self, limit: int = 100) -> list[Message]:
+        """Looks, then claims."""
+        self.look()
+        return self.queue.claim(limit)
+
+    def settle(self, *outcomes: tuple[Message, OutcomeKind], delay: float = 0.0, in_doubt: bool = False) -> Settled:
+        return self.queue.settle(
+            [
+                Settlement(message=message, outcome=Outcome(kind=kind, reason="test"), delay_seconds=delay)
+                for message, kind in outcomes
+            ],
+            in_doubt=in_doubt,
+        )
+
+    def deliver(self, messages: Sequence[Message]) -> Settled:
+        """All of them arrived."""
+        return self.settle(*((message, OutcomeKind.DELIVERED) for message in messages))
+
+    def drain(self, *, limit: int = 100) -> list[int]:
+        """Claims and delivers until nothing is left; the message ids in the order of delivery."""
+        delivered: list[int] = []
+        while messages := self.claim(limit):
+            self.deliver(messages)
+            delivered += [message.message_id for message in messages]
+        return delivered
+
+    def renew(self, held: Collection[Message]) -> list[Message]:
+        return self.leases.renew(held)
+
+    def close(self) -> None:
+        self.database.close()
+
+
+def operator_retries(shop: Shop, relation_id: int) -> None:
+    """What `failed retry` writes: RETRY_REQUIRED with all attempts again."""
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 0 WHERE id = %s AND status = 6",
+        (relation_id,),
+    )
+
+
+def groups_of(shop: Shop) -> dict[str, tuple[int, str | None]]:
+    """zithara_message_group: group key -> (relation id of the head, worker that holds it)."""
+    return {
+        row[0]: (row[1], row[2])
+        for row in shop.query("SELECT group_key, id, worker_id FROM {prefix}zithara_message_group")
+    }
+
+
+def failures_of(shop: Shop) -> dict[int, tuple[int, str, int]]:
+    """zithara_delivery_failure: relation id -> (attempts, reason code, a newer one was delivered)."""
+    return {
+        row[0]: (row[1], row[2], row[3])
+        for row in shop.query("SELECT id, attempts, reason_code, newer_delivered FROM {prefix}zithara_delivery_failure")
+    }
