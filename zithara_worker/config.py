@@ -42,8 +42,9 @@ Place = tuple[str, str]
 Values = Mapping[Place, tuple[str, str]]
 #: (value as Settings holds it, where it comes from)
 _Given = tuple[Any, str]
-#: The shop's root -> what its app/etc/env.php gives. Raises ConfigurationError.
-ReadShop = Callable[[Path], Values]
+#: (the shop's root, what others have given) -> what its app/etc/env.php gives. Raises ConfigurationError, but not for
+#: what others have given.
+ReadShop = Callable[[Path, Collection[Place]], Values]
 
 #: A secret may stand in a file of its own.
 _SECRET_FILES: Mapping[Place, Place] = {
@@ -108,7 +109,8 @@ def load(
     _read_secret_files(given, errors, warnings)
     root, _ = given.get(("magento", "root"), (None, ""))
     if root is not None and not errors:
-        given |= _converted(_not_given(read_shop(root), given), errors)
+        taken = _taken(given)
+        given |= _converted(_left_over(read_shop(root, taken), taken), errors)
     if errors:
         raise ConfigurationError("\n".join(errors))
     return Configured(
@@ -121,7 +123,6 @@ def load(
 def with_shop_values(configured: Configured, values: Values) -> Configured:
     """Adds what the shop's database says, where nobody else has given a value.
 
-    The shop counts retries, the worker attempts: zithara_webhook/general/retry_limit = 3 becomes [retry] limit = 4.
     A number that suits the PHP module but not the worker is left out with a warning. Raises ConfigurationError when
     the credentials or the webhook URL cannot be used.
     """
@@ -134,7 +135,7 @@ def with_shop_values(configured: Configured, values: Values) -> Configured:
             continue
         section, name = place
         problems: list[str] = []
-        converted = _converted({place: (_attempts(text) if place == ("retry", "limit") else text, source)}, problems)
+        converted = _converted({place: (text, source)}, problems)
         try:
             for value, _ in converted.values():
                 settings = replace(settings, **{section: replace(getattr(settings, section), **{name: value})})
@@ -278,11 +279,16 @@ def _read_secret_files(given: dict[Place, _Given], errors: list[str], warnings: 
         given |= _converted({place: (text, f"{path}, named by {source}")}, errors)
 
 
-def _not_given(values: Values, given: Mapping[Place, _Given]) -> Values:
+def _taken(given: Mapping[Place, _Given]) -> Collection[Place]:
+    """What nobody needs to ask the shop for. An empty host or socket is none, an empty password is one."""
+    return {place for place, (value, _) in given.items() if value or place not in _ADDRESS}
+
+
+def _left_over(values: Values, taken: Collection[Place]) -> Values:
     """What of the shop's values is still wanted. Its address is one thing: its port is not that of another host."""
-    elsewhere = any(given.get(place, ("", ""))[0] for place in _ADDRESS if place[1] != "port")
+    elsewhere = any(place in taken for place in _ADDRESS if place[1] != "port")
     return {
-        place: value for place, value in values.items() if place not in given and not (elsewhere and place in _ADDRESS)
+        place: value for place, value in values.items() if place not in taken and not (elsewhere and place in _ADDRESS)
     }
 
 
@@ -316,10 +322,6 @@ def _seen(key: Key, value: object) -> str:
     if key.secret:
         return ""
     return f" (it is {_USER_IN_URL.sub('//***@', str(value))[:100]!r})"
-
-
-def _attempts(retries: str) -> str:
-    return str(int(retries) + 1) if re.fullmatch("[0-9]{1,9}", retries) else retries
 
 
 def _settings(given: Mapping[Place, _Given]) -> Settings:

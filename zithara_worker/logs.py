@@ -1,117 +1,277 @@
-"""How log records look: one place for format, masking and files.
+"""How log records look and where they go: one place for fields, masking and files.
 
-A record is a sentence for people and an `event` with stable fields for machines (`extra={...}`). Secrets are a type
-that masks itself; personal data in fields is masked here, unless `[logging] mask = false`.
+A record is a sentence for people plus an `event` and stable fields for machines (`extra={...}`). It is written as
+
+    time (ISO 8601, UTC, milliseconds), level, logger, event, message, then the other fields, exc_info last
+
+Secrets are masked always: the `Secret` type masks itself, fields and JSON keys named like one are masked here. Personal
+data (email addresses, telephone numbers, names) are masked unless `[logging] mask = false`. Before `configure` is
+called, Python's own last resort prints warnings and errors on standard error.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import logging.handlers
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from importlib import import_module
-from typing import Any, TextIO
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TextIO
 
+from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings import LoggingSettings
 
-try:
-    _formatters = import_module("pythonjsonlogger.json")
-except ImportError:  # before python-json-logger 3.1: Debian 12
-    _formatters = import_module("pythonjsonlogger.jsonlogger")
-_JsonFormatter: Any = _formatters.JsonFormatter
+MASK = "***"
 
-#: Fields that may hold what a customer or a server wrote; all others are ours.
-_FREE_TEXT = ("detail", "body", "request", "answer", "group")
-_EMAIL = re.compile(r"[^\s@\"'<>,;:]+@[^\s@\"'<>,;:]+\.[A-Za-z]{2,}")
-_PHONE = re.compile(r"(?<![\w.-])\+?\d[\d ().-]{7,}\d(?![\w.-])")
-_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+#: Fields and JSON keys that hold a secret.
+_SECRET_NAMES = frozenset(
+    {"access_token", "authorization", "client_secret", "crypt_key", "password", "refresh_token", "secret", "token"}
+)
+#: Fields and JSON keys that hold a person's data, by the names the shop and the API use. `name` can only be a key
+#: inside a field: logging keeps the word for itself.
+_PERSONAL_NAMES = frozenset(
+    {
+        *("address1", "customer_email", "customer_firstname", "customer_lastname", "customer_name", "email"),
+        *("first_name", "firstname", "last_name", "lastname", "mobilenumber", "name", "phone", "phone_number"),
+        *("street", "telephone", "whatsapp_phone_number"),
+    }
+)
+#: Fields that hold what a customer, a server or an exception wrote. All others are ours, and only looked at for an '@'.
+_FREE_TEXT = frozenset({"answer", "body", "detail", "error", "exc_info", "request", "response"})
+
+_EMAIL = re.compile(r"[^\s@\"'<>,;:=(]+@[^\s@\"'<>,;:)]+\.[^\W\d_]{2,}")
+#: At least 8 digits with few signs between them, unless it is a date, an IP address or an amount (`kept`).
+_DIGITS = re.compile(
+    r"(?<![\w.-])(?:"
+    r"(?P<kept>\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?|\d{1,3}(?:\.\d{1,3}){3}|\d{1,9}\.\d{1,4})(?!\d)"
+    r"|\+?\(?\d(?:[ ().-]{0,2}\d){7,}(?!\w))"
+)
+#: "key": "text", also where an excerpt ends within the text
+_QUOTED = r'("(?:%s)"\s*:\s*)(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^\s",}\]]+)'
+_PERSONAL_JSON = re.compile(_QUOTED % "|".join(sorted(_PERSONAL_NAMES)))
+_SECRET_JSON = re.compile(_QUOTED % "|".join(sorted(_SECRET_NAMES)), re.IGNORECASE)
+#: key=text or key: text; not the "(using password: YES)" of a database that refuses a user
+_SECRET_PAIR = re.compile(
+    rf"(?<![\w\"])((?:{'|'.join(sorted(_SECRET_NAMES))})\s*[=:]\s*(?:bearer\s+)?)(?!YES\b|NO\b)[^\s\"',;&)]+",
+    re.IGNORECASE,
+)
+_QUOTE_WORTHY = re.compile(r'[\s"=\]]')
+
+#: What every LogRecord has; whatever else stands in it came with `extra`. taskName is Python 3.12's.
+_ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "event", "message", "taskName"}
 
 log = logging.getLogger(__name__)
 
 
 def masked(text: str) -> str:
-    """`text` with e-mail addresses and telephone numbers made unrecognisable: 'a***@***', '***32'."""
+    """`text` without personal data and secrets: 'a***@***' for an email address, '***32' for a telephone number.
+
+    Names are found only where a JSON key tells that they are some. Dates, amounts and IP addresses stay.
+    """
+    text = _PERSONAL_JSON.sub(rf'\1"{MASK}"', without_secrets(text))
     if "@" in text:
-        text = _EMAIL.sub(lambda match: f"{match.group()[0]}***@***", text)
-    return _PHONE.sub(lambda match: f"***{match.group()[-2:]}", text)
+        text = _without_emails(text)
+    return _DIGITS.sub(_masked_digits, text)
 
 
-class _Masking(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        for name in _FREE_TEXT:
-            value = record.__dict__.get(name)
-            if isinstance(value, str):
-                record.__dict__[name] = masked(value)
-        return True
+def without_secrets(text: str) -> str:
+    """`text` with the values of keys such as access_token and password masked, in JSON or after '=' or ':'."""
+    return _SECRET_PAIR.sub(rf"\1{MASK}", _SECRET_JSON.sub(rf'\1"{MASK}"', text))
 
 
-class _Json(_JsonFormatter):  # type: ignore[misc]  # one of two modules, by version
-    def __init__(self) -> None:
-        super().__init__(
-            "%(asctime)s %(levelname)s %(name)s %(message)s",
-            rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
-            json_ensure_ascii=False,
-        )
-
-    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's name
-        return _time(record)
+def _without_emails(text: str) -> str:
+    return _EMAIL.sub(lambda match: f"{match[0][0]}{MASK}@{MASK}", text)
 
 
-class _Text(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{name}={value}" for name, value in _extras(record))
-        line = f"{_time(record)} {record.levelname:<7} {record.getMessage()}" + (f"  [{fields}]" if fields else "")
+def _masked_digits(match: re.Match[str]) -> str:
+    return match["kept"] or f"{MASK}{match[0][-2:]}"
+
+
+# ---------------------------------------------------------------- fields
+
+
+class _Fields:
+    """Turns a record into the fields to write. A record without free text costs no regular expression."""
+
+    def __init__(self, *, mask: bool) -> None:
+        self._mask = mask
+        self._hidden = _SECRET_NAMES | _PERSONAL_NAMES if mask else _SECRET_NAMES
+        self._clean: Callable[[str], str] = masked if mask else without_secrets
+
+    def of(self, record: logging.LogRecord) -> dict[str, Any]:
+        fields: dict[str, Any] = {"time": _time(record), "level": record.levelname, "logger": record.name}
+        given = record.__dict__
+        if "event" in given:
+            fields["event"] = given["event"]
+        fields["message"] = self._text(record.getMessage())
+        for name, value in given.items():
+            if name not in _ATTRIBUTES and value is not None:
+                fields[name] = self._value(name, value)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line
+            fields["exc_info"] = self._clean(_FORMATTER.formatException(record.exc_info))
+        if record.stack_info:
+            fields["stack_info"] = record.stack_info
+        return fields
+
+    def _value(self, name: str, value: Any) -> Any:
+        """The value as JSON can hold it. What is neither text, number nor container is written as its str()."""
+        if name in self._hidden and value:
+            return MASK
+        if isinstance(value, str):
+            return self._clean(value) if name in _FREE_TEXT else self._text(value)
+        if value is None or isinstance(value, int | float):
+            return value
+        if isinstance(value, Mapping):
+            return {str(key): self._value(str(key).lower(), inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            return [self._value(name, inner) for inner in value]
+        return self._clean(str(value))
+
+    def _text(self, text: str) -> str:
+        return _without_emails(text) if self._mask and "@" in text else text
+
+
+_FORMATTER = logging.Formatter()
 
 
 def _time(record: logging.LogRecord) -> str:
-    """ISO 8601, UTC, milliseconds."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
 
 
-def _extras(record: logging.LogRecord) -> Iterable[tuple[str, Any]]:
-    return ((name, value) for name, value in vars(record).items() if name not in _ATTRIBUTES and value is not None)
+# ---------------------------------------------------------------- formats
+
+
+def _json_formatters() -> ModuleType:
+    try:
+        return import_module("pythonjsonlogger.json")
+    except ModuleNotFoundError:  # python-json-logger before 3.1
+        return import_module("pythonjsonlogger.jsonlogger")
+
+
+_JsonFormatter: Any = _json_formatters().JsonFormatter
+
+
+class _Json(_JsonFormatter):  # type: ignore[misc]  # its base is one of two modules', by version
+    """One JSON object a line."""
+
+    def __init__(self, fields: _Fields) -> None:
+        super().__init__("%(message)s", json_ensure_ascii=False)
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        # Not the library's own choice of fields: both formats write the same ones, masked in one place.
+        text: str = self.serialize_log_record(self._fields.of(record))
+        return text
+
+
+class _Text(logging.Formatter):
+    """For people: time, level, sentence, and the fields in brackets; a traceback on the lines below."""
+
+    def __init__(self, fields: _Fields) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def format(self, record: logging.LogRecord) -> str:
+        fields = self._fields.of(record)
+        line = f"{fields.pop('time')} {fields.pop('level'):<7} {_one_line(fields.pop('message'))}"
+        below = [fields.pop(name) for name in ("exc_info", "stack_info") if name in fields]
+        del fields["logger"]
+        if fields:
+            line += f"  [{' '.join(f'{name}={_word(value)}' for name, value in fields.items())}]"
+        return "\n".join([line, *below])
+
+
+def _one_line(text: str) -> str:
+    # A line break in what a server wrote must not look like a record of its own.
+    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str) and value.isprintable() and not _QUOTE_WORTHY.search(value):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+# ---------------------------------------------------------------- handlers
+
+
+if TYPE_CHECKING:
+    _StreamHandler = logging.StreamHandler[TextIO]
+else:  # Python 3.10's cannot be given a parameter
+    _StreamHandler = logging.StreamHandler
+
+
+class _Handler(logging.Handler):
+    """Ours, as opposed to those of a program that embeds the worker; says on standard error that it cannot write."""
+
+    _complained_at = -60.0
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        # logging's own would print the record unmasked, each time: a full disk would flood the journal.
+        now = time.monotonic()
+        if now - self._complained_at >= 60:
+            self._complained_at = now
+            # Standard error itself may be what is broken; there is nobody left to tell then.
+            with suppress(OSError, ValueError):
+                sys.stderr.write(f"zithara-worker: cannot write the log: {sys.exc_info()[1]!r}\n")
+
+
+class _ToStream(_Handler, _StreamHandler):
+    pass
+
+
+class _ToFile(_Handler, logging.handlers.WatchedFileHandler):
+    """Goes on in a new file when logrotate has moved the old one away."""
 
 
 def configure(settings: LoggingSettings, stream: TextIO | None = None) -> None:
-    """Sends all logs where the settings say; `stream` instead of standard error. May be called again.
+    """Sends all logs where the settings say; without a file to `stream`, or to standard error.
 
-    Raises OSError when the log file cannot be opened.
+    Called again it replaces what it set up before, and nothing that others did. Raises ConfigurationError when the file
+    cannot be opened; logs then go on as before.
     """
     handler: logging.Handler
-    if settings.file:
-        # Opens the file anew when logrotate has moved it away.
-        handler = logging.handlers.WatchedFileHandler(settings.file, encoding="utf-8")
+    if settings.file is None:
+        handler = _ToStream(stream or sys.stderr)
     else:
-        handler = logging.StreamHandler(stream or sys.stderr)
-    handler.setFormatter(_Json() if settings.format == "json" else _Text())
-    if settings.mask:
-        handler.addFilter(_Masking())
+        try:
+            handler = _ToFile(settings.file, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise ConfigurationError(
+                f"[logging] file: cannot open {settings.file} for writing: {error.strerror}; create its directory for "
+                "the user of the worker, or leave file empty to log to standard error"
+            ) from error
+    fields = _Fields(mask=settings.mask)
+    handler.setFormatter(_Json(fields) if settings.format == "json" else _Text(fields))
     root = logging.getLogger()
-    for old in list(root.handlers):
-        if isinstance(old.formatter, (_Json, _Text)):
-            root.removeHandler(old)
-            old.close()
     root.addHandler(handler)
     root.setLevel(settings.level)
-    # The HTTP client tells each request at INFO; ours are told once, with their outcome.
+    for old in list(root.handlers):
+        if isinstance(old, _Handler) and old is not handler:
+            root.removeHandler(old)
+            old.close()
+    # httpx tells each request at INFO, once more than we do; httpcore shows headers, and so the token, at DEBUG.
     for chatty in ("httpx", "httpcore"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    logging.raiseExceptions = False
 
 
 def reopen_files() -> None:
-    """After SIGHUP: writes on in a fresh file where the old one was moved or deleted."""
+    """Goes on in a new file where the old one was moved or deleted (SIGHUP; writing would notice it too)."""
     for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.handlers.WatchedFileHandler):
-            handler.reopenIfNeeded()
+        if isinstance(handler, _ToFile):
+            handler.acquire()
+            try:
+                handler.reopenIfNeeded()
+            finally:
+                handler.release()
 
 
 def warn_of(warnings: Iterable[str]) -> None:
+    """Logs the warnings of `Configured`."""
     for warning in warnings:
         log.warning("%s", warning, extra={"event": "configuration_warning"})

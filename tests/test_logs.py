@@ -1,0 +1,280 @@
+"""What a log line holds, what it hides, and where it goes."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from zithara_worker import logs
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.settings import LoggingSettings, Secret
+
+log = logging.getLogger("zithara_worker.tests")
+
+
+@pytest.fixture(autouse=True)
+def root_logger_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
+
+
+@pytest.fixture
+def written() -> Callable[..., str]:
+    """written(call, **settings): what `call` logs with these settings."""
+
+    def run(call: Callable[[], None], **settings: Any) -> str:
+        stream = io.StringIO()
+        logs.configure(LoggingSettings(**settings), stream)
+        call()
+        return stream.getvalue()
+
+    return run
+
+
+def record_of(text: str) -> dict[str, Any]:
+    (line,) = text.splitlines()
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+# ---------------------------------------------------------------- form
+
+
+def test_a_json_line_begins_with_time_level_logger_event_and_message(written: Callable[..., str]) -> None:
+    extra = {"event": "retry", "message_id": 7, "delay_seconds": 1.5, "unknown": None}
+    record = record_of(written(lambda: log.warning("delivery %s", "failed", extra=extra)))
+    assert list(record) == ["time", "level", "logger", "event", "message", "message_id", "delay_seconds"]
+    assert list(record.values())[1:] == ["WARNING", "zithara_worker.tests", "retry", "delivery failed", 7, 1.5]
+
+
+def test_the_time_is_utc_with_milliseconds() -> None:
+    record = logging.makeLogRecord({"created": 1_795_435_200.0625, "msecs": 62.5})
+    assert logs._time(record) == "2026-11-23T12:00:00.062Z"
+
+
+def test_texts_of_all_languages_stay_readable(written: Callable[..., str]) -> None:
+    assert '"city": "मुंबई"' in written(lambda: log.info("x", extra={"city": "मुंबई"}))
+
+
+def test_fields_that_are_no_json_are_written_as_text(written: Callable[..., str]) -> None:
+    extra = {"path": Path("/a"), "ids": {3}, "nested": {"at": Path("/b"), 5: (1, None)}, "done": True}
+    record = record_of(written(lambda: log.info("x", extra=extra)))
+    assert (record["path"], record["ids"], record["done"]) == ("/a", [3], True)
+    assert record["nested"] == {"at": "/b", "5": [1, None]}
+
+
+def test_a_traceback_is_one_field(written: Callable[..., str]) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("order")
+        except KeyError:
+            log.exception("failed", extra={"event": "internal_error"})
+
+    record = record_of(written(fail))
+    assert record["exc_info"].startswith("Traceback") and record["exc_info"].endswith("KeyError: 'order'")
+    assert "KeyError: 'order'" in written(fail, format="text").splitlines()[-1]
+
+
+def test_a_text_line_is_for_people(written: Callable[..., str]) -> None:
+    extra = {"event": "retry", "message_id": 7, "detail": "no answer"}
+    text = written(lambda: log.warning("will retry", extra=extra), format="text")
+    assert text[24:] == ' WARNING will retry  [event=retry message_id=7 detail="no answer"]\n'
+    assert written(lambda: log.info("plain"), format="text")[24:] == " INFO    plain\n"
+
+
+def test_a_line_break_from_outside_makes_no_second_line(written: Callable[..., str]) -> None:
+    def call() -> None:
+        log.info("answer %s", "a\nb", extra={"detail": "c\r\nd", "reason": "e]\nf"})
+
+    assert len(written(call, format="text").splitlines()) == 1
+    assert len(written(call, format="json").splitlines()) == 1
+
+
+def test_levels_below_the_configured_one_are_silent(written: Callable[..., str]) -> None:
+    assert written(lambda: log.info("x"), level="WARNING") == ""
+
+
+def test_the_http_client_is_silent_below_warning_even_at_debug(written: Callable[..., str]) -> None:
+    def call() -> None:
+        logging.getLogger("httpx").info("HTTP Request: POST")
+        logging.getLogger("httpcore.http11").debug("headers Authorization: tok-123")
+
+    assert written(call, level="DEBUG") == ""
+
+
+# ---------------------------------------------------------------- masking
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("refused asha.rao+shop@example.co.in, try again", "refused a***@***, try again"),
+        ("<asha@example.com>", "<a***@***>"),
+        ("to +91 98765 43210.", "to ***10."),
+        ("9876543210", "***10"),
+        ("(022) 2765-4321", "***21"),
+        ('{"first_name":"Asha \\"A\\" Rao","age":3}', '{"first_name":"***","age":3}'),
+        ('{"phone_number": 9876543210}', '{"phone_number": "***"}'),
+        ('{"last_name":"Ra', '{"last_name":"***"'),
+        ('{"access_token":"abc', '{"access_token":"***"'),
+        ("client_secret=abc&x=1", "client_secret=***&x=1"),
+        ("Authorization: Bearer abc", "Authorization: Bearer ***"),
+    ],
+)
+def test_personal_data_and_secrets_in_free_text_are_masked(text: str, wanted: str) -> None:
+    assert logs.masked(text) == wanted
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Can't connect to MySQL server on '192.168.10.112:3306' (111)",
+        "updated 2026-11-23 12:00:00 or 2026-11-23T12:00:00Z",
+        "grand_total 1234567.5000 of order 42, HTTP 503",
+        "Access denied for user 'magento'@'localhost' (using password: YES)",
+        "group order:906, key 3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+    ],
+)
+def test_what_an_operator_needs_is_not_masked(text: str) -> None:
+    assert logs.masked(text) == text
+
+
+def test_only_free_text_is_searched_for_telephone_numbers(written: Callable[..., str]) -> None:
+    extra = {"group": "order:100000012", "detail": "number 9876543210 refused", "shopper": "asha@example.com"}
+    record = record_of(written(lambda: log.info("x", extra=extra)))
+    assert record["group"] == "order:100000012"
+    assert record["detail"] == "number ***10 refused"
+    assert record["shopper"] == "a***@***"
+
+
+def test_fields_named_like_personal_data_are_masked_at_any_depth(written: Callable[..., str]) -> None:
+    customer = {"Email": "asha@example.com", "first_name": "Asha", "ids": [1], "notes": ["call asha@example.com"]}
+    record = record_of(written(lambda: log.info("x", extra={"customer": customer, "telephone": "98765 43210"})))
+    assert record["customer"] == {"Email": "***", "first_name": "***", "ids": [1], "notes": ["call a***@***"]}
+    assert record["telephone"] == "***"
+
+
+def test_an_address_in_the_sentence_or_a_traceback_is_masked(written: Callable[..., str]) -> None:
+    def fail() -> None:
+        try:
+            raise ValueError("asha@example.com, 9876543210")
+        except ValueError:
+            log.exception("no customer %s", "asha@example.com")
+
+    for form in ("json", "text"):
+        text = written(fail, format=form)
+        assert "no customer a***@***" in text and "ValueError: a***@***, ***10" in text
+        assert "asha@" not in text
+
+
+def test_masking_of_personal_data_can_be_switched_off_but_not_that_of_secrets(written: Callable[..., str]) -> None:
+    extra = {
+        "detail": 'asha@example.com {"access_token": "tok-123"} password=tok-123',
+        "password": "tok-123",
+        "credentials": {"client_secret": "tok-123", "key": Secret("tok-123")},
+        "phone": "9876543210",
+    }
+    for form in ("json", "text"):
+        text = written(lambda: log.info("%s", Secret("tok-123"), extra=extra), mask=False, format=form)
+        assert "asha@example.com" in text and "9876543210" in text
+        assert "tok-123" not in text
+
+
+@given(st.text(alphabet=st.sampled_from('aA1@.-+ ()":,{}\\=\n'), max_size=60))
+def test_a_word_of_eight_or_more_digits_never_stays(text: str) -> None:
+    assert not any(word.isdigit() and len(word) >= 8 for word in logs.masked(text).split())
+
+
+# ---------------------------------------------------------------- where it goes
+
+
+def test_logs_go_to_standard_error_unless_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
+    logs.configure(LoggingSettings())
+    log.info("hello")
+    captured = capsys.readouterr()
+    assert captured.out == "" and record_of(captured.err)["message"] == "hello"
+
+
+def test_configuring_again_replaces_only_what_was_configured_before(written: Callable[..., str]) -> None:
+    other = logging.StreamHandler(io.StringIO())
+    logging.getLogger().addHandler(other)
+    try:
+        assert written(lambda: log.info("one")).count("one") == 1
+        assert written(lambda: log.info("two")).count("two") == 1
+        assert other in logging.getLogger().handlers
+        assert other.stream.getvalue() == "one\ntwo\n"
+    finally:
+        logging.getLogger().removeHandler(other)
+
+
+def test_a_log_file_that_was_moved_away_is_followed_by_a_new_one(tmp_path: Path) -> None:
+    file, moved = tmp_path / "worker.log", tmp_path / "worker.log.1"
+    logs.configure(LoggingSettings(file=file))
+    log.info("before")
+    file.rename(moved)
+    logs.reopen_files()
+    assert file.exists()
+    log.info("after")
+    assert record_of(moved.read_text(encoding="utf-8"))["message"] == "before"
+    assert record_of(file.read_text(encoding="utf-8"))["message"] == "after"
+
+
+def test_a_log_file_holds_what_no_encoding_can(tmp_path: Path) -> None:
+    file = tmp_path / "worker.log"
+    logs.configure(LoggingSettings(file=file))
+    log.info("half a \ud800 character")
+    assert "\\ud800" in file.read_text(encoding="utf-8")
+
+
+def test_a_log_file_that_cannot_be_opened_is_told_and_logs_go_on(tmp_path: Path, written: Callable[..., str]) -> None:
+    def call() -> None:
+        with pytest.raises(ConfigurationError, match=r"\[logging\] file: cannot open .*nowhere"):
+            logs.configure(LoggingSettings(file=tmp_path / "nowhere" / "worker.log"))
+        log.info("still here")
+
+    assert record_of(written(call))["message"] == "still here"
+
+
+def test_a_log_that_cannot_be_written_is_told_once_and_without_the_record(
+    monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    logs.configure(LoggingSettings(), Full())
+    told = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    log.info("asha@example.com")
+    log.info("asha@example.com")
+    assert told.getvalue().count("No space left on device") == 1
+    assert "asha" not in told.getvalue()
+
+
+def test_a_broken_standard_error_stops_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    logs.configure(LoggingSettings(), closed)
+    monkeypatch.setattr(sys, "stderr", closed)
+    log.info("into the void")
+
+
+def test_warnings_of_the_configuration_are_logged_as_such(written: Callable[..., str]) -> None:
+    record = record_of(written(lambda: logs.warn_of(["everybody can read 100% of it"])))
+    assert (record["level"], record["event"]) == ("WARNING", "configuration_warning")
+    assert record["message"] == "everybody can read 100% of it"
