@@ -348,3 +348,55 @@ def test_magentos_cleanup_never_deletes_a_paused_week_old_backlog(shop: Shop, wo
         assert shop.run_cleanup_cron()["deleted"] == 0
     assert shop.status_counts() == {2: 30}
     assert shop.query("SELECT COUNT(*) FROM queue_message") == [(30,)]
+
+
+def test_refused_credentials_keep_every_message_and_say_so(shop: Shop, api: FakeZithara, worker_config: Config) -> None:
+    shop.configure_webhook(client_id="wrong", client_secret="wrong", webhook_url=api.webhook_url)
+    for number in range(5):
+        shop.publish_order(f"N{number}")
+    with WorkerProcess(worker_config(**QUICK), "consume", TOPIC_ORDER) as worker:
+        assert worker.wait_for_log(event="breaker_opened")["reason"] == "credentials_refused"
+        eventually(lambda: shop.statuses() == [2] * 5)
+        shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
+        worker.wait_for_log(event="shop_changed")
+        eventually(lambda: shop.statuses() == [4] * 5, within=15)
+        worker.terminate()
+        assert worker.wait() == 0
+    assert {row.number_of_trials for row in shop.rows()} == {0}
+
+
+def test_a_token_that_is_revoked_while_running_is_renewed_without_losing_an_attempt(
+    shop: Shop, api: FakeZithara, worker_config: Config
+) -> None:
+    with WorkerProcess(worker_config(**QUICK), "consume", TOPIC_ORDER) as worker:
+        shop.publish_order("1")
+        eventually(lambda: shop.statuses() == [4])
+        api.revoke_tokens()
+        shop.publish_order("2")
+        eventually(lambda: shop.statuses() == [4, 4])
+        worker.terminate()
+        assert worker.wait() == 0
+    assert {row.number_of_trials for row in shop.rows()} == {0}
+    token = shop.query("SELECT access_token, token_expiry > NOW() FROM zithara_webhook_config")
+    assert token[0][0]
+    assert token[0][1] == 1, "written back for PHP and the other workers"
+
+
+def test_a_wrong_database_password_is_a_configuration_error(shop: Shop, worker_config: Config) -> None:
+    config = worker_config(database={"password": "wrong-" + "secret"})
+    done = run("--config", str(config), "consume", "--all")
+    assert done.returncode == 78
+    assert "password" in done.stderr
+    assert "wrong-secret" not in done.stderr
+
+
+def test_a_throttled_worker_waits_as_long_as_it_is_asked_to(
+    shop: Shop, api: FakeZithara, worker_config: Config
+) -> None:
+    api.responder = in_turn(Reply.too_many_requests(1), path="/v1/order")
+    shop.publish_order("1")
+    with WorkerProcess(worker_config(**QUICK), "consume", TOPIC_ORDER, "--stop-when-empty") as worker:
+        assert worker.wait() == 0
+    assert [(row.status, row.number_of_trials) for row in shop.rows()] == [(4, 0)]
+    first, second = api.requests("/v1/order")
+    assert second.at - first.at >= 0.99

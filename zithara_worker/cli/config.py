@@ -7,7 +7,7 @@ import json
 import click
 
 from zithara_worker.cli.root import Context
-from zithara_worker.errors import DatabaseUnavailable, ShopError
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 
 
 @click.command()
@@ -37,7 +37,7 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
     database = open_database(configured.settings)
     try:
         configured = complete(configured, read_configuration(database))
-    except (DatabaseUnavailable, ShopError) as error:
+    except (ConfigurationError, DatabaseUnavailable, ShopError) as error:
         click.echo(f"without what the shop's database says: {error}", err=True)
     finally:
         database.close()

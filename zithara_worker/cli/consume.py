@@ -62,9 +62,11 @@ def consume(
         raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all, or set [worker] topics")
 
     from zithara_worker.app import Limits, Worker
+    from zithara_worker.worker.notify import Notifier
 
     context.start_logging()
-    worker = Worker(context.configured, reconfigure=context.again)
+    notifier = Notifier.from_environment(os.environ)
+    worker = Worker(context.configured, reconfigure=context.again, notifier=notifier)
     _obey_signals(worker)
     worker.run(
         wanted,

@@ -1,0 +1,297 @@
+"""Failed messages: listed, shown, retried, discarded, exported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+
+from zithara_worker.magento import failures
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.failures import Selection
+from zithara_worker.magento.registry import Identity, Registry
+from zithara_worker.magento.shop import find_queues
+from zithara_worker.magento.statuses import Status
+from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS
+from zithara_worker.operations import failed
+from zithara_worker.processors import ShopContext
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
+from zithara_worker.sandbox.publisher import stored_body
+from zithara_worker.sandbox.shop import Shop
+
+Consume = Callable[[], None]
+
+
+@pytest.fixture
+def everything(database: Database) -> Selection:
+    return Selection(queue_ids=[queue.queue_id for queue in find_queues(database, TOPICS, {})])
+
+
+@pytest.fixture
+def refused(api: FakeZithara) -> set[str]:
+    """Order numbers that the API refuses with 400."""
+    numbers: set[str] = set()
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        return Reply.error(400, "bad") if any(number.encode() in request.body for number in numbers) else None
+
+    api.responder = respond
+    return numbers
+
+
+def context() -> ShopContext:
+    return ShopContext(
+        webhook_url=None,
+        active_config_id=1,
+        config_ids=frozenset({1}),
+        invented_phone="send",
+        now_utc=datetime(2026, 11, 23, tzinfo=timezone.utc),
+    )
+
+
+def retry(database: Database, selection: Selection, audit: Any, *, force: bool = False) -> failed.Retried:
+    ids = failed.matching(database, selection)
+    return failed.retry(database, ids, by="anna@shop1", force=force, audit=audit)
+
+
+def test_a_failed_message_is_listed_with_what_the_api_said(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    shop.publish_order("000000776")
+    message_id = shop.publish_order("000000777").message_id
+    consume()
+    (found,), total = failed.newest(database, everything, limit=10)
+    assert total == 1
+    value = failed.as_json(found)
+    assert (value["id"], value["reason"], value["http_status"], value["attempts"]) == (message_id, "http_400", 400, 1)
+    assert value["group"] == "order:000000777" and "bad" in value["detail"]
+    assert [attempt["reason"] for attempt in value["history"]] == ["http_400"]
+
+
+def test_the_newest_come_first_and_the_rest_is_counted(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    ids = [shop.publish_order(f"00000077{n}").message_id for n in range(5)]
+    consume()
+    found, total = failed.newest(database, everything, limit=2)
+    assert ([each.message_id for each in found], total) == ([ids[4], ids[3]], 5)
+
+
+def test_a_selection_goes_by_topic_reason_group_and_age(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    order = shop.publish_order("000000777").relation_id
+    broken = shop.publish_body(TOPIC_CUSTOMER, "{nonsense").relation_id
+    consume()
+    shop.query(
+        "UPDATE {prefix}zithara_delivery_failure SET last_failed_at = NOW(3) - INTERVAL 2 HOUR WHERE id = %s", (order,)
+    )
+    (orders,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
+
+    def chosen(**changes: Any) -> list[int]:
+        return failed.matching(database, replace(everything, **changes))
+
+    assert chosen() == [order, broken]
+    assert chosen(queue_ids=[orders]) == [order]
+    assert chosen(reasons=["not_json"]) == [broken]
+    assert chosen(group_key="order:000000777") == [order]
+    assert chosen(older_than_seconds=3600) == [order]
+    assert chosen(newer_than_seconds=3600) == [broken]
+
+
+def test_what_a_php_consumer_rejected_is_found_and_can_be_retried(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (published.relation_id,))
+    (found,), _ = failed.newest(database, everything, limit=10)
+    assert (found.reason, found.topic) == ("unrecorded", TOPIC_ORDER)
+    assert failed.matching(database, replace(everything, reasons=["unrecorded"])) == [published.relation_id]
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    assert shop.query("SELECT group_key FROM {prefix}zithara_message_group") == [("order:000000777",)]
+    consume()
+    assert shop.statuses() == [4]
+
+
+def test_a_retried_message_starts_with_all_attempts_and_leaves_no_failure_when_it_arrives(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    row = shop.row(published.relation_id)
+    assert (row.status, row.number_of_trials) == (5, 0)
+    (found,), _ = failed.newest(database, replace(everything, statuses=[Status.RETRY_REQUIRED]), limit=10)
+    assert found.history[-1]["operator"] == "anna@shop1"
+    consume()
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+    (line,) = audit.lines
+    assert (line["action"], line["message_ids"], line["who"]) == ("retry", [published.message_id], "anna@shop1")
+
+
+def test_a_retry_makes_its_group_due_at_once(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    retry(database, everything, audit)
+    pulse = {row["queue_id"]: row["due"] for row in database.rows("pulse", queue_ids=list(everything.queue_ids))}
+    (order_queue,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
+    assert [queue_id for queue_id, due in pulse.items() if due] == [order_queue]
+    assert shop.row(published.relation_id).status == 5
+
+
+def test_several_failed_messages_of_one_group_are_delivered_in_their_order(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    first = shop.publish_order("000000777", grand_total="1.0000").message_id
+    second = shop.publish_order("000000777", grand_total="2.0000").message_id
+    consume()
+    refused.clear()
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (first, second)
+    consume()
+    keys = [each.headers["idempotency-key"] for each in api.requests() if "idempotency-key" in each.headers]
+    assert keys == [f"zithara_order_queue-{first}", f"zithara_order_queue-{second}"]
+
+
+def test_a_retry_that_would_overwrite_newer_data_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    shop.publish_order("000000777")
+    consume()
+    (found,), _ = failed.newest(database, everything, limit=10)
+    assert found.newer_delivered
+    refusal = retry(database, everything, audit)
+    assert (refusal.retried, refusal.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+    assert audit.lines[0]["forced"] is True
+
+
+def test_only_messages_in_error_are_retried_or_discarded(
+    shop: Shop, database: Database, consume: Consume, audit: Any
+) -> None:
+    done = shop.publish_order("000000776")
+    consume()
+    new = shop.publish_order("000000777")
+    ids = [done.relation_id, new.relation_id]
+    retried = failed.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (retried.retried, retried.not_failed) == ((), (done.message_id, new.message_id))
+    discarded = failed.discard(database, ids, by="anna@shop1", reason="test", audit=audit)
+    assert (discarded.discarded, discarded.not_failed) == ((), (done.message_id, new.message_id))
+    assert shop.statuses() == [4, 2] and audit.lines == []
+
+
+def test_a_discarded_message_is_complete_and_its_reason_is_audited(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    ids = failed.matching(database, everything)
+    done = failed.discard(database, ids, by="anna@shop1", reason="broken extension", audit=audit)
+    assert done.discarded == (published.message_id,)
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+    assert (audit.lines[0]["reason"], audit.lines[0]["message_ids"]) == ("broken extension", [published.message_id])
+
+
+def test_many_are_retried_batch_by_batch_with_progress(
+    shop: Shop, database: Database, everything: Selection, audit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(25)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "PAGE", 7)
+    monkeypatch.setattr(failed._batches, "__kwdefaults__", {"size": 10})
+    progress: list[int] = []
+    ids = failed.matching(database, everything)
+    done = failed.retry(database, ids, by="anna@shop1", force=False, audit=audit, on_progress=progress.append)
+    assert (len(done.retried), progress) == (25, [10, 10, 5])
+    assert shop.status_counts() == {5: 25}
+
+
+def test_show_has_the_request_of_now_masked_unless_asked(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    later = shop.publish_order("000000777")
+    shop.publish_order("000000778")
+    consume()
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+
+    def shown(*, unmasked: bool) -> dict[str, Any]:
+        base_url = "https://api.example/v1"
+        return failed.shown(database, found, shop=context(), base_url=base_url, unmasked=unmasked)
+
+    masked, plain = shown(unmasked=False), shown(unmasked=True)
+    assert masked["request"]["method"] == "POST" and masked["request"]["url"] == "https://api.example/v1/order"
+    assert masked["request"]["headers"]["Idempotency-Key"] == f"zithara_order_queue-{published.message_id}"
+    assert masked["request"]["json"]["order"]["platform_order_id"] == "000000777"
+    assert [(each["id"], each["status"]) for each in masked["later"]] == [(later.message_id, "ERROR")]
+    customer = plain["request"]["json"]["customer"]
+    assert "@" in customer["email"]
+    for value in (customer["email"], customer["phone_number"], customer["first_name"]):
+        assert value not in json.dumps(masked["request"], ensure_ascii=False)
+    assert plain["request"]["headers"]["Authorization"] == "***"
+
+
+def test_an_export_has_what_is_needed_to_publish_the_message_again(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    (record,) = failed.export(database, failed.matching(database, everything))
+    assert (record["id"], record["topic"], record["reason"]) == (published.message_id, TOPIC_ORDER, "http_400")
+    assert record["body"] == shop.body(published.message_id)
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_a_body_beyond_max_allowed_packet_is_exported_whole(
+    shop: Shop, database: Database, everything: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = stored_body({"order_id": "1", "note": "प्रिया" * 300})
+    shop.publish_body(TOPIC_ORDER, body)
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "LARGE_BODY", 100)
+    monkeypatch.setattr(failures, "_PIECE", 333)
+    (record,) = failed.export(database, failed.matching(database, everything))
+    assert record["body"] == body
+
+
+def test_failures_of_messages_that_magento_has_deleted_are_not_listed_and_are_forgotten(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    shop.publish_order("000000776")
+    kept = shop.publish_order("000000777")
+    consume()
+    shop.make_older(minutes=8 * 1440, relation_ids=[kept.relation_id - 1])
+    assert shop.run_cleanup_cron()["deleted"] == 1
+    found, total = failed.newest(database, everything, limit=10)
+    assert ([each.message_id for each in found], total) == ([kept.message_id], 1)
+    Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS)).forget_old()
+    assert shop.query("SELECT id FROM {prefix}zithara_delivery_failure") == [(kept.relation_id,)]
