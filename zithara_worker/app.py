@@ -14,7 +14,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -23,12 +23,14 @@ from queue import SimpleQueue
 from typing import Any
 
 from zithara_worker import config, logs
+from zithara_worker.audit import AuditFile
 from zithara_worker.config import Configured
 from zithara_worker.delivery.backoff import RetryPolicy, delay_before
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.delivery.rate import TokenBucket
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.listening import Listening, Running
 from zithara_worker.magento.crypt import decrypt, is_encrypted
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.env_php import read_env_php
@@ -52,9 +54,12 @@ from zithara_worker.messages import (
     Target,
 )
 from zithara_worker.processors import ShopContext, identify, process, supersedes
-from zithara_worker.settings import SECTIONS, Settings
+from zithara_worker.settings import SECTIONS, LoggingSettings, Settings
 from zithara_worker.version import VERSION
+from zithara_worker.worker.audit import DeliveryAudit
 from zithara_worker.worker.loop import End, Limits, Loop, Wish
+from zithara_worker.worker.metrics import WorkerMetrics
+from zithara_worker.worker.notify import Notifier
 from zithara_worker.worker.shop_side import ShopSide
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.api import ZitharaApi
@@ -69,11 +74,13 @@ log = logging.getLogger(__name__)
 _KINDS = {"cart": TOPIC_CART, "customer": TOPIC_CUSTOMER, "order": TOPIC_ORDER, "webhook": TOPIC_WEBHOOK}
 _TARGETS = {topic: Target.WEBHOOK if topic == TOPIC_WEBHOOK else Target.API for topic in TOPICS}
 _STACK_BYTES = 256 * 1024
+#: What a stop may take beyond shutdown_timeout: the last outcomes are written.
+_STOP_MARGIN_SECONDS = 15.0
 
 
 def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
     """The configuration as far as it goes without a database; see `config.load`."""
-    return config.load(file, overrides, environ, lambda root: _shop_file_values(root, environ))
+    return config.load(file, overrides, environ, lambda root, given: _shop_file_values(root, environ, given))
 
 
 def open_database(settings: Settings, **arguments: Any) -> Database:
@@ -101,9 +108,9 @@ def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
     return config.with_shop_values(configured, values)
 
 
-def _shop_file_values(root: Path, environ: Mapping[str, str]) -> config.Values:
+def _shop_file_values(root: Path, environ: Mapping[str, str], given: Collection[config.Place]) -> config.Values:
     path = _env_php(root)
-    return {place: (text, str(path)) for place, text in read_env_php(path, environ=environ).values.items()}
+    return {place: (text, str(path)) for place, text in read_env_php(path, environ=environ, given=given).values.items()}
 
 
 def _env_php(root: Path) -> Path:
@@ -115,7 +122,7 @@ class Worker:
 
     `reconfigure` reads the configuration again (SIGHUP, or the shop's credentials have changed); without it, the
     settings stay as they are. `clock` replaces the time of the database's session, for tests; `monotonic` the clock of
-    leases and pauses.
+    leases and pauses. `notifier` tells the service manager, if there is one.
     """
 
     def __init__(
@@ -126,15 +133,22 @@ class Worker:
         monotonic: Callable[[], float] = time.monotonic,
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] | None = None,
+        notifier: Notifier | None = None,
     ) -> None:
+        self._notifier = notifier or Notifier()
         self._configured = settings if isinstance(settings, Configured) else _as_given(settings)
         self._reconfigure = reconfigure
         self._monotonic = monotonic
         self._utc = utc
         self._clock = clock
         self._stats = Stats(utc)
+        self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
+        self._audit: AuditFile | None = None
         self._stopping = threading.Event()
         self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
+        self._listening = Listening(
+            self._metrics, open_database=open_database, stopping=self._stopping.is_set, monotonic=monotonic
+        )
 
     def stop(self) -> None:
         """Stop claiming, finish what is in flight, put the rest back. From any thread, or a signal handler."""
@@ -156,14 +170,18 @@ class Worker:
             threading.Thread(target=self._stop_after, args=(stop,), name="stop-watch", daemon=True).start()
         limits = limits or Limits()
         started = self._monotonic()
-        while True:
-            end, settled = self._run_once(topics, limits)
-            if end is not End.RELOAD or self._stopping.is_set():
-                log.info("stopped", extra={"event": "stopped", "why": end.value})
-                return end
-            self._read_again()
-            limits = _remaining(limits, settled, self._monotonic() - started)
-            started = self._monotonic()
+        try:
+            while True:
+                end, settled = self._run_once(topics, limits)
+                if end is not End.RELOAD or self._stopping.is_set():
+                    log.info("stopped", extra={"event": "stopped", "why": end.value})
+                    return end
+                self._read_again()
+                limits = _remaining(limits, settled, self._monotonic() - started)
+                started = self._monotonic()
+        finally:
+            self._listening.close()
+            self._use_audit(None)
 
     def _stop_after(self, event: threading.Event) -> None:
         event.wait()
@@ -184,12 +202,15 @@ class Worker:
 
     def _run_once(self, topics: Sequence[str], limits: Limits) -> tuple[End, int]:
         settings = self._configured.settings
+        self._listening.serve(settings)
+        self._use_audit(settings.logging)
         database = open_database(settings, clock=self._clock)
         try:
             opened = self._wait_for(lambda: self._connected(database, topics))
             if opened is None:
                 return End.STOPPED, 0
             configured, shop, rows = opened
+            logs.warn_of(configured.warnings[len(self._configured.warnings) :])
             with self._loop(database, configured, shop, rows, limits) as (loop, registry):
                 log.info(
                     "started",
@@ -200,6 +221,7 @@ class Worker:
                         "base_url": configured.settings.zithara.base_url,
                     },
                 )
+                self._notifier.ready(f"takes {', '.join(topics)}")
                 end = loop.run()
                 try:
                     registry.gone()
@@ -208,6 +230,18 @@ class Worker:
                 return end, loop.settled_count
         finally:
             database.close()
+
+    def _use_audit(self, settings: LoggingSettings | None) -> None:
+        """Goes on with the audit file that these settings name, opened anew; None closes it."""
+        wanted = settings.audit_file if settings else None
+        if self._audit is not None:
+            if settings is not None and self._audit.is_for(wanted, required=settings.audit_required):
+                self._audit.reopen()
+                return
+            self._audit.close()
+        self._audit = None
+        if settings is not None and wanted is not None:
+            self._audit = AuditFile(wanted, required=settings.audit_required, monotonic=self._monotonic, utc=self._utc)
 
     def _connected(self, database: Database, topics: Sequence[str]) -> tuple[Configured, ShopConfiguration, Any]:
         shop = read_configuration(database)
@@ -227,6 +261,8 @@ class Worker:
                         "database not available, waiting for it",
                         extra={"event": "database_away", "detail": str(error)},
                     )
+                self._notifier.waiting("waits for the database")
+                self._notifier.alive()
                 self._stopping.wait(pause)
                 pause = min(5.0, pause * 2)
         return None
@@ -255,19 +291,22 @@ class Worker:
             timeout_seconds=settings.zithara.timeout,
         )
         stopping = threading.Event()
+        audit = self._audit
+        tokens = TokenSource(
+            base_url=settings.zithara.base_url,
+            client_id=settings.zithara.client_id,
+            client_secret=settings.zithara.client_secret,
+            store=DatabaseTokenStore(lambda: open_database(settings), database_name=settings.database.name),
+            clock=self._utc,
+            http=transport,
+        )
         api = ZitharaApi(
             base_url=settings.zithara.base_url,
-            tokens=TokenSource(
-                base_url=settings.zithara.base_url,
-                client_id=settings.zithara.client_id,
-                client_secret=settings.zithara.client_secret,
-                store=DatabaseTokenStore(lambda: open_database(settings), database_name=settings.database.name),
-                clock=self._utc,
-                http=transport,
-            ),
+            tokens=tokens,
             http=transport,
             pause=stopping.wait,
             now_utc=self._utc,
+            digest=audit is not None,
         )
         courier = Courier(
             api=api,
@@ -288,7 +327,7 @@ class Worker:
             configuration=shop,
             states=lambda: _states(courier),
             minutes=self._stats.minutes,
-            metrics_address=None,
+            metrics_address=self._listening.address,
             on_configuration=context.update,
         )
         coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
@@ -320,39 +359,74 @@ class Worker:
         pool = DeliveryPool(
             settings.worker.concurrency, courier.deliver, lambda message, outcome: inbox.put((message, outcome))
         )
+        self._metrics.expect(
+            [row.topic for row in rows],
+            tell_decided=DeliveryAudit(audit, worker_id=worker_id).decided if audit else None,
+        )
         try:
-            yield (
-                Loop(
-                    queues=queues,
-                    shop=side,
-                    leases=Leases(
-                        database,
-                        worker_id=worker_id,
-                        lease_seconds=settings.worker.lease,
-                        monotonic=self._monotonic,
-                    ),
-                    gate=courier,
-                    pool=pool,
-                    inbox=inbox,
-                    process=context.process,
-                    delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
-                    stats=self._stats,
-                    monotonic=self._monotonic,
-                    concurrency=settings.worker.concurrency,
-                    batch_size=settings.worker.batch_size,
-                    poll_interval_seconds=settings.worker.poll_interval,
+            loop = Loop(
+                queues=queues,
+                shop=side,
+                leases=Leases(
+                    database,
+                    worker_id=worker_id,
                     lease_seconds=settings.worker.lease,
-                    shutdown_timeout_seconds=settings.worker.shutdown_timeout,
-                    attempt_limit=settings.retry.limit,
-                    limits=limits,
-                    on_settled=_log_settled,
+                    monotonic=self._monotonic,
                 ),
-                registry,
+                gate=courier,
+                pool=pool,
+                inbox=inbox,
+                process=context.process,
+                delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
+                stats=self._stats,
+                monotonic=self._monotonic,
+                concurrency=settings.worker.concurrency,
+                batch_size=settings.worker.batch_size,
+                poll_interval_seconds=settings.worker.poll_interval,
+                lease_seconds=settings.worker.lease,
+                shutdown_timeout_seconds=settings.worker.shutdown_timeout,
+                attempt_limit=settings.retry.limit,
+                limits=limits,
+                on_settled=_log_settled,
+                sign=_Sign(self._notifier, settings.worker.shutdown_timeout),
+                may_claim=audit.ready if audit and settings.logging.audit_required else lambda: True,
+                observer=self._metrics,
             )
+            self._listening.attach(
+                Running(
+                    loop=loop,
+                    courier=courier,
+                    tokens=tokens,
+                    rows=rows,
+                    targets=frozenset(_TARGETS[row.topic] for row in rows),
+                    settings=settings,
+                    audit=audit,
+                )
+            )
+            yield loop, registry
         finally:
+            self._listening.detach()
             courier.shutdown()
             pool.stop(0.0)
             transport.close()
+
+
+class _Sign:
+    """What the service manager is told of a loop."""
+
+    def __init__(self, notifier: Notifier, shutdown_timeout_seconds: float) -> None:
+        self._notifier = notifier
+        self._shutdown_timeout = shutdown_timeout_seconds
+        self.interval_seconds = notifier.interval_seconds
+
+    def alive(self) -> None:
+        self._notifier.alive()
+
+    def ending(self, end: End) -> None:
+        if end is End.RELOAD:
+            self._notifier.reloading()
+        else:
+            self._notifier.stopping(within_seconds=self._shutdown_timeout + _STOP_MARGIN_SECONDS)
 
 
 class _Context:

@@ -1,4 +1,4 @@
-"""The audit file: one JSON line for each delivery attempt and each operator's action, in the order in which they happened.
+"""The audit file: one JSON line for each delivery attempt and each operator's action, in their order.
 
 Knows files and nothing of queues. What a line says about a delivery is the business of `worker.audit`; what it says of
 an operator's action stands here, as every command may need it.
@@ -73,6 +73,10 @@ class AuditFile:
     def lines_lost(self) -> int:
         """Lines that were given up because the file could not be written for too long."""
         return self._lost
+
+    def is_for(self, path: Path | None, *, required: bool) -> bool:
+        """Whether it is the audit that these settings want."""
+        return (self._path, self._required) == (path, required)
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Writes one line for each record, `time` first; never raises for what the file system may do."""

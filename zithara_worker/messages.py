@@ -133,6 +133,7 @@ class Outcome:
     `retry_after_seconds`: the least delay that the server asked for, if it did.
     `duration_ms`: time of the last HTTP exchange, None when nothing was sent. `endpoint`: "POST /order", "webhook".
     `outage`: the failure says more about the host than about the message (the breaker counts it).
+    `request_sha256`: hexadecimal, of the JSON body; only where an audit wants it.
     """
 
     kind: OutcomeKind
@@ -143,3 +144,4 @@ class Outcome:
     duration_ms: float | None = None
     endpoint: str = ""
     outage: bool = False
+    request_sha256: str = ""

@@ -22,7 +22,7 @@ class DeliveryAudit:
         self._worker_id = worker_id
 
     def decided(self, settlements: Iterable[Settlement]) -> None:
-        """Before the outcomes are written to the queue: a crash between the two leaves a line too many, never too few."""
+        """Before the outcomes are written to the queue: a crash in between leaves a line too many, never too few."""
         self._file.append([self._line(each) for each in settlements if _tells(each)])
 
     def _line(self, settlement: Settlement) -> dict[str, Any]:

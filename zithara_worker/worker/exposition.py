@@ -40,9 +40,8 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What is not counted but looked at. `depths`: None when the queue could not be read. `audit_*`: None = no audit."""
+    """What is looked at, not counted. `depths`: None when the queues could not be read; `audit_writable`: no audit."""
 
-    up: bool = True
     ready: bool = True
     database_up: bool = True
     shop_enabled: bool = True
@@ -117,7 +116,9 @@ def _from_state(state: State) -> Iterator[Metric]:
     if state.depths is not None:
         yield _labelled(
             GaugeMetricFamily(
-                f"{PREFIX}_queue_messages", "Messages on the queue, completed ones left out.", labels=["topic", "status"]
+                f"{PREFIX}_queue_messages",
+                "Messages on the queue, completed ones left out.",
+                labels=["topic", "status"],
             ),
             {(each.topic, each.status): float(each.messages) for each in state.depths},
         )
@@ -155,7 +156,11 @@ def _from_numbers(numbers: Numbers) -> Iterator[Metric]:
         )
     for name, text, by_topic in (
         ("coalesced_messages", "Older snapshots completed by a newer one.", numbers.coalesced),
-        ("leases_lost", "Messages that another worker took over before their outcome was written.", numbers.leases_lost),
+        (
+            "leases_lost",
+            "Messages that another worker took over before their outcome was written.",
+            numbers.leases_lost,
+        ),
     ):
         yield _labelled(
             CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic"]),

@@ -1,0 +1,295 @@
+"""The audit: a line for each attempt, before the outcome is written; and no claim where a line is owed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.processes import WorkerProcess
+from support.waiting import eventually
+
+from zithara_worker import audit
+from zithara_worker.audit import AuditFile, operator_action
+from zithara_worker.magento.settle import Settlement
+from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.worker.audit import DeliveryAudit
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines() if line]
+
+
+def settlement(kind: OutcomeKind, *, supersedes: tuple[tuple[int, int], ...] = (), **outcome: Any) -> Settlement:
+    message = Message(
+        id=7,
+        message_id=17,
+        queue_id=1,
+        queue_name="zithara_order_queue",
+        topic="zithara.order.events",
+        group_key="order:100",
+        content=Event(topic="zithara.order.events", payload={"customer_email": "asha@example.com"}),
+        number_of_trials=2,
+        status_before=5,
+        updated_at_before="2026-01-01 00:00:00",
+        body_length=10,
+        supersedes=supersedes,
+        lease=Lease(60.0),
+    )
+    return Settlement(message=message, outcome=Outcome(kind=kind, **outcome))
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_lines_are_appended_to_what_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    path.write_text('{"kept":1}\n')
+    file = AuditFile(path, utc=lambda: 1_700_000_000.25)
+    file.append([{"kind": "delivery"}, {"kind": "operator", "text": 'a "quoted"\nline \udc80'}])
+    file.close()
+    assert lines(path) == [
+        {"kept": 1},
+        {"time": "2023-11-14T22:13:20.250Z", "kind": "delivery"},
+        {"time": "2023-11-14T22:13:20.250Z", "kind": "operator", "text": 'a "quoted"\nline \udc80'},
+    ]
+
+
+def test_new_file_is_not_for_everybody(tmp_path: Path) -> None:
+    file = AuditFile(tmp_path / "audit.log")
+    file.append([{"kind": "delivery"}])
+    assert (tmp_path / "audit.log").stat().st_mode & 0o007 == 0
+    file.close()
+
+
+def test_rotated_file_is_followed_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "audit.log"
+    file = AuditFile(path)
+    file.append([{"n": 1}])
+    path.rename(tmp_path / "audit.log.1")
+    file.append([{"n": 2}])
+    file.close()
+    assert [line["n"] for line in lines(tmp_path / "audit.log.1")] == [1]
+    assert [line["n"] for line in lines(path)] == [2]
+
+
+def test_reopen_follows_a_name_that_leads_elsewhere(tmp_path: Path) -> None:
+    first, second, name = tmp_path / "first", tmp_path / "second", tmp_path / "audit.log"
+    name.symlink_to(first)
+    file = AuditFile(name)
+    file.append([{"n": 1}])
+    name.unlink()
+    name.symlink_to(second)
+    file.reopen()
+    file.append([{"n": 2}])
+    file.close()
+    assert [line["n"] for line in lines(second)] == [2]
+
+
+def test_full_disk_keeps_the_lines_and_writes_them_in_order_later(
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    name, disk = tmp_path / "audit.log", tmp_path / "disk"
+    name.symlink_to("/dev/full")
+    file = AuditFile(name, required=True, monotonic=clock)
+    assert file.ready()
+    file.append([{"n": 1}])
+    assert file.problem == "No space left on device" and not file.ready()
+    name.unlink()
+    name.symlink_to(disk)
+    assert not file.ready(), "tried again within a second"
+    clock.now += 1.0
+    assert file.ready()
+    file.append([{"n": 2}])
+    file.close()
+    assert [line["n"] for line in lines(disk)] == [1, 2]
+    assert (file.lines_written, file.lines_lost) == (2, 0)
+    assert [record.event for record in caplog.records] == ["audit_unwritable", "audit_writable"]  # type: ignore[attr-defined]
+
+
+def test_lasting_trouble_is_told_once_a_minute(tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    file = AuditFile(tmp_path / "no" / "such" / "directory", required=True, monotonic=clock)
+    for _ in range(121):
+        assert not file.ready()
+        clock.now += 1.0
+    assert len(caplog.records) == 3
+    assert "No such file or directory" in caplog.text and "no messages are taken" in caplog.text
+
+
+def test_torn_line_is_ended_and_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+    path = tmp_path / "audit.log"
+    file = AuditFile(path, monotonic=clock)
+    write = os.write
+    monkeypatch.setattr(audit.os, "write", lambda descriptor, data: write(descriptor, data[:60]))
+    file.append([{"n": 1}, {"n": 2}])
+    assert file.problem == "only a part could be written"
+    monkeypatch.undo()
+    clock.now += 1.0
+    assert file.ready()
+    file.close()
+    whole, torn, again = path.read_text().splitlines()
+    assert json.loads(whole)["n"] == 1 and json.loads(again)["n"] == 2
+    assert again.startswith(torn) and len(torn) < len(again)
+
+
+def test_little_space_stops_new_work_but_not_the_lines_of_what_is_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    path = tmp_path / "audit.log"
+    monkeypatch.setattr(audit, "RESERVE_BYTES", 1 << 80)
+    file = AuditFile(path, required=True, monotonic=clock)
+    assert not file.ready()
+    file.append([{"n": 1}])
+    assert [line["n"] for line in lines(path)] == [1]
+    monkeypatch.undo()
+    assert file.ready()
+    file.close()
+
+
+def test_lines_that_nobody_may_wait_for_are_bounded_and_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
+    monkeypatch.setattr(audit, "KEPT", 10)
+    file = AuditFile(tmp_path / "no" / "audit.log", monotonic=clock)
+    file.append([{"n": n} for n in range(25)])
+    (tmp_path / "no").mkdir()
+    file.close()
+    assert [line["n"] for line in lines(tmp_path / "no" / "audit.log")] == list(range(15, 25))
+    assert file.lines_lost == 15
+
+
+def test_lines_left_at_the_end_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = AuditFile(tmp_path / "no" / "audit.log")
+    file.append([{"n": 1}])
+    file.close()
+    assert caplog.records[-1].event == "audit_lost"  # type: ignore[attr-defined]
+    assert file.lines_lost == 1
+
+
+def test_operator_action_says_who_and_what() -> None:
+    record = operator_action(
+        "retry", who="anna@shop1", topic="zithara.order.events", message_ids=[4, 5], reason="fixed"
+    )
+    assert record.pop("host")
+    assert record == {
+        "kind": "operator",
+        "action": "retry",
+        "who": "anna@shop1",
+        "topic": "zithara.order.events",
+        "message_ids": [4, 5],
+        "reason": "fixed",
+    }
+    assert operator_action("pause")["who"] == audit.current_user() != ""
+
+
+# ---------------------------------------------------------------- deliveries
+
+
+def test_line_names_the_message_and_not_what_was_in_it(tmp_path: Path) -> None:
+    file = AuditFile(tmp_path / "audit.log")
+    sent = settlement(
+        OutcomeKind.DELIVERED,
+        http_status=200,
+        duration_ms=12.345,
+        endpoint="POST /order",
+        detail="asha@example.com",
+        request_sha256="ab",
+        supersedes=((5, 15), (6, 16)),
+    )
+    DeliveryAudit(file, worker_id="w1").decided([sent])
+    file.close()
+    (line,) = lines(tmp_path / "audit.log")
+    assert line.pop("time")
+    assert line == {
+        "kind": "delivery",
+        "worker": "w1",
+        "topic": "zithara.order.events",
+        "queue": "zithara_order_queue",
+        "message_id": 17,
+        "id": 7,
+        "group": "order:100",
+        "attempt": 3,
+        "outcome": "delivered",
+        "reason": None,
+        "endpoint": "POST /order",
+        "http_status": 200,
+        "duration_ms": 12.3,
+        "request_sha256": "ab",
+        "superseded": [15, 16],
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "outcome", "told"),
+    [
+        (OutcomeKind.RETRY, {"reason": "connect_failed", "endpoint": "POST /order"}, True),
+        (OutcomeKind.FAILED, {"reason": "invalid_json"}, True),
+        (OutcomeKind.SKIPPED, {"reason": "empty_cart"}, True),
+        (OutcomeKind.RELEASED, {"reason": "throttled", "endpoint": "POST /order", "http_status": 429}, True),
+        (OutcomeKind.RELEASED, {"reason": "late"}, True),
+        (OutcomeKind.RELEASED, {"reason": "shutdown"}, False),
+        (OutcomeKind.LEASE_LOST, {"reason": "lease_lost"}, False),
+    ],
+)
+def test_what_was_tried_or_decided_is_told_and_what_was_only_put_back_is_not(
+    tmp_path: Path, kind: OutcomeKind, outcome: dict[str, Any], told: bool
+) -> None:
+    file = AuditFile(tmp_path / "audit.log")
+    DeliveryAudit(file, worker_id="w1").decided([settlement(kind, **outcome)])
+    file.close()
+    assert len(lines(tmp_path / "audit.log") if (tmp_path / "audit.log").exists() else []) == int(told)
+
+
+# ---------------------------------------------------------------- the running command
+
+
+def test_worker_audits_each_attempt_with_the_digest_of_its_request(
+    shop: Shop, api: FakeZithara, worker_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = tmp_path / "audit.log"
+    shop.publish_order("000000007")
+    shop.publish_body("zithara.order.events", "no json")
+    config = worker_config(logging={"audit_file": str(path)})
+    with WorkerProcess(config, "consume", "--all", "--stop-when-empty") as worker:
+        assert worker.wait() == 0
+    (request,) = api.requests("/v1/order")
+    by_outcome = {line["outcome"]: line for line in lines(path)}
+    assert by_outcome.keys() == {"delivered", "failed"}
+    assert by_outcome["delivered"]["request_sha256"] == hashlib.sha256(request.body).hexdigest()
+    assert by_outcome["failed"]["request_sha256"] is None
+
+
+def test_worker_that_must_audit_takes_nothing_while_it_cannot(
+    shop: Shop, api: FakeZithara, worker_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    directory = tmp_path / "later"
+    shop.publish_order("000000008")
+    config = worker_config(logging={"audit_file": str(directory / "audit.log"), "audit_required": "true"})
+    with WorkerProcess(config, "consume", "--all") as worker:
+        worker.wait_for_log(event="audit_unwritable")
+        assert shop.statuses() == [2] and api.requests("/v1/order") == []
+        directory.mkdir()
+        worker.wait_for_log(event="delivered")
+        eventually(lambda: len(lines(directory / "audit.log")) == 1)
+        worker.terminate()
+        assert worker.wait() == 0

@@ -1,0 +1,250 @@
+"""What a running worker shows on its own address: joins the loop, its numbers and the database with the web pages.
+
+One for the life of a process: it answers while the database is away, and through every reload.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from zithara_worker.audit import AuditFile
+from zithara_worker.delivery.courier import Courier
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.shop import QueueRow
+from zithara_worker.messages import Target
+from zithara_worker.settings import Settings
+from zithara_worker.worker.health import Health, judge
+from zithara_worker.worker.loop import Loop
+from zithara_worker.worker.metrics import WorkerMetrics
+from zithara_worker.zithara.tokens import TokenSource
+
+if TYPE_CHECKING:
+    from zithara_worker.web.server import Listener, Reply
+    from zithara_worker.web.sight import Watch
+    from zithara_worker.worker.exposition import Depth, Exposition, State
+
+log = logging.getLogger(__name__)
+
+#: What /metrics answers where prometheus-client is not installed.
+NO_PROMETHEUS = (
+    "metrics need prometheus-client, which is not installed: install the Debian package python3-prometheus-client, "
+    "or pip install 'zithara-worker[metrics]'"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """One loop and what belongs to it, until the next reload."""
+
+    loop: Loop
+    courier: Courier
+    tokens: TokenSource
+    rows: Sequence[QueueRow]
+    targets: frozenset[Target]
+    settings: Settings
+    audit: AuditFile | None
+
+
+class Listening:
+    """Serves what `[metrics] listen` says. `open_database`: makes a session, not yet connected, for these settings.
+
+    `stopping` tells whether the worker was asked to stop.
+    """
+
+    def __init__(
+        self,
+        metrics: WorkerMetrics,
+        *,
+        open_database: Callable[[Settings], Database],
+        stopping: Callable[[], bool],
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._metrics = metrics
+        self._open_database = open_database
+        self._stopping = stopping
+        self._monotonic = monotonic
+        self._running: Running | None = None
+        self._listen = ""
+        self._listener: Listener | None = None
+        self._watch: Watch | None = None
+        self._exposition: Exposition | None = None
+        self._earlier_refreshes = 0
+
+    @property
+    def address(self) -> str | None:
+        """Where it can be reached; None when it is off, or no port could be had."""
+        return self._listener.address if self._listener else None
+
+    def serve(self, settings: Settings) -> None:
+        """Listens as these settings say, from now on; a port that it has already is kept."""
+        if self._listener is not None and settings.metrics.listen == self._listen:
+            return
+        self.close()
+        self._listen = settings.metrics.listen
+        if self._listen:
+            self._start(settings)
+
+    def _start(self, settings: Settings) -> None:
+        from zithara_worker.web.server import Listener, NoFreePort
+        from zithara_worker.web.sight import Watch
+
+        listener = Listener(
+            settings.metrics.listen,
+            {
+                "/": self._page,
+                "/metrics": self._scrape,
+                "/healthz": self._healthz,
+                "/healthz/live": self._live,
+                "/healthz/ready": self._healthz,
+            },
+        )
+        try:
+            listener.start()
+        except NoFreePort as error:
+            log.error("%s (going on without metrics)", error, extra={"event": "listen_failed"})
+            return
+        self._listener = listener
+        self._watch = Watch(lambda: self._database(settings), self._queues, monotonic=self._monotonic)
+        self._watch.start()
+
+    def attach(self, running: Running) -> None:
+        """From now on this loop is shown."""
+        if self._running is not None:
+            self._earlier_refreshes += self._running.tokens.refresh_count
+        self._running = running
+
+    def detach(self) -> None:
+        """The loop has ended: what it counted stays, but nothing is asked of it any more."""
+        if self._running is not None:
+            self._earlier_refreshes += self._running.tokens.refresh_count
+        self._running = None
+
+    def close(self) -> None:
+        if self._listener is not None:
+            self._listener.close()
+        if self._watch is not None:
+            self._watch.close()
+        self._listener = self._watch = None
+
+    # ---------------------------------------------------------------- the pages (in the listener's threads)
+
+    def health(self) -> Health:
+        running = self._running
+        if running is None:
+            return judge(None, self._monotonic(), breakers={}, stopping=self._stopping(), audit_problem=None)
+        audit = running.audit if running.settings.logging.audit_required else None
+        return judge(
+            running.loop.vitals(),
+            self._monotonic(),
+            breakers={
+                target.value: status.breaker.state.value
+                for target, status in running.courier.states().items()
+                if target in running.targets
+            },
+            stopping=self._stopping(),
+            audit_problem=audit.problem if audit else None,
+        )
+
+    def _healthz(self, accept: str) -> Reply:
+        from zithara_worker.web.server import as_json
+
+        health = self.health()
+        return as_json(
+            HTTPStatus.OK if health.live and health.ready else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json()
+        )
+
+    def _live(self, accept: str) -> Reply:
+        from zithara_worker.web.server import as_json
+
+        health = self.health()
+        return as_json(HTTPStatus.OK if health.live else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json())
+
+    def _scrape(self, accept: str) -> Reply:
+        from zithara_worker.web.server import Reply, text
+
+        if self._exposition is None:
+            try:
+                from zithara_worker.worker.exposition import Exposition
+            except ModuleNotFoundError:
+                return text(HTTPStatus.NOT_IMPLEMENTED, NO_PROMETHEUS)
+            self._exposition = Exposition(self._metrics.numbers, self._state)
+        body, content_type = self._exposition.encoded(accept)
+        return Reply(content_type=content_type, body=body)
+
+    def _page(self, accept: str) -> Reply:
+        from zithara_worker.web import page
+        from zithara_worker.web.server import Reply
+
+        watch = self._watch
+        sight, problem = watch.latest() if watch else (None, "the listener is closing")
+        health = self.health()
+        document = page.render(
+            sight,
+            problem=problem,
+            backlog=watch.backlog() if watch else {},
+            reasons=health.reasons,
+            notes=health.notes,
+        )
+        return Reply(
+            content_type="text/html; charset=utf-8",
+            body=document.encode("utf-8", "xmlcharrefreplace"),
+            headers=page.HEADERS,
+        )
+
+    # ---------------------------------------------------------------- what they show
+
+    def _database(self, first: Settings) -> Database:
+        """A session as the loop's settings say, which a reload may have changed since the first ones."""
+        running = self._running
+        return self._open_database(running.settings if running else first)
+
+    def _queues(self) -> Sequence[QueueRow] | None:
+        running = self._running
+        return running.rows if running else None
+
+    def _state(self) -> State:
+        from zithara_worker.worker.exposition import State
+
+        running, health = self._running, self.health()
+        if running is None:
+            return State(ready=False, database_up=False, shop_enabled=False, token_refreshes=self._earlier_refreshes)
+        vitals, states = running.loop.vitals(), running.courier.states()
+        depths, took = self._depths()
+        return State(
+            ready=health.ready,
+            database_up=vitals.database_up,
+            shop_enabled=vitals.consumable,
+            topics=tuple(row.topic for row in running.rows),
+            paused=frozenset(vitals.paused),
+            concurrency=running.settings.worker.concurrency,
+            breakers={target.value: status.breaker.state.value for target, status in states.items()},
+            throttled_seconds={target.value: status.throttled_seconds for target, status in states.items()},
+            token_refreshes=self._earlier_refreshes + running.tokens.refresh_count,
+            depths=depths,
+            depths_read_seconds=took,
+            audit_writable=None if running.audit is None else running.audit.problem is None,
+            audit_lines=running.audit.lines_written if running.audit else 0,
+            audit_lines_lost=running.audit.lines_lost if running.audit else 0,
+        )
+
+    def _depths(self) -> tuple[tuple[Depth, ...] | None, float]:
+        from zithara_worker.worker.exposition import Depth
+
+        sight, problem = self._watch.latest() if self._watch else (None, None)
+        if sight is None or problem is not None:
+            return None, 0.0
+        depths = tuple(
+            Depth(
+                topic=queue.topic,
+                status=status.name.lower(),
+                messages=count,
+                oldest_age_seconds=round(queue.oldest_ages.get(status, 0.0), 3),
+            )
+            for queue in sight.queues
+            for status, count in queue.counts.items()
+        )
+        return depths, sight.took_seconds
