@@ -1,0 +1,126 @@
+"""What the Debian package puts on a host, as far as it can be told without building it (scripts/test-deb does that)."""
+
+from __future__ import annotations
+
+import re
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from zithara_worker.config import load, sample_file
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.messages import TOPICS
+from zithara_worker.operations.packaged import PASSWORD_FILE, packaged_configuration
+from zithara_worker.settings import KEYS, WorkerSettings
+from zithara_worker.version import VERSION
+
+DEBIAN = Path(__file__).parents[2] / "packaging" / "deb" / "debian"
+
+
+def ini(path: Path) -> ConfigParser:
+    parser = ConfigParser(interpolation=None, inline_comment_prefixes=(";",), strict=False)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]  # as configparser's manual says
+    parser.read_string(path.read_text(encoding="utf-8"))
+    return parser
+
+
+def test_changelog_begins_with_the_projects_version() -> None:
+    assert (DEBIAN / "changelog").read_text(encoding="utf-8").startswith(f"zithara-worker ({VERSION}) ")
+
+
+def test_packaged_configuration_is_valid_once_the_password_is_there(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("swordfish\n", encoding="utf-8")
+    file = tmp_path / "zithara-worker.conf"
+    file.write_text(packaged_configuration().replace(PASSWORD_FILE, str(password)), encoding="utf-8")
+    configured = load(file, {}, {}, lambda root: {})
+    assert configured.settings.database.user == "zithara_worker"
+    assert configured.settings.database.password.reveal() == "swordfish"
+    assert {place[0] for place in configured.sources} == {"database"}
+
+
+def test_packaged_configuration_without_the_password_is_one_clear_line(tmp_path: Path) -> None:
+    file = tmp_path / "zithara-worker.conf"
+    file.write_text(packaged_configuration().replace(PASSWORD_FILE, str(tmp_path / "missing")), encoding="utf-8")
+    with pytest.raises(ConfigurationError) as caught:
+        load(file, {}, {}, lambda root: {})
+    text = str(caught.value)
+    assert text.count("\n") == 0
+    assert all(part in text for part in (str(file), "[database]", "password_file", str(tmp_path / "missing")))
+
+
+def test_packaged_configuration_explains_every_key_of_the_sample() -> None:
+    text = packaged_configuration()
+    for key in KEYS:
+        assert re.search(rf"^#?{key.name} =", text, re.MULTILINE), key.place
+    explained = [line for line in sample_file().splitlines()[1:] if line.startswith("# ")]
+    assert explained and not [line for line in explained if line not in text]
+
+
+def test_every_topic_has_a_program_in_the_group() -> None:
+    supervisor = ini(DEBIAN / "etc/supervisor/conf.d/zithara-worker.conf")
+    programs = supervisor["group:zithara-worker"]["programs"].split(",")
+    commands = {supervisor[f"program:{program}"]["command"] for program in programs}
+    assert commands == {f"/usr/bin/zithara-worker consume {topic}" for topic in TOPICS}
+    assert {name for name in supervisor.sections() if name.startswith("program:")} == {
+        f"program:{program}" for program in programs
+    }
+
+
+@pytest.mark.parametrize("path", ["etc/supervisor/conf.d/zithara-worker.conf", "examples/supervisor-one-process.conf"])
+def test_supervised_programs_stop_in_order_and_never_as_root(path: str) -> None:
+    supervisor = ini(DEBIAN / path)
+    programs = [supervisor[name] for name in supervisor.sections() if name.startswith("program:")]
+    assert programs
+    for program in programs:
+        assert program["user"] == "zithara-worker"
+        assert program["stopsignal"] == "TERM"
+        assert int(program["stopwaitsecs"]) > WorkerSettings().shutdown_timeout
+        assert program["autorestart"] == "true"
+        assert int(program["startsecs"]) >= 1
+        assert program["stdout_logfile_maxbytes"] and program["stdout_logfile_backups"]
+        if "numprocs" in program:
+            # supervisor refuses more than one process without a number in its name.
+            assert "process_num" in program["process_name"] and "process_num" in program["stdout_logfile"]
+
+
+def test_unit_is_hardened_and_fits_the_worker() -> None:
+    unit = ini(DEBIAN / "systemd/zithara-worker@.service")
+    service = unit["Service"]
+    assert service["Type"] == "notify"
+    assert int(service["WatchdogSec"]) > 0
+    assert service["RestartPreventExitStatus"] == "78"
+    assert service["User"] == "zithara-worker"
+    assert int(service["TimeoutStopSec"]) > WorkerSettings().shutdown_timeout
+    assert service["ExecStart"] == "/usr/bin/zithara-worker consume %i"
+    for key in (
+        "NoNewPrivileges",
+        "PrivateTmp",
+        "PrivateDevices",
+        "ProtectHome",
+        "ProtectControlGroups",
+        "ProtectKernelLogs",
+        "ProtectKernelModules",
+        "ProtectKernelTunables",
+        "RestrictNamespaces",
+        "RestrictRealtime",
+        "RestrictSUIDSGID",
+        "LockPersonality",
+        "MemoryDenyWriteExecute",
+    ):
+        assert service[key] == "yes", key
+    assert service["ProtectSystem"] == "strict"
+    assert service["CapabilityBoundingSet"] == ""
+
+
+def test_nothing_is_enabled_or_started_by_installing() -> None:
+    postinst = (DEBIAN / "zithara-worker.postinst").read_text(encoding="utf-8")
+    assert not re.search(r"systemctl.* (enable|start)\b(?!.*EOF)", postinst.partition("cat <<EOF")[0])
+    assert "try-restart" in postinst
+
+
+@pytest.mark.parametrize("script", ["zithara-worker.postinst", "zithara-worker.prerm", "zithara-worker.postrm"])
+def test_maintainer_scripts_stop_at_errors(script: str) -> None:
+    text = (DEBIAN / script).read_text(encoding="utf-8")
+    assert text.startswith("#!/bin/sh\n") and "\nset -e\n" in text and "#DEBHELPER#" in text
