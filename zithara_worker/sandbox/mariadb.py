@@ -279,7 +279,8 @@ class MariaDbServer:
         for attempts_left in (2, 1, 0):
             port = self.tcp_port or _free_port()
             try:
-                self._try_launch(["--bind-address=127.0.0.1", f"--port={port}"])
+                # MySQL knows its root as root@localhost only, so the loopback address must have its name.
+                self._try_launch(["--bind-address=127.0.0.1", f"--port={port}", "--skip-name-resolve=OFF"])
             except ShopError:
                 if attempts_left == 0 or self.tcp_port is not None or "port" not in self._log_tail().lower():
                     raise

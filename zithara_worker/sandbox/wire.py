@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 _COM_QUERY = b"\x03"
+_CLIENT_SSL = 0x0800
 
 
 class Cut(Enum):
@@ -101,6 +102,16 @@ class Wire:
             pair.start()
 
 
+def _without_tls(greeting: bytes) -> bytes:
+    """The server's first packet without its offer of TLS, which a client would take up and hide its statements."""
+    version_ends = greeting.find(b"\0", 5)
+    # After the version: thread id (4), random bytes (8), a zero, then the lower half of the capabilities.
+    place = version_ends + 1 + 4 + 8 + 1 + 1
+    if version_ends < 0 or len(greeting) <= place:
+        return greeting  # an error instead of a greeting
+    return greeting[:place] + bytes([greeting[place] & ~(_CLIENT_SSL >> 8)]) + greeting[place + 1 :]
+
+
 class _Pair:
     """One connection: two threads, one for each direction."""
 
@@ -161,6 +172,7 @@ class _Pair:
 
     def _backward(self) -> None:
         with suppress(OSError):
+            self._client.sendall(_without_tls(self._server.recv(65536)))
             while chunk := self._server.recv(65536):
                 if self._cut_answer:  # the server has answered, so it has committed
                     self._break()

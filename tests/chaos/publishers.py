@@ -1,0 +1,126 @@
+"""The shop's side: threads that publish in transactions of any length, and go on when the database is back."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import pymysql
+import pymysql.err
+
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
+from zithara_worker.sandbox import examples
+from zithara_worker.sandbox.publisher import Publisher
+from zithara_worker.sandbox.shop import Shop
+
+#: Topic -> share of the groups. Orders and webhooks are never coalesced: each of their messages must arrive.
+TOPIC_SHARES = {TOPIC_ORDER: 0.5, TOPIC_WEBHOOK: 0.1, TOPIC_CUSTOMER: 0.2, TOPIC_CART: 0.2}
+#: A transaction holds up to so many messages, and is kept open for up to so many seconds.
+TRANSACTION_MESSAGES = 6
+TRANSACTION_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    topic: str
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.topic} {self.number}"
+
+
+@dataclass(slots=True)
+class Published:
+    """Message id -> its group. Ids of transactions that were rolled back are there too: the database decides."""
+
+    groups: dict[int, Group] = field(default_factory=dict)
+    committed: int = 0
+
+
+def groups(count: int) -> list[Group]:
+    made: list[Group] = []
+    for topic, share in TOPIC_SHARES.items():
+        made += [Group(topic, 100_000 + number) for number in range(max(1, round(count * share)))]
+    return made
+
+
+class PublisherThread(threading.Thread):
+    """Publishes `messages` over `groups`, evenly within `seconds`. Nobody else publishes these groups, so the order of
+    their message ids is the order in which their messages become visible."""
+
+    def __init__(
+        self,
+        shop: Shop,
+        published: Published,
+        *,
+        mine: list[Group],
+        messages: int,
+        seconds: float,
+        seed: int,
+        stop: threading.Event,
+    ) -> None:
+        super().__init__(name=f"publisher-{seed}", daemon=True)
+        self._shop = shop
+        self._published = published
+        self._mine = mine
+        self._messages = messages
+        self._seconds = seconds
+        self._random = random.Random(seed)
+        self._stop_asked = stop
+        self.failed: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._publish_all()
+        except BaseException as error:
+            self.failed = error
+            raise
+
+    def _publish_all(self) -> None:
+        connection: pymysql.connections.Connection[Any] | None = None
+        started = time.monotonic()
+        done = 0
+        while done < self._messages and not self._stop_asked.is_set():
+            count = min(self._messages - done, self._random.randint(1, TRANSACTION_MESSAGES))
+            chosen = [self._random.choice(self._mine) for _ in range(count)]
+            try:
+                connection = connection or self._shop.connect(autocommit=False)
+                self._publish(connection, chosen)
+            except (DatabaseUnavailable, pymysql.err.Error, OSError):
+                # Killed under us. Whether it was committed, the database knows; if not, the shop's visitor tries again.
+                if connection is not None and connection.open:
+                    connection.close()
+                connection = None
+                self._stop_asked.wait(0.2)
+                continue
+            done += count
+            self._published.committed += count
+            ahead = started + self._seconds * done / self._messages - time.monotonic()
+            if ahead > 0:
+                self._stop_asked.wait(ahead)
+        if connection is not None:
+            connection.close()
+
+    def _publish(self, connection: pymysql.connections.Connection[Any], chosen: list[Group]) -> None:
+        publisher = Publisher(connection, prefix=self._shop.prefix)
+        for group in chosen:
+            row = publisher.publish(group.topic, self._payload(group))
+            self._published.groups[row.message_id] = group
+        if self._random.random() < 0.3:
+            self._stop_asked.wait(self._random.uniform(0, TRANSACTION_SECONDS))
+        connection.commit()
+
+    def _payload(self, group: Group) -> object:
+        number = str(group.number)
+        if group.topic == TOPIC_ORDER:
+            return examples.order(number, is_update=self._random.random() < 0.7)
+        if group.topic == TOPIC_CUSTOMER:
+            return examples.customer(number)
+        if group.topic == TOPIC_CART:
+            return examples.cart(number)
+        return examples.webhook(payload={"order_id": number, "amount": "1499.0000"})

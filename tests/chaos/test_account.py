@@ -1,0 +1,90 @@
+"""The judge of the chaos: what it must see, and what it must not take for a fault."""
+
+from __future__ import annotations
+
+import pytest
+
+from chaos.account import Row, judge, report
+from chaos.world import Arrival, Blow, Fate, Misfortune, World
+from zithara_worker.magento.statuses import Status
+
+
+def row(message_id: int, *, group: str = "g", coalesced: bool = False, status: Status = Status.COMPLETE) -> Row:
+    return Row(key=f"q-{message_id}", message_id=message_id, group=group, coalesced=coalesced, status=status)
+
+
+def world(*arrivals: tuple[int, float, Fate], blows: tuple[Misfortune, ...] = ()) -> World:
+    """Arrivals (message id, when, fate) in order, all from the worker in place 0."""
+    made = World(misfortunes=list(blows))
+    for message_id, at, fate in arrivals:
+        made.order.append(f"q-{message_id}")
+        fault = "none" if fate is Fate.ANSWERED else fate.value
+        made.arrivals.setdefault(f"q-{message_id}", []).append(Arrival(at, 0, fate, fault))
+    return made
+
+
+def test_a_quiet_run_is_good() -> None:
+    verdict = judge([row(1), row(2)], world((1, 1.0, Fate.ANSWERED), (2, 2.0, Fate.ANSWERED)))
+    assert verdict.good
+    assert (verdict.delivered, verdict.arrivals) == (2, 2)
+
+
+@pytest.mark.parametrize("status", [Status.NEW, Status.IN_PROGRESS, Status.RETRY_REQUIRED, Status.ERROR])
+def test_a_message_that_is_not_complete_in_the_end_is_lost(status: Status) -> None:
+    assert len(judge([row(1, status=status)], world((1, 1.0, Fate.ANSWERED))).lost) == 1
+
+
+def test_a_complete_message_that_never_arrived_is_lost_unless_a_newer_snapshot_did() -> None:
+    arrived = world((2, 1.0, Fate.ANSWERED))
+    assert len(judge([row(1), row(2)], arrived).lost) == 1
+    verdict = judge([row(1, coalesced=True), row(2, coalesced=True)], arrived)
+    assert (verdict.good, verdict.superseded) == (True, 1)
+    older = world((1, 1.0, Fate.ANSWERED))
+    assert len(judge([row(1, coalesced=True), row(2, coalesced=True)], older).lost) == 1, (
+        "an older one replaces nothing"
+    )
+
+
+def test_a_refused_request_is_no_delivery_and_its_repetition_no_duplicate() -> None:
+    assert len(judge([row(1)], world((1, 1.0, Fate.REFUSED))).lost) == 1
+    verdict = judge([row(1)], world((1, 1.0, Fate.REFUSED), (1, 2.0, Fate.ANSWERED)))
+    assert (verdict.good, verdict.refused, sum(verdict.duplicates.values())) == (True, 1, 0)
+
+
+def test_an_older_message_after_a_newer_one_of_its_group_is_out_of_order() -> None:
+    arrivals = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.REFUSED))
+    assert len(judge([row(1, coalesced=True), row(2)], arrivals).out_of_order) == 1
+    assert not judge([row(1, group="a", coalesced=True), row(2, group="b")], arrivals).out_of_order
+
+
+def test_a_repetition_of_the_older_message_after_the_newer_one_is_out_of_order() -> None:
+    arrivals = world((1, 1.0, Fate.ANSWER_LOST), (2, 2.0, Fate.ANSWERED), (1, 3.0, Fate.ANSWERED))
+    assert len(judge([row(1), row(2)], arrivals).out_of_order) == 1
+
+
+def test_a_lost_answer_explains_a_duplicate() -> None:
+    verdict = judge([row(1)], world((1, 1.0, Fate.ANSWER_LOST), (1, 2.0, Fate.ANSWERED)))
+    assert verdict.good
+    assert sum(verdict.duplicates.values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("blow", "good"),
+    [
+        (Misfortune(Blow.KILL, 0, 1.5, 1.6), True),
+        (Misfortune(Blow.DATABASE, None, 1.5, 1.6), True),
+        (Misfortune(Blow.KILL, 1, 1.5, 1.6), False),
+        (Misfortune(Blow.KILL, 0, -5.0, -4.0), False),
+        (Misfortune(Blow.KILL, 0, 2.5, 2.6), False),
+    ],
+    ids=["its worker", "the database", "another worker", "long before", "afterwards"],
+)
+def test_only_what_hit_its_sender_in_between_explains_a_duplicate(blow: Misfortune, good: bool) -> None:
+    verdict = judge([row(1)], world((1, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED), blows=(blow,)))
+    assert verdict.good is good
+    assert ("unexplained" in report(verdict, {})) is True
+    assert len(verdict.unexplained) == (0 if good else 1)
+
+
+def test_an_arrival_that_the_database_does_not_know_is_a_finding() -> None:
+    assert judge([], world((1, 1.0, Fate.ANSWERED))).strangers
