@@ -60,3 +60,17 @@ ensure_venv() {
     fi
     PATH=$PWD/.venv/bin:$PATH
 }
+
+# The project's files, each name ended by a NUL: what git tracks or would, or without git all but what is made.
+list_sources() {
+    local file
+    if git rev-parse --git-dir >/dev/null 2>&1; then
+        git ls-files -z --cached --others --exclude-standard
+    else
+        find . -path './.*' -prune -o -path ./dist -prune -o -path ./build -prune -o -name __pycache__ -prune \
+            -o -name '*.egg-info' -prune -o '(' -type f -o -type l ')' -printf '%P\0'
+    fi | while IFS= read -r -d '' file; do
+        # Deleted and not yet told git: no file.
+        [[ ! -e $file ]] || printf '%s\0' "$file"
+    done
+}

@@ -1,0 +1,35 @@
+"""The workload: recorded order events of the module, multiplied, each with an order number of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import cycle, islice
+from pathlib import Path
+
+from zithara_worker.messages import TOPIC_ORDER
+from zithara_worker.sandbox.fixtures import Fate, fixture_messages
+from zithara_worker.sandbox.php_json import php_json_encode
+
+RECORDED = Path(__file__).parents[1] / "tests" / "fixtures" / "plugin-cases.jsonl"
+TOPIC = TOPIC_ORDER
+#: What a whole order weighs at least; a few recorded ones are deliberately mutilated.
+_WHOLE_ORDER = 3_000
+
+
+def bodies(count: int, *, groups: int | None = None) -> Iterator[str]:
+    """`count` stored bodies. `groups`: how many orders they belong to; None: each its own."""
+    events = [
+        json.loads(message.published)
+        for message in fixture_messages(RECORDED)
+        if message.topic == TOPIC and message.fate is Fate.DELIVERED and message.published
+    ]
+    whole = [event for event in events if len(json.dumps(event)) >= _WHOLE_ORDER]
+    for number, event in enumerate(islice(cycle(whole), count)):
+        increment_id = f"{100_000_000 + (number if groups is None else number % groups)}"
+        yield stored({**event, "order": {**event["order"], "increment_id": increment_id}})
+
+
+def stored(event: object) -> str:
+    """As the observer and Magento's MessageEncoder write it: JSON in a JSON string."""
+    return php_json_encode(php_json_encode(event))

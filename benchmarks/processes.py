@@ -1,0 +1,111 @@
+"""Starts a contestant as a process of its own, and takes its wall-clock time and CPU after its own start.
+
+A contestant writes a line `{"ready": <CPU seconds spent so far>}` to standard output when its imports are done, and
+ends by itself when it has handled all messages. What it spends before does not count: a shop starts it once a week.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.api_server import ApiProcess
+
+TIMEOUT_SECONDS = 300.0
+PROJECT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """`seconds`: from the first request's arrival at the API to the last's, or as the contestant says."""
+
+    contestant: str
+    messages: int
+    seconds: float
+    cpu_seconds: float
+    requests: int
+    connections: int
+
+    @property
+    def per_second(self) -> float:
+        return self.messages / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU of a message, microseconds."""
+        return self.cpu_seconds / self.messages * 1e6
+
+
+def run(
+    name: str,
+    commands: Sequence[Sequence[str]],
+    *,
+    api: ApiProcess,
+    latency_seconds: float,
+    messages: int,
+    environment: dict[str, str] | None = None,
+) -> Measured:
+    """Runs one contestant (several processes of it at once, if several commands are given) to its end."""
+    api.reset(latency_seconds=latency_seconds)
+    with tempfile.TemporaryFile("w+") as complaints:
+        started = time.monotonic()
+        processes = [
+            subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                cwd=PROJECT,
+                env={**os.environ, **(environment or {})},
+            )
+            for command in commands
+        ]
+        cpu, said = 0.0, {}
+        for process in processes:
+            ready, told = _listen(process)
+            said.update(told)
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                complaints.seek(0)
+                raise RuntimeError(f"{name} ended with {process.returncode}:\n{complaints.read()[-3000:]}")
+            cpu += usage.ru_utime + usage.ru_stime - ready
+    seen = api.seen()
+    if time.monotonic() - started > TIMEOUT_SECONDS:
+        raise RuntimeError(f"{name} took more than {TIMEOUT_SECONDS:g} s")
+    if not said.get("no_http") and seen["requests"] < messages:
+        raise RuntimeError(f"{name} sent {seen['requests']} of {messages} requests")
+    return Measured(
+        contestant=name,
+        messages=messages,
+        seconds=said.get("seconds") or seen["last"] - seen["first"],
+        cpu_seconds=cpu,
+        requests=seen["requests"],
+        connections=seen["connections"],
+    )
+
+
+def contestant(name: str, *arguments: str, python: str = sys.executable) -> list[str]:
+    return [python, "-m", f"benchmarks.contestants.{name}", *arguments]
+
+
+def _listen(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:
+    assert process.stdout is not None
+    spent, told = 0.0, {}
+    with process.stdout as lines:
+        for line in lines:
+            if not line.startswith("{"):
+                continue
+            record = json.loads(line)
+            spent = record.pop("ready", spent)
+            told.update(record)
+    return spent, told

@@ -1,0 +1,185 @@
+"""What claim and settle cost a message beside other rows: completed ones, other queues' backlogs, blocked groups, skew.
+
+Only the queue is driven here, without HTTP: each message counts as delivered once it is claimed. Time on the server is
+in it, which CPU of the worker alone would not show.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from benchmarks import messages
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.settle import Settlement
+from zithara_worker.magento.shop import find_queues
+from zithara_worker.messages import TOPIC_CART, Outcome, OutcomeKind
+from zithara_worker.processors import identify
+from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings import DatabaseSettings, Secret
+
+#: Messages of one batch, and how many batches are timed.
+BATCH = 100
+BATCHES = 20
+#: Claims in vain until something must be wrong.
+_TRIES = 1_000
+_DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
+
+#: A stored body and a status row for each number of a range; the bodies of neighbours are small, nobody reads them.
+_FILL_MESSAGES = (
+    "INSERT INTO {prefix}queue_message (topic_name, body) SELECT %s, '\"{}\"' FROM seq_1_to_%s"  # numbers: MariaDB's
+)
+_FILL_STATUSES = (
+    "INSERT INTO {prefix}queue_message_status (queue_id, message_id, status) "
+    "SELECT q.id, m.id, %s FROM {prefix}queue_message m JOIN {prefix}queue q ON q.name = %s "
+    "WHERE m.id > %s AND m.topic_name = %s"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Of one message: claimed and settled. `microseconds`: median batch; `p90`: the ninth of ten."""
+
+    surroundings: str
+    microseconds: float
+    p90: float
+    #: Until the first message was had, fruitless claims included
+    first_claim_ms: float
+    statements_per_100: float
+
+
+def measure(server: MariaDbServer, *, large: int, indexed: bool = False) -> list[Cost]:
+    """Each surrounding on a shop of its own. `large`: rows of the largest, e.g. 1,000,000."""
+    surroundings: Mapping[str, Callable[[Shop], None]] = {
+        "empty shop": lambda shop: None,
+        f"{large // 10:,} completed rows": lambda shop: _fill(shop, messages.TOPIC, large // 10, status=4),
+        f"{large:,} completed rows": lambda shop: _fill(shop, messages.TOPIC, large, status=4),
+        f"{large:,} rows of another queue": lambda shop: _fill(shop, TOPIC_CART, large, status=2),
+        f"{large:,} completed and {large:,} of another queue": _both(large),
+        f"{large // 100:,} blocked groups ahead": lambda shop: _block(shop, large // 100),
+    }
+    costs = [_cost(server, name, fill, indexed=indexed) for name, fill in surroundings.items()]
+    costs.append(_cost(server, "empty shop, again", lambda shop: None, indexed=indexed))
+    # The backlog itself, which is what the batches are taken from.
+    costs.append(_cost(server, f"own backlog of {large // 20:,}", lambda shop: None, backlog=large // 20))
+    costs.append(_cost(server, "half of the messages in one group", lambda shop: None, skewed=True))
+    return costs
+
+
+def plain(server: MariaDbServer) -> Cost:
+    """On a shop with nothing else."""
+    return _cost(server, "empty shop", lambda shop: None)
+
+
+def _cost(
+    server: MariaDbServer,
+    name: str,
+    fill: Callable[[Shop], None],
+    *,
+    indexed: bool = False,
+    backlog: int = BATCH * BATCHES,
+    skewed: bool = False,
+) -> Cost:
+    with Shop(server) as shop:
+        if indexed:
+            shop.run_script("optional_index.sql")
+        fill(shop)
+        bodies = list(messages.bodies(max(backlog, BATCH * BATCHES)))
+        if skewed:
+            one = next(iter(messages.bodies(1)))
+            bodies[: len(bodies) // 2] = [one] * (len(bodies) // 2)
+        shop.publish_bodies(messages.TOPIC, bodies)
+        database = Database(
+            DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
+        )
+        try:
+            return _drain(database, name, len(bodies) // 2 if skewed else BATCH * BATCHES)
+        finally:
+            database.close()
+
+
+def _drain(database: Database, name: str, wanted: int) -> Cost:
+    row = find_queues(database, [messages.TOPIC], {})[0]
+    queue = MessageQueue(
+        database,
+        queue_id=row.queue_id,
+        name=row.name,
+        topic=messages.TOPIC,
+        worker_id="bench",
+        lease_seconds=60,
+        identify=identify,
+        monotonic=time.monotonic,
+    )
+    batches: list[float] = []
+    empty_handed, began = 0, time.monotonic()
+    past_seconds = 0.0
+    done, statements = 0, database.statements_sent
+    while done < wanted:
+        _pulse(database, queue)
+        started = time.monotonic()
+        taken = queue.claim(BATCH)
+        if not taken:
+            # Heads whose groups are busy elsewhere: looked at, remembered, and passed by from then on.
+            empty_handed += 1
+            if empty_handed > _TRIES:
+                raise RuntimeError(f"{name}: nothing to claim after {done} of {wanted} messages")
+            continue
+        if not batches:
+            past_seconds = time.monotonic() - began
+        queue.settle([Settlement(message=message, outcome=_DELIVERED) for message in taken])
+        batches.append((time.monotonic() - started) / len(taken) * 1e6)
+        done += len(taken)
+    return Cost(
+        surroundings=name,
+        microseconds=statistics.median(batches),
+        p90=statistics.quantiles(batches, n=10)[-1] if len(batches) > 1 else batches[0],
+        first_claim_ms=past_seconds * 1000,
+        statements_per_100=(database.statements_sent - statements) / done * 100,
+    )
+
+
+def _pulse(database: Database, queue: MessageQueue) -> None:
+    """What the loop does four times a second."""
+    row = database.rows("pulse", queue_ids=[queue.queue_id])[0]
+    queue.notice(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
+    queue.recheck()
+
+
+def _fill(shop: Shop, topic: str, count: int, *, status: int) -> None:
+    newest = shop.query("SELECT COALESCE(MAX(id), 0) FROM {prefix}queue_message")[0][0]
+    shop.query(_FILL_MESSAGES.replace("seq_1_to_%s", f"seq_1_to_{count}"), (topic,))
+    queue = shop.query("SELECT name FROM {prefix}queue WHERE name LIKE %s", (f"zithara_{topic.split('.')[1]}_queue",))
+    shop.query(_FILL_STATUSES, (status, queue[0][0], newest, topic))
+
+
+def _both(large: int) -> Callable[[Shop], None]:
+    def fill(shop: Shop) -> None:
+        _fill(shop, messages.TOPIC, large, status=4)
+        _fill(shop, TOPIC_CART, large, status=2)
+
+    return fill
+
+
+def _block(shop: Shop, groups: int) -> None:
+    """Another worker holds so many groups, and each has a message that waits at the head of the line."""
+    shop.publish_bodies(messages.TOPIC, messages.bodies(groups, groups=groups))
+    rows = shop.rows(messages.TOPIC)
+    with shop.operator.cursor() as cursor:
+        cursor.executemany(
+            f"INSERT INTO {shop.prefix}zithara_message_group "
+            "(queue_id, group_key, id, message_id, worker_id, lease_until) "
+            "VALUES (%s, %s, %s, %s, 'another', '2037-01-01 00:00:00')",
+            [(_queue_id(shop), _group(shop, row.message_id), 0, 0) for row in rows],
+        )
+
+
+def _queue_id(shop: Shop) -> int:
+    return int(shop.query("SELECT id FROM {prefix}queue WHERE name = 'zithara_order_queue'")[0][0])
+
+
+def _group(shop: Shop, message_id: int) -> str:
+    return identify(messages.TOPIC, message_id, shop.body(message_id) or "")[0]

@@ -1,0 +1,45 @@
+"""The guard of `scripts/bench --quick`: what can be counted must not grow. No time is looked at."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from zithara_worker.sandbox.mariadb import MariaDbServer
+
+# The benchmarks are a package of the project's directory, not of the installed distribution.
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks import counted
+from benchmarks.api_server import ApiProcess
+
+STATEMENTS, CONNECTIONS, CALLS = counted.LIMITS
+
+
+@pytest.fixture
+def api_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiProcess]:
+    # Contestants and API are started with `python -m`, from the project's directory.
+    monkeypatch.chdir(Path(__file__).parents[2])
+    with ApiProcess() as api:
+        yield api
+
+
+def test_claim_and_settle_of_a_full_batch_cost_no_more_statements_than_agreed(mariadb: MariaDbServer) -> None:
+    assert 0 < counted.statements(mariadb) <= counted.LIMITS[STATEMENTS]
+
+
+def test_each_thread_opens_one_connection_and_keeps_it(
+    mariadb: MariaDbServer, api_process: ApiProcess, tmp_path: Path
+) -> None:
+    assert 0 < counted.connections(mariadb, api_process, tmp_path) <= counted.LIMITS[CONNECTIONS]
+
+
+def test_a_message_costs_no_more_calls_than_agreed_on_its_way_to_a_request() -> None:
+    assert 0 < counted.calls() <= counted.LIMITS[CALLS]
+
+
+def test_calls_are_the_same_at_each_count() -> None:
+    assert counted.calls(50) == counted.calls(50)
