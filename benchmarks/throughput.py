@@ -20,7 +20,7 @@ from zithara_worker.zithara.api import encoded
 
 #: The messages of slow contestants: they are measured by the message, and have little to warm up.
 FEW = 100
-SOME = 1_000
+SOME = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

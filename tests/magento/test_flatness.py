@@ -26,7 +26,8 @@ def rows_in_bulk(shop: Shop, queue: str, status: int, count: int, body: str = "C
     """`count` messages of one queue with one status, by two statements."""
     [(newest,)] = shop.query("SELECT COALESCE(MAX(id), 0) FROM {prefix}queue_message")
     numbers = "WITH RECURSIVE numbers (seq) AS (SELECT 1 UNION ALL SELECT seq + 1 FROM numbers WHERE seq < %s) "
-    shop.query("SET SESSION max_recursive_iterations = 1000000")
+    depth = "max_recursive_iterations" if "mariadb" in shop.server.version.lower() else "cte_max_recursion_depth"
+    shop.query(f"SET SESSION {depth} = 1000000")
     shop.query(
         f"INSERT INTO {{prefix}}queue_message (topic_name, body) {numbers} SELECT %s, {body} FROM numbers",
         (count, TOPIC_ORDER),

@@ -166,7 +166,7 @@ def test_an_idle_claim_opens_no_transaction(shop: Shop, worker: StepWorker) -> N
 def explained(shop: Shop, worker: StepWorker, statement: str, **parameters: Any) -> list[tuple[str, str | None]]:
     """(table, key) of each step of the plan."""
     with shop.operator.cursor() as cursor:
-        cursor.execute("EXPLAIN " + worker.database.text(statement), parameters)
+        cursor.execute("EXPLAIN FORMAT=TRADITIONAL " + worker.database.text(statement), parameters)
         names = [column[0] for column in cursor.description]
         rows = [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
     return [(row["table"], row["key"]) for row in rows]

@@ -382,8 +382,8 @@ class Protocol(RuleBasedStateMachine):
             assert self._accounted_for(fate), f"PHP was told that {fate} is done"
         else:
             assert not fate.settled, f"PHP handles {fate}, which is done"
-            fate.php_handled = way == "complete"
-            fate.failed = way == "reject"
+            fate.php_handled = fate.php_handled or way == "complete"
+            fate.failed = fate.failed or way == "reject"
             (side.consumer.complete if way == "complete" else side.consumer.reject)(side.selected)
         side.selected, side.taken = None, False
 

@@ -50,6 +50,13 @@ def test_every_alert_has_a_moment_to_fire_and_one_to_be_silent() -> None:
     assert {name for name, expected in tested if expected.strip() == "[]"} == alerts
 
 
+def test_every_alert_is_explained() -> None:
+    explained = re.findall(
+        r"^\| `(ZitharaWorker\w+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "docs/metrics.md").read_text(), re.M
+    )
+    assert explained == re.findall(r"- alert: (\w+)", RULES.read_text())
+
+
 @pytest.mark.parametrize("path", [RULES, RULE_TESTS, DASHBOARD], ids=lambda path: path.name)
 def test_every_metric_named_exists(path: Path) -> None:
     named = set(re.findall(r"zithara_worker_\w+", path.read_text()))

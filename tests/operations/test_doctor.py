@@ -384,7 +384,8 @@ def test_tls_is_checked_against_its_authority_and_its_end(tmp_path: Path) -> Non
 
 
 def test_no_tls_where_it_is_expected_fails(api: FakeZithara) -> None:
-    found = by_check(api_checks(zithara(api, base_url=api.base_url.replace("http://", "https://")), time.time))
+    settings = zithara(api, base_url=api.base_url.replace("http://", "https://"), timeout=0.5)
+    found = by_check(api_checks(settings, time.time))
     assert found["api.tls"].level is Level.FAILED and "firewall" in found["api.tls"].remedy
 
 

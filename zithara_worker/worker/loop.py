@@ -41,7 +41,7 @@ SWEEP_SHARE = 0.02
 LOG_INTERVAL = 60.0
 #: Seconds between two tries to reach the database: first, and at most.
 DATABASE_RETRY = (0.1, 5.0)
-#: Messages in hand for each delivery thread, besides one batch: threads must not run dry while a turn settles and claims.
+#: Messages in hand for each delivery thread, besides one batch: none may run dry while a turn settles and claims.
 #: With 1 they did: 64 threads at 50 ms lost a tenth of their pace (docs/performance.md).
 HELD_A_THREAD = 2
 #: Seconds to wait for more results before a small batch is settled.

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any
 
 from zithara_worker.magento.fleet import BUCKETS_MS as BUCKETS_MS
-from zithara_worker.messages import Outcome
+from zithara_worker.messages import Outcome, OutcomeKind
 
 MINUTES_KEPT = 60
 
@@ -26,7 +26,7 @@ class Stats:
         self._minutes: OrderedDict[int, dict[str, dict[str, Any]]] = OrderedDict()
 
     def count(self, topic: str, outcome: Outcome, *, superseded: int = 0) -> None:
-        """One settled message."""
+        """One settled message. `superseded`: how many older ones it stands for; only its delivery completes them."""
         minute = int(self._utc() // 60)
         with self._lock:
             topics = self._minutes.get(minute)
@@ -39,7 +39,8 @@ class Stats:
                 counts = topics[topic] = {"outcomes": {}, "superseded": 0, "buckets": [0] * (len(BUCKETS_MS) + 1)}
             kind = outcome.kind.value
             counts["outcomes"][kind] = counts["outcomes"].get(kind, 0) + 1
-            counts["superseded"] += superseded
+            if outcome.kind is OutcomeKind.DELIVERED:
+                counts["superseded"] += superseded
             if outcome.duration_ms is not None:
                 counts["buckets"][bisect_left(BUCKETS_MS, outcome.duration_ms)] += 1
 
