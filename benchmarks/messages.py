@@ -18,8 +18,8 @@ _WHOLE_ORDER = 3_000
 _PLACE = "ORDER-NUMBER"
 
 
-def bodies(count: int, *, groups: int | None = None) -> Iterator[str]:
-    """`count` stored bodies. `groups`: how many orders they belong to; None: each its own."""
+def bodies(count: int, *, groups: int | None = None, first: int = 0) -> Iterator[str]:
+    """`count` stored bodies. `groups`: how many orders they belong to; None: each its own. `first`: their numbering."""
     events = [
         json.loads(message.published)
         for message in fixture_messages(RECORDED)
@@ -32,7 +32,7 @@ def bodies(count: int, *, groups: int | None = None) -> Iterator[str]:
         if len(json.dumps(event)) >= _WHOLE_ORDER
     ]
     for number, body in enumerate(islice(cycle(whole), count)):
-        yield body.replace(_PLACE, f"{100_000_000 + (number if groups is None else number % groups)}")
+        yield body.replace(_PLACE, f"{100_000_000 + first + (number if groups is None else number % groups)}")
 
 
 def stored(event: object) -> str:

@@ -66,7 +66,7 @@ def warmed_up(worker: StepWorker, clock: Clock) -> StepWorker:
 
 
 BACKGROUNDS = pytest.mark.parametrize(
-    ("complete", "foreign"), [(MANY, 0), (0, MANY), (MANY, MANY)], ids=["complete", "foreign", "both"]
+    ("complete", "foreign"), [(MANY, 0), (0, 10 * MANY), (MANY, MANY)], ids=["complete", "foreign", "both"]
 )
 
 

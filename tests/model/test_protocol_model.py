@@ -43,7 +43,7 @@ from zithara_worker.sandbox.shop import Shop
 TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER)
 GROUPS = ("A", "B")
 SLOTS = (0, 1, 2)
-EXAMPLES, STEPS = 25, 35
+EXAMPLES, STEPS = 25, 30
 #: Any moment that stays the same
 BEGINNING = 1_790_000_000.0
 OURS = ("zithara_message_group", "zithara_delivery_failure")
@@ -365,7 +365,6 @@ class Protocol(RuleBasedStateMachine):
         side.taken = side.consumer.take(side.selected)
         if side.taken:
             self.fates[side.selected.relation_id].excused = True
-            self.freed_by_cron.discard(side.selected.relation_id)
         else:
             side.selected = None
 

@@ -83,6 +83,9 @@ class MessageQueue:
         )
         self._due = self._expired = True
         self._multiple = 1
+        #: Whether the last claim learned anything: took messages, or found that some groups or messages are not to be
+        #: had. Another one may then go further at once, past ten thousand busy groups at the head of the line.
+        self.advanced = False
 
     def notice(self, *, newest: int, due: bool, expired: bool) -> None:
         """What the poll's one statement saw: the highest message id, and whether a retry is due or a lease expired."""
@@ -135,7 +138,8 @@ class MessageQueue:
             taken, faster = self._take(waited, fresh, limit)
         for group in faster:
             self._line.block(group)
-        self._after_claim(waited + fresh, {message.id for message in taken}, limit)
+        gone = self._after_claim(waited + fresh, {message.id for message in taken}, limit)
+        self.advanced = bool(taken or faster or gone)
         return taken
 
     def _take(
@@ -213,8 +217,8 @@ class MessageQueue:
         known = {each.message_id: contents[each.message_id].content for each in line if each.message_id in contents}
         return newest_replacing_all_before(line, known, self._supersedes)
 
-    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int) -> None:
-        """Brings the line in step with what the claim found."""
+    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int) -> int:
+        """Brings the line in step with what the claim found; how many candidates were not pending any more."""
         missed = [head for head in candidates if head.entry.id not in taken]
         for head in candidates:
             if head.entry.id in taken:
@@ -229,6 +233,7 @@ class MessageQueue:
         elif lost == 0:
             self._multiple = max(1, self._multiple // 2)
         self._reader.forget_contents()
+        return gone
 
     def _after_missing(self, missed: Sequence[Candidate]) -> int:
         """Takes what is not pending any more out of the line; how many were not."""

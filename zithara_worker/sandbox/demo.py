@@ -10,19 +10,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.magento.statuses import Status
-from zithara_worker.messages import TOPIC_ORDER, TOPICS
+from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, TOPICS
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
 from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command
 from zithara_worker.sandbox.shop import QueueRow
 
+#: Width of the two columns of an example, characters, and the lines of it that are shown.
+_COLUMN, _LINES = 58, 26
 #: Longest time for the command to empty the queue, seconds.
 _WITHIN = 120
 
@@ -40,6 +45,10 @@ class Account:
     requests: tuple[RecordedRequest, ...]
     #: The recorded reason of an ERROR
     reason: str
+    #: queue_message.body
+    body: str = ""
+    #: Seconds from the start of the command to the arrival of its (last) request
+    arrived_after: float | None = None
 
     @property
     def fate(self) -> Fate | None:
@@ -108,30 +117,39 @@ def _deliver(sandbox: Sandbox, messages: Iterable[FixtureMessage], webhook_url: 
         ).relation_id: message
         for message in messages
     }
-    _consume(sandbox)
+    started = _consume(sandbox)
     rows = {row.relation_id: row for row in shop.rows()}
     reasons = dict(shop.query("SELECT id, reason_code FROM {prefix}zithara_delivery_failure"))
     requests = _by_idempotency_key(api.requests())
-    return [
-        Account(
-            message=message,
-            row=rows[relation_id],
-            requests=requests.get(f"{rows[relation_id].queue}-{rows[relation_id].message_id}", ()),
-            reason=reasons.get(relation_id, ""),
+    accounts = []
+    for relation_id, message in published.items():
+        row = rows[relation_id]
+        sent = requests.get(f"{row.queue}-{row.message_id}", ())
+        accounts.append(
+            Account(
+                message=message,
+                row=row,
+                requests=sent,
+                reason=reasons.get(relation_id, ""),
+                body=shop.body(row.message_id) or "",
+                arrived_after=sent[-1].at - started if sent else None,
+            )
         )
-        for relation_id, message in published.items()
-    ]
+    return accounts
 
 
-def _consume(sandbox: Sandbox) -> None:
+def _consume(sandbox: Sandbox) -> float:
+    """Runs the real command until the queues are empty; when it was started, monotonic seconds."""
     command = [worker_command(), "--config", str(sandbox.config), "consume", "--all", "--stop-when-empty"]
     print(f"$ zithara-worker --config {sandbox.config.name} consume --all --stop-when-empty")
+    started = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN)
     except subprocess.TimeoutExpired as error:
         raise DemoError(f"the command has not emptied the queue within {_WITHIN} s") from error
     if done.returncode != 0:
         raise DemoError(f"the command ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    return started
 
 
 def _by_idempotency_key(requests: Iterable[RecordedRequest]) -> Mapping[str, tuple[RecordedRequest, ...]]:
@@ -150,13 +168,15 @@ def _described(request: RecordedRequest) -> str:
 
 
 def _print_account(accounts: Sequence[Account]) -> None:
-    print(f"\n{'topic':<26}{'published':>10}{'delivered':>10}{'skipped':>10}{'rejected':>10}")
+    print(f"\n{'topic':<26}{'published':>10}{'delivered':>10}{'skipped':>10}{'rejected':>10}{'all arrived':>14}")
     for topic in TOPICS:
         fates = Counter(account.fate for account in accounts if account.message.topic == topic)
+        arrived = [a.arrived_after for a in accounts if a.message.topic == topic and a.arrived_after is not None]
         print(
             f"{topic:<26}{sum(fates.values()):>10}{fates[Fate.DELIVERED]:>10}{fates[Fate.SKIPPED]:>10}"
-            f"{fates[Fate.REJECTED]:>10}"
+            f"{fates[Fate.REJECTED]:>10}{f'after {max(arrived):.2f} s' if arrived else '-':>14}"
         )
+    print("(time from the start of the command, its own start-up included)")
     print("\nrejected, kept with the reason:")
     rejected: dict[str, list[str]] = {}
     for account in accounts:
@@ -164,24 +184,38 @@ def _print_account(accounts: Sequence[Account]) -> None:
             rejected.setdefault(account.reason or "(no reason recorded)", []).append(account.message.id)
     for reason, ids in sorted(rejected.items()):
         print(f"  {reason:<24}{len(ids):>4}  {', '.join(ids[:6])}{' ...' if len(ids) > 6 else ''}")
-    sample = next((a for a in accounts if a.message.topic == TOPIC_ORDER and a.fate is Fate.DELIVERED), None)
-    if sample is not None:
-        _print_request(sample)
+    for topic in (TOPIC_ORDER, TOPIC_CART):
+        sample = next((a for a in accounts if a.message.topic == topic and a.fate is Fate.DELIVERED), None)
+        if sample is not None:
+            _print_side_by_side(sample)
     print("\nfinal statuses:")
     for status, count in sorted(Counter(account.row.status for account in accounts).items()):
         print(f"  {status} {Status(status).name:<16}{count:>4}")
     print()
 
 
-def _print_request(account: Account) -> None:
-    request = account.requests[0]
-    print(f"\nthe request of {account.message.id} ({account.message.description}):\n  {request.method} {request.path}")
-    for name, value in request.headers.items():
-        print(f"  {name}: {'***' if name == 'authorization' else value}")
-    body = json.dumps(request.json, indent=2, ensure_ascii=False).splitlines()
-    print("\n".join(f"  {line}" for line in body[:24]))
-    if len(body) > 24:
-        print(f"  ... {len(body) - 24} more lines")
+def _print_side_by_side(account: Account) -> None:
+    """The queue row on the left, the request that it became on the right."""
+    row, request = account.row, account.requests[0]
+    left = [
+        f"queue {row.queue}",
+        f"queue_message.id {row.message_id}",
+        f"status {row.status} {Status(row.status).name}, trials {row.number_of_trials}",
+        "body:",
+        *textwrap.wrap(account.body, _COLUMN, break_long_words=True, break_on_hyphens=False),
+    ]
+    right = [
+        f"{request.method} {request.path}",
+        *(f"{name}: {'***' if name == 'authorization' else value}" for name, value in request.headers.items()),
+        "",
+        *json.dumps(request.json, indent=1, ensure_ascii=False).splitlines(),
+    ]
+    print(f"\n{account.message.id}: {account.message.description}")
+    for number, (one, other) in enumerate(zip_longest(left, right, fillvalue="")):
+        if number == _LINES:
+            print(f"{'...':<{_COLUMN}} | ...")
+            break
+        print(f"{one:<{_COLUMN}} | {other[:_COLUMN]}")
 
 
 if __name__ == "__main__":

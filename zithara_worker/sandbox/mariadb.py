@@ -234,8 +234,11 @@ class MariaDbServer:
     def _create_data(self) -> None:
         # Not pytest's or the user's directory: a socket's path may have only 107 characters.
         self._directory = Path(tempfile.mkdtemp(prefix="zithara-sandbox-"))
+        # Servers that are made at the same time would take each other's temporary tables for their own in /tmp.
+        (self._directory / "tmp").mkdir()
         if os.geteuid() == 0:
             shutil.chown(self._directory, _server_account())
+            shutil.chown(self._directory / "tmp", _server_account())
         if self._is_mysql():
             command = [str(self._server), "--no-defaults", "--initialize-insecure", f"--log-error={self.error_log}"]
         else:
@@ -248,7 +251,7 @@ class MariaDbServer:
                 "--skip-name-resolve",
             ]
         done = subprocess.run(
-            [*command, f"--datadir={self.directory / 'data'}", *self._account],
+            [*command, f"--datadir={self.directory / 'data'}", f"--tmpdir={self.directory / 'tmp'}", *self._account],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -279,8 +282,7 @@ class MariaDbServer:
         for attempts_left in (2, 1, 0):
             port = self.tcp_port or _free_port()
             try:
-                # MySQL knows its root as root@localhost only, so the loopback address must have its name.
-                self._try_launch(["--bind-address=127.0.0.1", f"--port={port}", "--skip-name-resolve=OFF"])
+                self._try_launch(["--bind-address=127.0.0.1", f"--port={port}"])
             except ShopError:
                 if attempts_left == 0 or self.tcp_port is not None or "port" not in self._log_tail().lower():
                     raise
@@ -294,6 +296,7 @@ class MariaDbServer:
                 str(self._server),
                 "--no-defaults",
                 f"--datadir={self.directory / 'data'}",
+                f"--tmpdir={self.directory / 'tmp'}",
                 f"--socket={self.socket_path}",
                 f"--pid-file={self.directory / 'server.pid'}",
                 f"--log-error={self.error_log}",

@@ -548,8 +548,8 @@ class Loop:
                     self._in_hand[message.id] = message
                     lane.in_hand += 1
                     self._start(message)
-                # A claim that found something may find more at once; one that found nothing waits for the next poll.
-                self._more = self._more or (bool(claimed) and lane.queue.promising and self._room(lane) > 0)
+                # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
+                self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
 
     def _room(self, lane: _Lane) -> int:
         """How many messages of this lane to claim now. Few at a time costs more than it brings, unless threads idle."""
