@@ -80,7 +80,7 @@ _STOP_MARGIN_SECONDS = 15.0
 
 def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
     """The configuration as far as it goes without a database; see `config.load`."""
-    return config.load(file, overrides, environ, lambda root, given: _shop_file_values(root, environ, given))
+    return config.load(file, overrides, environ, _shop_file_values)
 
 
 def open_database(settings: Settings, **arguments: Any) -> Database:
@@ -100,17 +100,22 @@ def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
                 f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
                 f"or [{place[0]}] {place[1]}"
             )
-        keys = read_env_php(_env_php(root), given=configured.sources).crypt_keys
+        environment = read_env_php(_env_php(root), given=configured.sources)
+        if environment.crypt_keys_unread:
+            raise ConfigurationError(
+                f"{source} holds an encrypted {place[1]}, and its key cannot be read: {environment.crypt_keys_unread}; "
+                f"set [{place[0]}] {place[1]} in the worker's configuration"
+            )
         try:
-            values[place] = (decrypt(text, keys), source)
+            values[place] = (decrypt(text, environment.crypt_keys), source)
         except ConfigurationError as error:
             raise ConfigurationError(f"{source}, {place[1]}: {error}") from error
     return config.with_shop_values(configured, values)
 
 
-def _shop_file_values(root: Path, environ: Mapping[str, str], given: Collection[config.Place]) -> config.Values:
+def _shop_file_values(root: Path, given: Collection[config.Place]) -> config.Values:
     path = _env_php(root)
-    return {place: (text, str(path)) for place, text in read_env_php(path, environ=environ, given=given).values.items()}
+    return {place: (text, str(path)) for place, text in read_env_php(path, given=given).values.items()}
 
 
 def _env_php(root: Path) -> Path:

@@ -70,7 +70,6 @@ def read_connection(write: Write) -> Read:
     """Reads a file whose database connection holds the given PHP."""
 
     def read(connection: str, **arguments: Any) -> ShopEnvironment:
-        arguments.setdefault("environ", {})
         return read_env_php(
             write(f"<?php\nreturn ['db' => ['connection' => ['default' => [{connection}]]]];\n"), **arguments
         )
@@ -175,40 +174,47 @@ def test_bytes_that_are_not_utf8_matter_only_where_they_are_wanted(write: Write)
 
 
 @pytest.mark.parametrize(
-    ("php", "environ", "expected"),
+    ("php", "shown"),
     [
-        ("getenv('X')", {"X": "a"}, "a"),
-        ('\\getenv("X")', {"X": "a"}, "a"),
-        ("$_ENV['X']", {"X": "a"}, "a"),
-        ("$_SERVER['X']", {"X": "a"}, "a"),
-        ("getenv('X') ?: 'b'", {"X": "a"}, "a"),
-        ("getenv('X') ?: 'b'", {"X": "0"}, "b"),
-        ("getenv('X') ?: 'b'", {"X": ""}, "b"),
-        ("getenv('X') ?: 'b'", {}, "b"),
-        ("getenv('X') ?: getenv('Y') ?: 'c'", {"Y": "b"}, "b"),
-        ("$_ENV['X'] ?? 'b'", {}, "b"),
-        ("$_ENV['X'] ?? 'b'", {"X": ""}, ""),
-        ("$_ENV['X'] ?? $_ENV['Y'] ?? 'c'", {}, "c"),
-        ("getenv('X') . '_live'", {"X": "a"}, "a_live"),
-        ("'a' . 1 . true . false . null", {}, "a11"),
+        ("getenv('X')", "getenv('X')"),
+        ('\\getenv("X")', "getenv('X')"),
+        ("GetEnv('X', true)", "getenv('X')"),
+        ("getenv('X' . PHP_OS)", "getenv(...)"),
+        ("getenv()", "getenv(...)"),
+        ("$_ENV['X']", "$_ENV['X']"),
+        ("$_SERVER['X']", "$_SERVER['X']"),
+        ("(getenv('X'))", "getenv('X')"),
+        ("getenv('X') ?: 'b'", "getenv('X')"),
+        ("getenv('X') ?: getenv('Y')", "getenv('X')"),
+        ("$_ENV['X'] ?? 'b'", "$_ENV['X']"),
+        ("'' ?: getenv('X')", "getenv('X')"),
+        ("getenv('X') . '_live'", "getenv('X')"),
+        ("'live_' . $_ENV['X']", "$_ENV['X']"),
     ],
 )
-def test_value_may_come_from_the_environment(
-    read_connection: Read, php: str, environ: Mapping[str, str], expected: str
+def test_environment_of_php_is_never_asked(
+    read_connection: Read, monkeypatch: pytest.MonkeyPatch, php: str, shown: str
 ) -> None:
-    found = plain(read_connection(f"'dbname' => {php}", environ=environ))
+    """A variable of that name in the worker's own environment may be another shop's."""
+    monkeypatch.setenv("X", "of-this-process")
+    connection = f"\n\n'password' => {php}, 'dbname' => 'm'"
 
-    assert found.get("name", "") == expected
+    with pytest.raises(ConfigurationError) as raised:
+        read_connection(connection)
+    told = str(raised.value)
+    assert "env.php, line 4: db/connection/default/password: " + shown + " reads the environment of PHP" in told
+    assert told.endswith("; set [database] password in the worker's configuration")
+    assert "\n" not in told and "of-this-process" not in told
+    assert plain(read_connection(connection, given={("database", "password")})) == {"name": "m"}
 
 
-@pytest.mark.parametrize(
-    "php", ["getenv('X')", "$_ENV['X']", "getenv('X') ?? 'b'", "getenv('X') . 'b'", "(getenv('X'))"]
-)
-def test_unset_variable_is_an_error_that_names_line_and_setting(read_connection: Read, php: str) -> None:
-    with pytest.raises(
-        ConfigurationError, match=r"line 4: .*/password: .* variable X is not set.*\[database\] password"
-    ):
-        read_connection(f"\n\n'password' => {php}")
+@pytest.mark.parametrize("php", ["'a' ?: getenv('X')", "'a' ?? $_ENV['X']", "null ?? 'a'"])
+def test_default_that_php_would_not_need_is_not_asked_for(read_connection: Read, php: str) -> None:
+    assert plain(read_connection(f"'dbname' => {php}")) == {"name": "a"}
+
+
+def test_constants_are_joined_as_php_does(read_connection: Read) -> None:
+    assert plain(read_connection("'dbname' => 'a' . 1 . true . false . null")) == {"name": "a11"}
 
 
 @pytest.mark.parametrize(
@@ -291,7 +297,15 @@ def test_given_port_leaves_the_host_of_the_shop(read_connection: Read) -> None:
 def test_keys_are_separated_by_white_space(write: Write, php: str, keys: tuple[str, ...]) -> None:
     path = write(f"<?php return ['crypt' => ['key' => {php}], 'db' => ['connection' => ['default' => []]]];")
 
-    assert read_env_php(path, environ={}).crypt_keys == keys
+    found = read_env_php(path)
+    assert found.crypt_keys == keys
+    assert bool(found.crypt_keys_unread) == (")" in php)
+
+
+def test_keys_that_only_php_knows_are_told_with_their_line(write: Write) -> None:
+    path = write("<?php return [\n'crypt' => ['key' => getenv('KEY')], 'db' => ['connection' => ['default' => []]]];")
+
+    assert read_env_php(path).crypt_keys_unread.startswith(f"{path}, line 2: crypt/key: getenv('KEY') reads")
 
 
 # ---------------------------------------------------------------- files that are not it
@@ -394,7 +408,7 @@ def is_php_integer(text: str) -> bool:
 def test_array_written_by_php_comes_back_equal(value: Any) -> None:
     text = base64.b64decode(run_php(_EXPORT, stdin=json.dumps(value))).decode()
 
-    parsed = parse_returned_array(text, Path("env.php"), {})
+    parsed = parse_returned_array(text, Path("env.php"))
 
     assert isinstance(parsed, dict)
     assert repr(parsed["all"]) == repr(php_array(value))
@@ -416,7 +430,7 @@ def test_double_quoted_text_means_what_php_says(texts: list[str]) -> None:
     source = "[" + ", ".join(f'"{text}"' for text in texts) + "]"
     by_php = json.loads(run_php(f"echo json_encode(array_map('base64_encode', {source}));"))
 
-    parsed = parse_returned_array(f"<?php return {source};", Path("env.php"), {})
+    parsed = parse_returned_array(f"<?php return {source};", Path("env.php"))
 
     assert isinstance(parsed, dict)
     assert [str(each).encode("utf-8", "surrogateescape") for each in parsed.values()] == [
@@ -439,7 +453,7 @@ def test_double_quoted_text_means_what_php_says(texts: list[str]) -> None:
 def test_literals_mean_what_php_says(source: str) -> None:
     by_php = run_php(f"echo serialize([{source}]);")
 
-    assert serialized(parse_returned_array(f"<?php return [{source}];", Path("env.php"), {})) == by_php
+    assert serialized(parse_returned_array(f"<?php return [{source}];", Path("env.php"))) == by_php
 
 
 def serialized(value: Any) -> str:

@@ -1,13 +1,13 @@
 """Reads a shop's app/etc/env.php without PHP: the database, the table prefix and the crypt keys.
 
-Knows as much of PHP as such files use: one returned array of literals, concatenation, getenv() with a default, and a
-few constants. Nothing is executed. An expression beyond that spoils its own value only, and is an error only where the
+Knows as much of PHP as such files use: one returned array of literals, concatenation, defaults and a few constants.
+Nothing is executed, and no environment is asked: getenv() answers PHP from the web server's, and this process's would
+give another shop's values without a sign. Any such expression spoils its own value only, and is an error only where the
 worker needs that value. Knows no database.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -30,20 +30,20 @@ class ShopEnvironment:
     #: Oldest first; the position is the key number in an encrypted value. Empty if the file has none, or only PHP could
     #: work it out (only a shop with encrypted values needs them).
     crypt_keys: tuple[str, ...] = field(default=())
+    #: Why there are none though the file has something in their place: the file, the line, what stands there.
+    crypt_keys_unread: str = ""
 
     def __repr__(self) -> str:
         shown = {key: "***" if key == "password" else text for (_, key), text in self.values.items()}
         return f"ShopEnvironment({shown}, crypt_keys={len(self.crypt_keys)} masked)"
 
 
-def read_env_php(
-    path: Path, *, environ: Mapping[str, str] = os.environ, given: Collection[Place] = ()
-) -> ShopEnvironment:
+def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironment:
     """Reads the file at `path` (the shop's app/etc/env.php itself, not the shop's root).
 
-    `environ` answers the file's getenv() and $_ENV. `given` are the settings that somebody else provides: they are left
-    out, and need not be readable; a given host or unix_socket leaves out the shop's whole address, because a shop's
-    socket or port does not belong to another host. Raises ConfigurationError, with one line for each thing wrong.
+    `given` are the settings that somebody else provides: they are left out, and need not be readable; a given host or
+    unix_socket leaves out the shop's whole address, because a shop's socket or port does not belong to another host.
+    Raises ConfigurationError, with one line for each thing wrong.
     """
     try:
         # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
@@ -54,13 +54,17 @@ def read_env_php(
             "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
             "and name"
         ) from error
-    shop = parse_returned_array(text, path, environ)
+    shop = parse_returned_array(text, path)
     errors: list[str] = []
     values = _database_values(shop, path, frozenset(given), errors)
     if errors:
         raise ConfigurationError("\n".join(errors))
     keys = _at(shop, "crypt", "key")
-    return ShopEnvironment(values=values, crypt_keys=tuple(keys.split()) if isinstance(keys, str) else ())
+    return ShopEnvironment(
+        values=values,
+        crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
+        crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, _Unknown) else "",
+    )
 
 
 # ---------------------------------------------------------------- from the array to settings
@@ -165,13 +169,10 @@ def _at(value: _Value, *way: str | int) -> _Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Unknown:
-    """A value that only PHP could work out, or an environment variable that is not set here."""
+    """A value that only PHP could work out. What is made of it, be it a default, is as unknown."""
 
     line: int
     why: str
-    #: How PHP's `?:` and `??` see it
-    falsy: bool = False
-    null: bool = False
 
 
 # PHP has one array type: a list is an array with the keys 0, 1, 2...
@@ -219,12 +220,12 @@ class _Beyond(Exception):
     """The parser met an expression that it does not evaluate. Never leaves this module."""
 
 
-def parse_returned_array(text: str, path: Path, environ: Mapping[str, str]) -> _Value:
+def parse_returned_array(text: str, path: Path) -> _Value:
     """What the PHP in `text` returns; arrays, lists too, are dicts, and `path` is what it calls __DIR__.
 
     Raises ConfigurationError with the line, if it returns anything but an array.
     """
-    return _Parser(_tokens(text, path), path, environ).file()
+    return _Parser(_tokens(text, path), path).file()
 
 
 def _fail(path: Path, line: int, seen: str) -> NoReturn:
@@ -259,10 +260,9 @@ def _tokens(text: str, path: Path) -> list[_Token]:
 class _Parser:
     """Recursive descent over the tokens; evaluates as it goes."""
 
-    def __init__(self, tokens: list[_Token], path: Path, environ: Mapping[str, str]) -> None:
+    def __init__(self, tokens: list[_Token], path: Path) -> None:
         self._tokens = tokens
         self._path = path
-        self._environ = environ
         self._next = 0
         self._depth = 0
 
@@ -324,7 +324,7 @@ class _Parser:
         value = self._concatenated()
         while self._take("??"):
             other = self._concatenated()
-            if value is None or (isinstance(value, _Unknown) and value.null):
+            if value is None:
                 value = other
         return value
 
@@ -363,21 +363,23 @@ class _Parser:
         raise _Beyond
 
     def _superglobal(self) -> _Value:
-        line = self._token.line
+        token = self._token
         if not (self._take("$_ENV", "[") or self._take("$_SERVER", "[")):
             raise _Beyond
         name = self._expression()
         self._need("]")
-        return self._environment(name, line, null=True)
+        return _of_environment(f"{token.text}[%s]", name, token.line)
 
     def _named(self) -> _Value:
         token = self._token
         if self._take("array", "("):
             return self._array(")")
         if self._take("getenv", "(") or self._take("\\getenv", "("):
-            name = self._expression()
+            variable = None if self._token.text == ")" else self._expression()
+            while self._take(","):
+                self._expression()
             self._need(")")
-            return self._environment(name, token.line, null=False)
+            return _of_environment("getenv(%s)", variable, token.line)
         self._next += 1
         name = token.text.removeprefix("\\")
         if self._take("::"):
@@ -395,12 +397,6 @@ class _Parser:
         if name.lower() in _CONSTANTS:
             return _CONSTANTS[name.lower()]
         return _Unknown(line=token.line, why=f"the constant {name} is not known outside PHP")
-
-    def _environment(self, name: _Value, line: int, *, null: bool) -> _Value:
-        if not isinstance(name, str):
-            raise _Beyond
-        unset = _Unknown(line=line, why=f"the environment variable {name} is not set here", falsy=True, null=null)
-        return self._environ.get(name, unset)
 
     def _array(self, closing: str) -> dict[_Key, _Value]:
         array: dict[_Key, _Value] = {}
@@ -447,8 +443,13 @@ class _Parser:
             self._next += 1
 
 
+def _of_environment(call: str, variable: _Value, line: int) -> _Unknown:
+    shown = call % (repr(variable) if isinstance(variable, str) else "...")
+    return _Unknown(line=line, why=f"{shown} reads the environment of PHP, which the worker does not share")
+
+
 def _is_falsy(value: _Value) -> bool:
-    return value.falsy if isinstance(value, _Unknown) else value in ("", "0") or not value
+    return not isinstance(value, _Unknown) and (value in ("", "0") or not value)
 
 
 def _joined(left: _Value, right: _Value) -> _Value:
