@@ -468,13 +468,7 @@ def _log_settled(settlement: Any) -> None:
         level = logging.DEBUG
     if not log.isEnabledFor(level):
         return
-    fields: dict[str, Any] = {
-        "event": kind,
-        "topic": message.topic,
-        "message_id": message.message_id,
-        "group": message.group_key,
-        "attempt": message.number_of_trials + 1,
-    }
+    fields: dict[str, Any] = {"event": kind, **message.log_fields}
     if outcome.duration_ms is not None:
         fields["duration_ms"] = round(outcome.duration_ms, 1)
     if outcome.http_status is not None:

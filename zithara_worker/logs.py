@@ -5,8 +5,12 @@ A record is a sentence for people plus an `event` and stable fields for machines
     time (ISO 8601, UTC, milliseconds), level, logger, event, message, then the other fields, exc_info last
 
 Secrets are masked always: the `Secret` type masks itself, fields and JSON keys named like one are masked here. Personal
-data (email addresses, telephone numbers, names) are masked unless `[logging] mask = false`. Before `configure` is
-called, Python's own last resort prints warnings and errors on standard error.
+data (email addresses, telephone numbers, names, postal addresses) are masked unless `[logging] mask = false`. Before
+`configure` is called, Python's own last resort prints warnings and errors on standard error.
+
+ERROR is a critical failure, WARNING one that is not, INFO an important operation, DEBUG a detail; bodies of requests
+and responses are written at DEBUG only. What a thread logs while it delivers a message (`about`) carries that message's
+topic, id, group and attempt. docs/logging.md lists events and fields.
 """
 
 from __future__ import annotations
@@ -14,16 +18,21 @@ from __future__ import annotations
 import json
 import logging
 import logging.handlers
+import math
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.messages import Message
 from zithara_worker.settings import LoggingSettings
 
 MASK = "***"
@@ -36,11 +45,17 @@ _SECRET_NAMES = frozenset(
 #: inside a field: logging keeps the word for itself.
 _PERSONAL_NAMES = frozenset(
     {
-        *("address1", "customer_email", "customer_firstname", "customer_lastname", "customer_name", "email"),
-        *("first_name", "firstname", "last_name", "lastname", "mobilenumber", "name", "phone", "phone_number"),
-        *("street", "telephone", "whatsapp_phone_number"),
+        *("address1", "address2", "city", "company", "customer_dob", "customer_email", "customer_firstname"),
+        *("customer_lastname", "customer_middlename", "customer_name", "customer_taxvat", "dob", "email", "fax"),
+        *("first_name", "firstname", "full_name", "last_name", "lastname", "middlename", "mobilenumber", "name"),
+        *("phone", "phone_number", "postcode", "province", "region", "remote_ip", "street", "taxvat", "telephone"),
+        *("vat_id", "whatsapp_phone_number", "zip"),
     }
 )
+#: What the keys of other shops' attributes look like; asked inside a field only, as our own fields have other names.
+_PERSONAL_KEY = re.compile(r"email|phone|mobile|(?:first|last|middle)_?name")
+#: Containers nested deeper than this are left out: a body is as deep as whoever wrote it likes.
+_MAX_DEPTH = 20
 #: Fields that hold what a customer, a server or an exception wrote. All others are ours, and only looked at for an '@'.
 _FREE_TEXT = frozenset({"answer", "body", "detail", "error", "exc_info", "request", "response"})
 
@@ -118,18 +133,21 @@ class _Fields:
             fields["stack_info"] = record.stack_info
         return fields
 
-    def _value(self, name: str, value: Any) -> Any:
+    def _value(self, name: str, value: Any, depth: int = 0) -> Any:
         """The value as JSON can hold it. What is neither text, number nor container is written as its str()."""
-        if name in self._hidden and value:
+        if value and (name in self._hidden or (depth and self._mask and _PERSONAL_KEY.search(name))):
             return MASK
         if isinstance(value, str):
-            return self._clean(value) if name in _FREE_TEXT else self._text(value)
+            # A text may hold JSON of its own: custom attributes do.
+            return self._clean(value) if name in _FREE_TEXT or value[:1] in ("{", "[") else self._text(value)
         if value is None or isinstance(value, int | float):
             return value
+        if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _MAX_DEPTH:
+            return "..."
         if isinstance(value, Mapping):
-            return {str(key): self._value(str(key).lower(), inner) for key, inner in value.items()}
+            return {str(key): self._value(str(key).lower(), inner, depth + 1) for key, inner in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
-            return [self._value(name, inner) for inner in value]
+            return [self._value(name, inner, depth + 1) for inner in value]
         return self._clean(str(value))
 
     def _text(self, text: str) -> str:
@@ -197,6 +215,95 @@ def _word(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+# ---------------------------------------------------------------- which message a line is about
+
+
+_about: ContextVar[Message | None] = ContextVar("message", default=None)
+
+#: From now on, what this thread logs is about this message. A field that a record has itself stays.
+about: Callable[[Message | None], object] = _about.set
+
+
+class _Correlation(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = _about.get()
+        given = record.__dict__
+        if message is not None and given.get("event") != "suppressed":
+            # A record about another message keeps to that one.
+            if given.get("message_id", message.message_id) == message.message_id:
+                for name, value in message.log_fields.items():
+                    given.setdefault(name, value)
+        return True
+
+
+# ---------------------------------------------------------------- the same warning again and again
+
+#: How often the same warning or error is written in so many seconds; what came beyond that is told as a number.
+REPEATS = 5
+REPEAT_SECONDS = 60.0
+
+
+@dataclass(slots=True)
+class _Series:
+    """One sentence since `began`: how often it was written, and how often left out."""
+
+    began: float
+    written: int = 0
+    left_out: int = 0
+
+
+class _Repetition(logging.Filter):
+    """Leaves out a sentence at WARNING or above that is repeated (same logger, level, event and text).
+
+    Lines about a message are never left out: each is told once, and is the record of what became of it. How many were
+    left out is told with the first line of any kind after the series' time, or when the log is closed.
+    """
+
+    def __init__(self, tell: Callable[[logging.LogRecord], object], monotonic: Callable[[], float]) -> None:
+        super().__init__()
+        self._tell = tell
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._series: dict[tuple[str, int, str, str], _Series] = {}
+        #: When the oldest series ends
+        self._due = math.inf
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if self._monotonic() >= self._due:
+            self._end_series(begun_until=self._due - REPEAT_SECONDS)
+        given = record.__dict__
+        if record.levelno < logging.WARNING or "message_id" in given or given.get("event") == "suppressed":
+            return True
+        key = (record.name, record.levelno, str(given.get("event", "")), record.getMessage())
+        with self._lock:
+            series = self._series.get(key)
+            if series is None:
+                series = self._series[key] = _Series(self._monotonic())
+                self._due = min(self._due, series.began + REPEAT_SECONDS)
+            if series.written < REPEATS:
+                series.written += 1
+                return True
+            series.left_out += 1
+            return False
+
+    def end(self) -> None:
+        """Tells what has been left out so far."""
+        self._end_series(begun_until=math.inf)
+
+    def _end_series(self, *, begun_until: float) -> None:
+        with self._lock:
+            over = [(key, series) for key, series in self._series.items() if series.began <= begun_until]
+            for key, _ in over:
+                del self._series[key]
+            self._due = min((series.began + REPEAT_SECONDS for series in self._series.values()), default=math.inf)
+        for (name, level, event, text), series in over:
+            if series.left_out:
+                fields = {"event": "suppressed", "suppressed_event": event or None, "count": series.left_out}
+                said = {"name": name, "levelno": level, "levelname": logging.getLevelName(level)}
+                sentence = {"msg": "left out %d more of: %s", "args": (series.left_out, text)}
+                self._tell(logging.makeLogRecord({**said, **sentence, **fields}))
+
+
 # ---------------------------------------------------------------- handlers
 
 
@@ -210,6 +317,18 @@ class _Handler(logging.Handler):
     """Ours, as opposed to those of a program that embeds the worker; says on standard error that it cannot write."""
 
     _complained_at = -60.0
+    _repetition: _Repetition | None = None
+
+    def watch_repetition(self, monotonic: Callable[[], float]) -> None:
+        # Before the correlation: a warning about the host is the same one whichever message met it.
+        self._repetition = _Repetition(self.handle, monotonic)
+        self.addFilter(self._repetition)
+        self.addFilter(_Correlation())
+
+    def close(self) -> None:
+        if self._repetition is not None:
+            self._repetition.end()
+        super().close()
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         # logging's own would print the record unmasked, each time: a full disk would flood the journal.
@@ -229,13 +348,15 @@ class _ToFile(_Handler, logging.handlers.WatchedFileHandler):
     """Goes on in a new file when logrotate has moved the old one away."""
 
 
-def configure(settings: LoggingSettings, stream: TextIO | None = None) -> None:
+def configure(
+    settings: LoggingSettings, stream: TextIO | None = None, *, monotonic: Callable[[], float] = time.monotonic
+) -> None:
     """Sends all logs where the settings say; without a file to `stream`, or to standard error.
 
     Called again it replaces what it set up before, and nothing that others did. Raises ConfigurationError when the file
     cannot be opened; logs then go on as before.
     """
-    handler: logging.Handler
+    handler: _ToStream | _ToFile
     if settings.file is None:
         handler = _ToStream(stream or sys.stderr)
     else:
@@ -246,6 +367,7 @@ def configure(settings: LoggingSettings, stream: TextIO | None = None) -> None:
                 f"[logging] file: cannot open {settings.file} for writing: {error.strerror}; create its directory for "
                 "the user of the worker, or leave file empty to log to standard error"
             ) from error
+    handler.watch_repetition(monotonic)
     fields = _Fields(mask=settings.mask)
     handler.setFormatter(_Json(fields) if settings.format == "json" else _Text(fields))
     root = logging.getLogger()

@@ -111,6 +111,16 @@ class Message:
     def idempotency_key(self) -> str:
         return f"{self.queue_name}-{self.message_id}"
 
+    @property
+    def log_fields(self) -> Mapping[str, Any]:
+        """What every log line about this message carries."""
+        return {
+            "topic": self.topic,
+            "message_id": self.message_id,
+            "group": self.group_key,
+            "attempt": self.number_of_trials + 1,
+        }
+
 
 class OutcomeKind(Enum):
     """What became of a claimed message; `magento.statuses` maps each kind to Magento's status."""

@@ -52,7 +52,7 @@ def test_every_alert_has_a_moment_to_fire_and_one_to_be_silent() -> None:
 
 def test_every_alert_is_explained() -> None:
     explained = re.findall(
-        r"^\| `(ZitharaWorker\w+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "docs/metrics.md").read_text(), re.M
+        r"^\| `(ZitharaWorker\w+)` \| [^|]+ \| [^|]+ \|$", (ROOT / "docs/operations.md").read_text(), re.M
     )
     assert explained == re.findall(r"- alert: (\w+)", RULES.read_text())
 

@@ -47,7 +47,6 @@ def examine(database: Database, settings: Settings, tmp_path: Path) -> Examine:
             "complete": complete,
             "etc": tmp_path / "etc",
             "run": lambda arguments: None,
-            "environ": {},
         }
         return by_check(Doctor(**{**given, **parts}).examine())
 
@@ -317,12 +316,12 @@ def test_php_consumers_that_cron_may_start_are_told(tmp_path: Path, runner: str,
     file = tmp_path / "app" / "etc" / "env.php"
     file.parent.mkdir(parents=True)
     file.write_text(f"<?php return [{runner} 'db' => []];")
-    (found,) = cron(tmp_path, {})
+    (found,) = cron(tmp_path)
     assert found.level is level, found
 
 
 def test_an_env_php_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    (found,) = cron(tmp_path, {})
+    (found,) = cron(tmp_path)
     assert found.level is Level.WARNING and "env.php" in found.found
 
 

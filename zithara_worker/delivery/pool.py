@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+from zithara_worker import logs
 from zithara_worker.delivery import reasons
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
 
@@ -104,13 +105,14 @@ class DeliveryPool:
     def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
             serial, message, request = item
+            logs.about(message)
             try:
                 outcome = self._deliver(message, request)
             except Exception as error:
                 # The guard of the thread: one message that meets a defect must not take a thread with it for good.
                 log.exception(
                     "delivery met a defect of this program; the message is tried again",
-                    extra={"event": "internal_error", "message_id": message.message_id},
+                    extra={"event": "internal_error", **message.log_fields},
                 )
                 outcome = Outcome(
                     kind=OutcomeKind.RETRY, reason=reasons.INTERNAL_ERROR, detail=f"{type(error).__name__}, see the log"
@@ -125,7 +127,7 @@ class DeliveryPool:
                 # Nobody is left to tell: the lease brings the message back.
                 log.exception(
                     "a result could not be passed on",
-                    extra={"event": "internal_error", "message_id": message.message_id},
+                    extra={"event": "internal_error", **message.log_fields},
                 )
             # Only now: whoever reads an `in_flight` of 0 finds every result already passed on.
             with self._lock:

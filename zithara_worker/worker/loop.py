@@ -389,7 +389,7 @@ class Loop:
     def _drop_lost(self, lost: Sequence[Message]) -> None:
         """A lost lease ends at the courier, which refuses to send; the outcome comes back through the inbox."""
         for message in lost:
-            log.warning("lease lost", extra={"event": "lease_lost", "message_id": message.message_id})
+            log.warning("lease lost", extra={"event": "lease_lost", **message.log_fields})
 
     # ---------------------------------------------------------------- settle
 
@@ -437,7 +437,7 @@ class Loop:
         for message in settled.lost:
             log.warning(
                 "lease lost before the outcome could be written; another worker delivers it again",
-                extra={"event": "settle_lost", "message_id": message.message_id, "group": message.group_key},
+                extra={"event": "settle_lost", **message.log_fields},
             )
         for each in settled.done:
             kind = each.outcome.kind
@@ -577,13 +577,13 @@ class Loop:
             step = self._process(message)
         except Exception:
             # One bad message must not stop a queue; the traceback tells the bug, the protocol keeps the message.
-            log.exception("processing failed", extra={"event": "internal_error", "message_id": message.message_id})
+            log.exception("processing failed", extra={"event": "internal_error", **message.log_fields})
             detail = "an error in the worker, see its log"
             self._results.append((message, Outcome(kind=OutcomeKind.RETRY, reason="internal_error", detail=detail)))
             return
         if isinstance(step, Request):
             for warning in step.warnings:
-                log.warning("message has a flaw", extra={"event": warning, "message_id": message.message_id})
+                log.warning("message has a flaw", extra={"event": warning, **message.log_fields})
             self._pool.submit(message, step)
         elif isinstance(step, Skip):
             self._results.append((message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason)))
@@ -639,9 +639,7 @@ class Loop:
         answered = {message.id for message, _ in self._results} | {each.message.id for each in self._unsettled}
         late = [message for id, message in self._in_hand.items() if id not in answered]
         for message in late:
-            log.warning(
-                "no answer within shutdown_timeout: released", extra={"event": "late", "message_id": message.message_id}
-            )
+            log.warning("no answer within shutdown_timeout: released", extra={"event": "late", **message.log_fields})
             self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE)))
         self._finish_turn()
         if self._in_hand:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -19,6 +21,8 @@ from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import Answer, classify, excerpt
 from zithara_worker.zithara.tokens import USER_AGENT, CredentialsRefused, TokenUnavailable
 from zithara_worker.zithara.transport import Endpoint, ExchangeFailed, Header, UrlRefused, endpoint_of
+
+log = logging.getLogger(__name__)
 
 #: Immediate re-sends of what broke for want of a connection, and the window in which they start.
 RESENDS = 2
@@ -141,8 +145,28 @@ class ZitharaApi:
         body: bytes,
         may_send: Callable[[], bool] | None,
     ) -> Outcome:
+        # Bodies at DEBUG only, masked by whoever writes the log; a request that gets no answer is seen as well.
+        verbose = log.isEnabledFor(logging.DEBUG)
+        if verbose:
+            log.debug("sends %s", label, extra={"event": "request", "endpoint": label, "request": request.json})
         answer = self._exchange(request, endpoint, headers, body, may_send)
+        if verbose:
+            log.debug("answer of %s: %d", label, answer.status, extra=self._shown(answer, label))
         return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=self._tokens.mask)
+
+    def _shown(self, answer: Answer, label: str) -> dict[str, Any]:
+        """An answer as the log's fields; its body as JSON, so that personal data is found by its keys, or as text."""
+        text = self._tokens.mask(answer.body.decode("utf-8", "replace"))
+        body: Any = text
+        with suppress(ValueError, RecursionError):  # no JSON, or JSON that nobody can read: shown as it came
+            body = json.loads(text)
+        return {
+            "event": "response",
+            "endpoint": label,
+            "http_status": answer.status,
+            "duration_ms": round(answer.duration_ms, 1),
+            "response": body,
+        }
 
     def _endpoint(self, request: Request) -> Endpoint:
         key = (request.target, request.path)

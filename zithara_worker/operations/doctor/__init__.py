@@ -6,10 +6,9 @@ those that make no sense after a failure, and turns an error within a check into
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from zithara_worker.config import Configured
@@ -27,7 +26,7 @@ unreadable = configuration.unreadable
 
 @dataclass(frozen=True, kw_only=True)
 class Doctor:
-    """`complete` adds to the configuration what the shop says (`app.complete`). `etc`, `run`, `environ` and `utc` are
+    """`complete` adds to the configuration what the shop says (`app.complete`). `etc`, `run` and `utc` are
     this host's own unless a test says otherwise."""
 
     configured: Configured
@@ -35,7 +34,6 @@ class Doctor:
     complete: Callable[[Configured, ShopConfiguration], Configured]
     etc: Path = Path("/etc")
     run: host.Run = host.run_command
-    environ: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     utc: Callable[[], float] = time.time
 
     def examine(self) -> Iterator[Finding]:
@@ -50,7 +48,7 @@ class Doctor:
                 found = finding_or_shop
             else:
                 yield finding_or_shop
-        yield from queues.cron(configured.settings.magento.root, self.environ)
+        yield from queues.cron(configured.settings.magento.root)
         yield from self._api_side(found)
         yield from host.programs(self.etc, self.run)
         yield from host.log_files(configured.settings.logging)

@@ -174,14 +174,14 @@ def rejected_elsewhere(database: Database, queues: Sequence[QueueRow]) -> Iterat
         yield ok("php_consumers.rejected", "no PHP consumer has rejected a message within a day")
 
 
-def cron(root: Path | None, environ: Mapping[str, str]) -> Iterator[Finding]:
+def cron(root: Path | None) -> Iterator[Finding]:
     """Whether Magento's cron would start PHP consumers of our queues."""
     if root is None:
         yield ok("php_consumers.cron", "not checked, because [magento] root is not set")
         return
     path = root / "app" / "etc" / "env.php"
     try:
-        started = started_by_cron(path, environ)
+        started = started_by_cron(path)
     except ConfigurationError as error:
         yield warning("php_consumers.cron", f"cannot tell: {error}", "correct [magento] root or the file's permissions")
         return
