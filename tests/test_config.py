@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from zithara_worker.app import complete
 from zithara_worker.config import Configured, Values, load, sample_file, with_shop_values
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.magento.shop import ShopConfiguration
 from zithara_worker.operations.config import page, rows
-from zithara_worker.settings import KEYS, DatabaseSettings, RetrySettings, Secret, Settings
+from zithara_worker.settings import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Secret, Settings
 
 Load = Callable[..., Configured]
 SHOP = Path("/srv/shop")
@@ -436,3 +438,33 @@ def test_the_page_about_configuration_is_current() -> None:
         "write it anew: python -c 'from zithara_worker.operations.config import page; print(page(), end=\"\")' "
         "> docs/configuration.md"
     )
+
+
+# ---------------------------------------------------------------- encrypted values
+
+
+def test_an_encrypted_value_whose_key_only_php_knows_names_line_and_setting(tmp_path: Path) -> None:
+    env_php = tmp_path / "app" / "etc" / "env.php"
+    env_php.parent.mkdir(parents=True)
+    env_php.write_text(
+        "<?php return ['db' => ['connection' => ['default' => []]],\n'crypt' => ['key' => getenv('K')]];"
+    )
+    found = Configured(settings=Settings(magento=MagentoSettings(root=tmp_path)), sources={("magento", "root"): "test"})
+    shop = ShopConfiguration(
+        values={("zithara", "client_secret"): ("0:3:" + "c2Vj" * 20, "zithara_webhook_config")},
+        enabled=True,
+        active_config_id=1,
+        config_ids=frozenset({1}),
+        webhook_url=None,
+        client_id="",
+        client_secret=Secret(""),
+        event_types=(),
+        new_messages_lifetime_minutes=10_080,
+    )
+
+    with pytest.raises(ConfigurationError) as raised:
+        complete(found, shop)
+    told = str(raised.value)
+    assert told.startswith("zithara_webhook_config holds an encrypted client_secret")
+    assert f"{env_php}, line 2: crypt/key: getenv('K') reads the environment of PHP" in told
+    assert "set [zithara] client_secret" in told and "c2Vj" not in told

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -15,7 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zithara_worker import logs
+from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.settings import LoggingSettings, Secret
 
 log = logging.getLogger("zithara_worker.tests")
@@ -31,6 +36,7 @@ def root_logger_as_before() -> Iterator[None]:
             root.removeHandler(handler)
             handler.close()
     root.setLevel(level)
+    logs.about(None)
 
 
 @pytest.fixture
@@ -68,7 +74,7 @@ def test_the_time_is_utc_with_milliseconds() -> None:
 
 
 def test_texts_of_all_languages_stay_readable(written: Callable[..., str]) -> None:
-    assert '"city": "मुंबई"' in written(lambda: log.info("x", extra={"city": "मुंबई"}))
+    assert '"product": "अंगूठी"' in written(lambda: log.info("x", extra={"product": "अंगूठी"}))
 
 
 def test_fields_that_are_no_json_are_written_as_text(written: Callable[..., str]) -> None:
@@ -200,6 +206,193 @@ def test_a_word_of_eight_or_more_digits_never_stays(text: str) -> None:
     assert not any(word.isdigit() and len(word) >= 8 for word in logs.masked(text).split())
 
 
+def test_a_body_is_masked_by_its_keys_at_any_depth(written: Callable[..., str]) -> None:
+    body = {
+        "customer": {"name": "Asha Rao", "email": "asha@example.com", "alt_phone": 9876543210, "middle_name": "Kumari"},
+        "order": {"billing_address": {"address1": "12 MG Road", "city": "Mumbai", "zip": "400001", "country": "IN"}},
+        "order_line_item": [{"product_name": "Ring", "sku": "R-1", "price": 71.99}],
+        "note": "call +91 98765 43210",
+        "platform_order_id": "000000101",
+        "contact": "9876543210",
+        "address_data": '{"street": "12 MG Road", "telephone": "98765 43210"}',
+    }
+    text = written(lambda: log.debug("x", extra={"request": body}), level="DEBUG")
+    request = record_of(text)["request"]
+    assert request["customer"] == {"name": "***", "email": "***", "alt_phone": "***", "middle_name": "***"}
+    address = request["order"]["billing_address"]
+    assert address == {"address1": "***", "city": "***", "zip": "***", "country": "IN"}
+    assert request["order_line_item"] == body["order_line_item"]
+    assert (request["note"], request["contact"]) == ("call ***10", "***10")
+    assert request["platform_order_id"] == "000000101"
+    assert json.loads(request["address_data"]) == {"street": "***", "telephone": "***"}
+
+    unmasked = record_of(written(lambda: log.debug("x", extra={"request": body}), level="DEBUG", mask=False))
+    assert unmasked["request"] == body
+
+
+def test_a_body_of_any_depth_is_written(written: Callable[..., str]) -> None:
+    body: Any = []
+    for _ in range(50_000):
+        body = [body]
+    assert '"..."' in written(lambda: log.info("x", extra={"request": body}))
+
+
+# ---------------------------------------------------------------- which message a line is about
+
+
+def message(message_id: int, number_of_trials: int = 0) -> Message:
+    return Message(
+        id=message_id + 1000,
+        message_id=message_id,
+        queue_id=3,
+        queue_name="zithara_order_queue",
+        topic="zithara.order.events",
+        group_key="order:000000101",
+        content=Event(topic="zithara.order.events", payload={}),
+        number_of_trials=number_of_trials,
+        status_before=2,
+        updated_at_before="2026-11-23 12:00:00",
+        body_length=2,
+        lease=Lease(0.0),
+    )
+
+
+def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable[..., str]) -> None:
+    def call() -> None:
+        logs.about(message(7, number_of_trials=2))
+        log.info("token renewed", extra={"event": "token_renewed"})
+
+    record = record_of(written(call))
+    assert (record["message_id"], record["attempt"]) == (7, 3)
+    assert (record["topic"], record["group"]) == ("zithara.order.events", "order:000000101")
+
+
+def test_a_line_about_another_message_is_not_mixed_up(written: Callable[..., str]) -> None:
+    def call() -> None:
+        logs.about(message(7, number_of_trials=2))
+        log.info("x", extra={"message_id": 8})
+
+    record = record_of(written(call))
+    assert record["message_id"] == 8 and "attempt" not in record
+
+
+def test_threads_do_not_share_their_message(written: Callable[..., str]) -> None:
+    def call() -> None:
+        logs.about(message(7))
+        other = threading.Thread(target=lambda: log.info("from elsewhere"))
+        other.start()
+        other.join()
+
+    assert "message_id" not in record_of(written(call))
+
+
+def test_each_line_of_a_delivery_names_message_and_attempt(written: Callable[..., str]) -> None:
+    """Two threads, each with a line of a room that knows no message, and a defect that the pool tells."""
+    finished: SimpleQueue[int] = SimpleQueue()
+
+    def deliver(message: Message, request: Request) -> Outcome:
+        logging.getLogger("zithara_worker.zithara").info("within")
+        raise LookupError("a defect")
+
+    def call() -> None:
+        pool = DeliveryPool(2, deliver, lambda message, outcome: finished.put(message.message_id))
+        request = Request(target=Target.API, method="POST", path="/order", json={})
+        for message_id in range(20, 30):
+            pool.submit(message(message_id, number_of_trials=message_id), request)
+        assert sorted(finished.get(timeout=10) for _ in range(10)) == list(range(20, 30))
+        assert pool.stop(10) == []
+
+    records = [json.loads(line) for line in written(call).splitlines()]
+    for told in ("within", "delivery met a defect of this program; the message is tried again"):
+        about = [(each["message_id"], each["attempt"]) for each in records if each["message"] == told]
+        assert sorted(about) == [(message_id, message_id + 1) for message_id in range(20, 30)]
+
+
+# ---------------------------------------------------------------- repetition
+
+
+class Repeated:
+    """A configured log with a clock that only the test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.stream = io.StringIO()
+        logs.configure(LoggingSettings(), self.stream, monotonic=lambda: self.now)
+
+    def records(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("level", [logging.WARNING, logging.ERROR])
+def test_the_same_warning_is_written_a_few_times_a_minute_and_then_counted(level: int) -> None:
+    repeated = Repeated()
+    for _ in range(logs.REPEATS + 37):
+        log.log(level, "no %s", "connection", extra={"event": "accept_failed"})
+    assert [each["event"] for each in repeated.records()] == ["accept_failed"] * logs.REPEATS
+
+    repeated.now = logs.REPEAT_SECONDS - 1
+    log.info("not yet")
+    assert repeated.records()[-1]["message"] == "not yet"
+    repeated.now = logs.REPEAT_SECONDS
+    log.info("a line of any kind")
+    counted, line = repeated.records()[-2:]
+    assert (counted["event"], counted["suppressed_event"], counted["count"]) == ("suppressed", "accept_failed", 37)
+    assert (counted["level"], counted["logger"]) == (logging.getLevelName(level), "zithara_worker.tests")
+    assert counted["message"] == "left out 37 more of: no connection"
+    assert line["message"] == "a line of any kind"
+
+    before = len(repeated.records())
+    log.log(level, "no %s", "connection", extra={"event": "accept_failed"})
+    assert len(repeated.records()) == before + 1
+
+
+def test_what_was_left_out_is_told_when_the_log_is_closed() -> None:
+    repeated = Repeated()
+    for _ in range(logs.REPEATS + 2):
+        log.warning("again")
+    logs.configure(LoggingSettings(), io.StringIO())
+    last = repeated.records()[-1]
+    assert (last["event"], last["count"]) == ("suppressed", 2)
+
+
+def test_a_warning_that_was_not_left_out_is_not_counted() -> None:
+    repeated = Repeated()
+    for _ in range(logs.REPEATS):
+        log.warning("again")
+    repeated.now = logs.REPEAT_SECONDS
+    log.info("x")
+    assert [each["message"] for each in repeated.records()] == ["again"] * logs.REPEATS + ["x"]
+
+
+def test_different_warnings_and_loggers_are_each_told() -> None:
+    repeated = Repeated()
+    for number in range(40):
+        log.warning("%s", f"setting {number}", extra={"event": "configuration_warning"})
+        logging.getLogger(f"zithara_worker.tests.{number}").warning("the same")
+    assert len(repeated.records()) == 80
+
+
+def test_what_became_of_a_message_is_always_told() -> None:
+    repeated = Repeated()
+    for message_id in range(50):
+        log.error("message failed", extra={"event": "failed", "message_id": message_id})
+        log.warning("message retry", extra={"event": "retry", "message_id": 7})
+        log.info("message delivered", extra={"event": "delivered"})
+    assert len(repeated.records()) == 150
+
+
+def test_a_warning_repeated_over_many_deliveries_is_still_the_same_one() -> None:
+    repeated = Repeated()
+    for message_id in range(logs.REPEATS + 3):
+        logs.about(message(message_id))
+        log.warning("api asked for a pause", extra={"event": "throttled"})
+    repeated.now = logs.REPEAT_SECONDS
+    log.info("x")
+    *written, counted, _ = repeated.records()
+    assert [each["message_id"] for each in written] == list(range(logs.REPEATS))
+    assert counted["count"] == 3 and "message_id" not in counted
+
+
 # ---------------------------------------------------------------- where it goes
 
 
@@ -278,3 +471,23 @@ def test_warnings_of_the_configuration_are_logged_as_such(written: Callable[...,
     record = record_of(written(lambda: logs.warn_of(["everybody can read 100% of it"])))
     assert (record["level"], record["event"]) == ("WARNING", "configuration_warning")
     assert record["message"] == "everybody can read 100% of it"
+
+
+# ---------------------------------------------------------------- what is documented
+
+
+def test_every_event_stands_in_the_table_of_events() -> None:
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "logging.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (?:[A-Z]+(?:, [A-Z]+)*|as what it counts) \|", page, re.MULTILINE)
+    documented = set(re.findall(r"`(\w+)`", " ".join(rows)))
+    in_code = {
+        event
+        for file in (root / "zithara_worker").rglob("*.py")
+        for event in re.findall(r'"event": "(\w+)"', file.read_text(encoding="utf-8"))
+    }
+    outcomes = {kind.value for kind in OutcomeKind}
+    assert len(in_code) > 30
+    assert (in_code | outcomes) - documented == set()
+    of_a_variable = {*outcomes, "resumed", *(f"operator_{each}" for each in ("retry", "discard", "pause", "resume"))}
+    assert documented - in_code - of_a_variable == set()

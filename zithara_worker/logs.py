@@ -53,7 +53,9 @@ _PERSONAL_NAMES = frozenset(
     }
 )
 #: What the keys of other shops' attributes look like; asked inside a field only, as our own fields have other names.
-_PERSONAL_KEY = re.compile(r"email|phone|mobile|(?:first|last|middle)_?name")
+_PERSONAL_KEY = re.compile(r"email|phone|mobile|whatsapp|(?:first|last|middle)_?name")
+#: Telephone numbers without any sign have at least so many digits, increment ids of Magento 9.
+_TELEPHONE_DIGITS = 10
 #: Containers nested deeper than this are left out: a body is as deep as whoever wrote it likes.
 _MAX_DEPTH = 20
 #: Fields that hold what a customer, a server or an exception wrote. All others are ours, and only looked at for an '@'.
@@ -133,21 +135,25 @@ class _Fields:
             fields["stack_info"] = record.stack_info
         return fields
 
-    def _value(self, name: str, value: Any, depth: int = 0) -> Any:
+    def _value(self, name: str, value: Any, depth: int = 0, *, free: bool = False) -> Any:
         """The value as JSON can hold it. What is neither text, number nor container is written as its str()."""
         if value and (name in self._hidden or (depth and self._mask and _PERSONAL_KEY.search(name))):
             return MASK
+        free = free or name in _FREE_TEXT
         if isinstance(value, str):
-            # A text may hold JSON of its own: custom attributes do.
-            return self._clean(value) if name in _FREE_TEXT or value[:1] in ("{", "[") else self._text(value)
+            # A text may hold JSON of its own: custom attributes do. Few digits alone within a body are an order's id.
+            number = depth and value.isdigit() and len(value) < _TELEPHONE_DIGITS
+            return self._clean(value) if (free and not number) or value[:1] in ("{", "[") else self._text(value)
         if value is None or isinstance(value, int | float):
             return value
         if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _MAX_DEPTH:
             return "..."
         if isinstance(value, Mapping):
-            return {str(key): self._value(str(key).lower(), inner, depth + 1) for key, inner in value.items()}
+            return {
+                str(key): self._value(str(key).lower(), inner, depth + 1, free=free) for key, inner in value.items()
+            }
         if isinstance(value, list | tuple | set | frozenset):
-            return [self._value(name, inner, depth + 1) for inner in value]
+            return [self._value(name, inner, depth + 1, free=free) for inner in value]
         return self._clean(str(value))
 
     def _text(self, text: str) -> str:
@@ -228,11 +234,12 @@ class _Correlation(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         message = _about.get()
         given = record.__dict__
-        if message is not None and given.get("event") != "suppressed":
-            # A record about another message keeps to that one.
-            if given.get("message_id", message.message_id) == message.message_id:
-                for name, value in message.log_fields.items():
-                    given.setdefault(name, value)
+        if message is None or given.get("event") == "suppressed":
+            return True
+        # A record about another message keeps to that one.
+        if given.get("message_id", message.message_id) == message.message_id:
+            for name, value in message.log_fields.items():
+                given.setdefault(name, value)
         return True
 
 

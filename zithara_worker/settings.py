@@ -562,7 +562,9 @@ class LoggingSettings(_Section):
         False, _flag(), "Whether the worker stops taking messages while the audit file cannot be written."
     )
     mask: bool = _key(
-        True, _flag(), "Whether email addresses, telephone numbers and names are masked in logs; secrets always are."
+        True,
+        _flag(),
+        "Whether email and postal addresses, telephone numbers and names are masked in logs; secrets always are.",
     )
 
     def _contradictions(self) -> Iterator[str]:

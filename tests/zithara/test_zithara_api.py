@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from zithara_doubles import Clock, MemoryStore, Pauses
 
+from zithara_worker import logs
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Outcome, OutcomeKind, Request, Target
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply, in_turn
-from zithara_worker.settings import Secret
+from zithara_worker.settings import LoggingSettings, Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara import reasons
 from zithara_worker.zithara.api import ZitharaApi, encoded
@@ -359,3 +362,66 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
     shown = caplog.text + repr(outcomes) + repr(tokens) + repr(zithara)
     assert "sandbox-token" not in shown
     assert api.client_secret not in shown
+
+
+# --- what the log shows
+
+
+@pytest.fixture
+def log_lines() -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+    """log_lines(level): the lines so far; the first call configures the log."""
+    root = logging.getLogger()
+    handlers, before = list(root.handlers), root.level
+    stream = io.StringIO()
+
+    def at(level: str) -> list[dict[str, Any]]:
+        if not any(handler not in handlers for handler in root.handlers):
+            logs.configure(LoggingSettings(level=level), stream)
+        return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+    yield at
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(before)
+
+
+def test_bodies_are_logged_at_debug_masked_and_without_the_token(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    token = tokens.get()
+    answer = {"message": f"hello {token}", "customer": {"first_name": "Asha", "id": 5}}
+    api.responder = in_turn(Reply.of(200, answer))
+    log_lines("DEBUG")
+    zithara.send(order(json={"customer": {"email": "asha@example.com", "platform_customer_id": "5"}}), "q-1")
+
+    by_event = {line["event"]: line for line in log_lines("DEBUG") if "event" in line}
+    request, response = by_event["request"], by_event["response"]
+    assert request["level"] == response["level"] == "DEBUG"
+    assert request["endpoint"] == response["endpoint"] == "POST /order"
+    assert request["request"] == {"customer": {"email": "***", "platform_customer_id": "5"}}
+    assert response["http_status"] == 200
+    assert response["response"] == {"message": "hello [masked]", "customer": {"first_name": "***", "id": 5}}
+    assert token not in json.dumps(log_lines("DEBUG"))
+
+
+def test_a_body_that_is_no_json_is_logged_as_text(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    tokens.get()
+    api.responder = in_turn(Reply(502, body=b"<p>asha@example.com \xff</p>"))
+    log_lines("DEBUG")
+    zithara.send(order(), "q-1")
+
+    (shown,) = [line["response"] for line in log_lines("DEBUG") if line.get("event") == "response"]
+    assert shown == "<p>a***@*** \N{REPLACEMENT CHARACTER}</p>"
+
+
+def test_no_body_is_logged_above_debug(
+    api: FakeZithara, zithara: ZitharaApi, log_lines: Callable[[str], list[dict[str, Any]]]
+) -> None:
+    log_lines("INFO")
+    zithara.send(order(json={"order": {"name": "a body"}}), "q-1")
+
+    assert api.requests() and "a body" not in json.dumps(log_lines("INFO"))

@@ -53,7 +53,7 @@ def programs(etc: Path, run: Run) -> Iterator[Finding]:
         yield warning(
             "programs",
             f"neither supervisor nor systemd has a program under {etc} that runs 'zithara-worker consume'",
-            "install one from packaging/supervisor or packaging/systemd, so that the worker comes back after a restart "
+            "the Debian package has both (docs/install.md, step 4), so that the worker comes back after a restart "
             "(not needed where a container or another host runs it)",
         )
         return

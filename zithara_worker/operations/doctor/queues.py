@@ -92,8 +92,8 @@ def unlinked(database: Database) -> Iterator[Finding]:
         "published.unlinked",
         f"{len(lost)} messages of {topics} are linked to no queue (ids {min(lost)} to {max(lost)}): Magento's cleanup "
         "deletes them undelivered",
-        f"the topology has no binding on the database exchange: {_MODULE}; to save these, write their bodies to a file "
-        "and use 'zithara-worker publish'",
+        f"the topology has no binding on the database exchange: {_MODULE}; to save these, see published.unlinked in "
+        "docs/operations.md",
     )
 
 
