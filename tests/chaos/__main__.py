@@ -18,6 +18,7 @@ from pathlib import Path
 from chaos.account import Row, Verdict, judge, report
 from chaos.fleet import LEASE_SECONDS, Fleet, Killer
 from chaos.host import TIMEOUT_SECONDS, Host
+from chaos.php import PhpConsumer
 from chaos.publishers import Published, PublisherThread, groups
 from chaos.world import World
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER
@@ -74,22 +75,27 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
         with Fleet(_config(directory, shop), host, directory, slots=options.workers) as fleet:
             killer = Killer(world, fleet, server, host, seed=options.seed, blows=options.kills, stop=stop)
             publishers = _publishers(options, shop, published, killer.seconds, stop)
+            php = PhpConsumer(shop, seed=options.seed)
             try:
                 for publisher in publishers:
                     publisher.start()
+                php.start()
                 killer.run()
                 for publisher in publishers:
                     publisher.join()
                 host.calm = True
+                php.end()
+                _free_what_php_held(shop)
                 left = _drained(shop, fleet, stop)
             finally:
                 stop.set()
+                php.end()
             findings = [f"publisher failed: {each.failed!r}" for each in publishers if each.failed]
             if left:
                 findings.append(f"{left} messages are not settled {DRAIN_SECONDS:g} s after the last blow")
             fleet.stop(within=30)
             findings += fleet.died
-        verdict = judge(_rows(shop, published), world)
+        verdict = judge(_rows(shop, published), world, php.held)
         findings += _leftovers(shop)
     print(report(verdict, killer.done))
     print(f"time              {time.monotonic() - started:>8.0f}  s")
@@ -138,6 +144,15 @@ def _publishers(
         )
         for number in range(options.publishers)
     ]
+
+
+def _free_what_php_held(shop: Shop) -> None:
+    """What Magento's cron does a day later: messages that a PHP consumer died with come back."""
+    shop.query(
+        "UPDATE {prefix}queue_message_status s LEFT JOIN {prefix}zithara_message_group g "
+        "ON g.id = s.id AND g.worker_id IS NOT NULL SET s.status = 5, s.number_of_trials = s.number_of_trials + 1 "
+        "WHERE s.status = 3 AND g.id IS NULL"
+    )
 
 
 def _drained(shop: Shop, fleet: Fleet, stop: threading.Event) -> int:

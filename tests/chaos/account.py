@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from chaos.php import Held
 from chaos.world import Arrival, Blow, Fate, Misfortune, World
 from zithara_worker.magento.statuses import Status
 
@@ -33,6 +34,7 @@ class Verdict:
     messages: int = 0
     delivered: int = 0
     superseded: int = 0
+    by_php: int = 0
     arrivals: int = 0
     refused: int = 0
     duplicates: Counter[str] = field(default_factory=Counter)
@@ -46,12 +48,16 @@ class Verdict:
         return not (self.lost or self.out_of_order or self.unexplained or self.strangers)
 
 
-def judge(rows: Sequence[Row], world: World) -> Verdict:
+def judge(rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = None) -> Verdict:
     """Lost: not COMPLETE at the end, or COMPLETE though the API never acted on it and nothing newer replaced it.
 
     Out of order: the API acted on a message after it had acted on a newer one of the group. Duplicates: acted on again;
     explained by what happened to the earlier request, or to its sender or the database in between.
+
+    `php`: what a PHP consumer of the same queue did, by message id. It processes without asking for order, so the
+    groups that it had a hand in are not judged for order.
     """
+    php = php or {}
     verdict = Verdict(messages=len(rows), arrivals=len(world.order))
     by_key = {row.key: row for row in rows}
     verdict.strangers = [f"{key} arrived, but is not in the database" for key in world.arrivals if key not in by_key]
@@ -65,6 +71,16 @@ def judge(rows: Sequence[Row], world: World) -> Verdict:
             verdict.lost.append(f"{row.key} ({row.group}) is {status} {row.failed}".rstrip())
         elif acted_on:
             verdict.delivered += 1
+            if row.message_id in php and php[row.message_id].processed:
+                again = Arrival(php[row.message_id].at, -1, Fate.ANSWERED, "by PHP")
+                first, second = sorted((acted_on[-1], again), key=lambda each: each.at)
+                why = explanation(first, second, world.misfortunes)
+                if why:
+                    verdict.duplicates[why] += 1
+                else:
+                    verdict.unexplained.append(f"{row.key} ({row.group}): {first} and again {second}")
+        elif row.message_id in php:
+            verdict.by_php += 1
         elif row.coalesced and newest.get(row.group, 0) > row.message_id:
             verdict.superseded += 1
         else:
@@ -75,7 +91,8 @@ def judge(rows: Sequence[Row], world: World) -> Verdict:
                 verdict.duplicates[why] += 1
             else:
                 verdict.unexplained.append(f"{row.key} ({row.group}): {before} and again {again}")
-    verdict.out_of_order = _out_of_order(by_key, world)
+    by_php = {row.group for row in rows if row.message_id in php}
+    verdict.out_of_order = _out_of_order({key: row for key, row in by_key.items() if row.group not in by_php}, world)
     return verdict
 
 
@@ -131,6 +148,7 @@ def report(verdict: Verdict, blows: Mapping[Blow, int]) -> str:
         f"deliveries        {verdict.arrivals:>8}  requests read by the API, {verdict.refused} of them refused",
         f"  arrived         {verdict.delivered:>8}  messages",
         f"  superseded      {verdict.superseded:>8}  messages, by a newer snapshot that arrived",
+        f"  processed by PHP{verdict.by_php:>8}  messages",
         f"lost              {len(verdict.lost):>8}",
         f"out of order      {len(verdict.out_of_order):>8}",
         f"duplicates        {sum(verdict.duplicates.values()) + len(verdict.unexplained):>8}",

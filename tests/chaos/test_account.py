@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from chaos.account import Row, judge, report
+from chaos.php import Held
 from chaos.world import Arrival, Blow, Fate, Misfortune, World
 from zithara_worker.magento.statuses import Status
 
@@ -88,3 +89,19 @@ def test_only_what_hit_its_sender_in_between_explains_a_duplicate(blow: Misfortu
 
 def test_an_arrival_that_the_database_does_not_know_is_a_finding() -> None:
     assert judge([], world((1, 1.0, Fate.ANSWERED))).strangers
+
+
+def test_what_php_processed_is_not_lost_and_its_groups_are_not_judged_for_order() -> None:
+    arrivals = world((2, 1.0, Fate.ANSWERED))
+    verdict = judge([row(1), row(2)], arrivals, {1: Held(2.0, processed=True)})
+    assert (verdict.good, verdict.by_php, verdict.delivered) == (True, 1, 1)
+    backwards = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED))
+    assert judge([row(1), row(2), row(3)], backwards, {3: Held(3.0, processed=True)}).out_of_order == []
+    assert len(judge([row(1), row(2)], backwards).out_of_order) == 1
+
+
+def test_a_message_that_both_processed_needs_an_explanation() -> None:
+    twice = {1: Held(2.0, processed=True)}
+    assert len(judge([row(1)], world((1, 1.0, Fate.ANSWERED)), twice).unexplained) == 1
+    assert judge([row(1)], world((1, 1.0, Fate.ANSWER_LOST)), twice).good
+    assert judge([row(1)], world((1, 1.0, Fate.ANSWERED)), {1: Held(2.0, processed=False)}).good

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 import pytest
-from support.workers import Clock, StepWorker, groups_of, operator_retries, settings_of
+from support.workers import Clock, StepWorker, failures_of, groups_of, operator_retries, settings_of
 
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.database import Database
@@ -173,6 +173,7 @@ def test_a_retry_that_php_has_taken_meanwhile_is_waited_for(shop: Shop, clock: C
     php.complete(selected)
     clock.pass_by(6)
     assert worker.claim() == [], "the row of the group goes first"
+    assert failures_of(shop) == {}, "what PHP completed has not failed in the end"
     assert worker.drain() == [published[1].message_id]
     assert groups_of(shop) == {}
 

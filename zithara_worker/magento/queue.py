@@ -247,6 +247,9 @@ class MessageQueue:
             if head.waited and head.entry.id == head.row_id:
                 if now not in (*pending, Status.IN_PROGRESS):
                     self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
+                if now == Status.COMPLETE:
+                    # By a PHP consumer: what failed with us has not failed in the end.
+                    self._database.execute("failures_gone", ids=[head.entry.id])
                 continue
             if now not in pending:
                 # Where a newer snapshot was to take the place of a waiting head, that head still waits.
