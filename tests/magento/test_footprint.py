@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from support.waiting import eventually
 from support.workers import LEASE_SECONDS, Clock, StepWorker
 
 from zithara_worker.messages import TOPIC_ORDER, OutcomeKind
@@ -39,11 +40,12 @@ def before_commit(worker: StepWorker, look: Callable[[], None]) -> Iterator[list
 
 def rows_locked(shop: Shop, worker: StepWorker) -> int:
     """InnoDB's own count for the worker's open transaction, rows of indexes included."""
-    [(locked,)] = shop.query(
+    statement = (
         "SELECT t.trx_rows_locked FROM information_schema.innodb_trx t "
-        "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE p.user = %s",
-        (shop.user,),
+        "JOIN information_schema.processlist p ON p.id = t.trx_mysql_thread_id WHERE p.user = %s"
     )
+    # The server shows a copy of its list of transactions that may be a tenth of a second old.
+    [(locked,)] = eventually(lambda: shop.query(statement, (shop.user,)))
     return int(locked)
 
 
