@@ -64,7 +64,6 @@ class Wish(Enum):
 
     STOP = "stop"
     RELOAD = "reload"
-    LOOK = "look"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
