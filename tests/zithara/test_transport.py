@@ -155,6 +155,22 @@ def test_head_and_body_do_not_wait_for_each_other(api: FakeZithara, transport: T
     assert fastest < 35
 
 
+def test_a_request_leaves_in_one_piece(raw_server: Serve, transport: Transport) -> None:
+    pieces: list[bytes] = []
+
+    def read_once_each(connection: socket.socket, number: int) -> None:
+        while piece := connection.recv(65536):
+            pieces.append(piece)
+            connection.sendall(ANSWER)
+
+    server = raw_server(read_once_each)
+    for body in (b'{"number":1}', b'{"number":2}'):
+        transport.exchange("POST", endpoint_of(server.url), [(b"X-One", b"1")], body)
+
+    assert [piece.partition(b"\r\n\r\n")[2] for piece in pieces] == [b'{"number":1}', b'{"number":2}']
+    assert all(piece.startswith(b"POST /v1/order HTTP/1.1\r\nHost: 127.0.0.1:") for piece in pieces)
+
+
 def test_two_hosts_have_a_connection_each(transport: Transport) -> None:
     with FakeZithara() as one, FakeZithara() as two:
         one.responder = two.responder = lambda request: Reply()
@@ -293,6 +309,16 @@ def test_a_body_that_breaks_off_is_a_broken_answer(api: FakeZithara, transport: 
     assert not transport.exchange("POST", order, [], b"{}").broken
 
 
+def test_an_answer_that_does_not_wait_for_the_whole_request_is_heard(raw_server: Serve, transport: Transport) -> None:
+    def refuse(connection: socket.socket, number: int) -> None:
+        connection.recv(1000)
+        connection.sendall(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+    answer = transport.exchange("POST", endpoint_of(raw_server(refuse).url), [], b"x" * 20_000_000)
+
+    assert answer.status == 413
+
+
 def test_a_reset_before_anything_was_read_is_no_answer(raw_server: Serve, transport: Transport) -> None:
     def reset(connection: socket.socket, number: int) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -309,6 +335,13 @@ def test_a_header_that_cannot_be_written_is_an_invalid_request(api: FakeZithara,
 
     assert (caught.value.reason, caught.value.may_have_been_processed) == (reasons.INVALID_REQUEST, False)
     assert api.request_count == 0
+
+
+def test_a_name_that_no_resolver_takes_is_an_invalid_request(transport: Transport) -> None:
+    error = failure(transport, f"https://{'x' * 64}.example.com/order")
+
+    assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reasons.INVALID_REQUEST, False, False)
+    assert "cannot be looked up" in error.detail
 
 
 def test_closing_ends_an_exchange_under_way(api: FakeZithara, make_transport: MakeTransport) -> None:

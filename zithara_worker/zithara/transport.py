@@ -1,13 +1,15 @@
 """One HTTP exchange at a time over a connection that the calling thread keeps: bytes out, `Answer` in.
 
-Why not httpx.Client: its pool costs time quadratic in its connections, and its client layer as much CPU again as the
-exchange. One httpx.HTTPTransport with a single connection for each thread and host, called directly, does neither.
+Why not httpx.Client, nor httpx.HTTPTransport: a pool costs time quadratic in its connections, the client layer as much
+CPU as the exchange, the transport layer half as much. Each thread keeps one httpcore.HTTP11Connection, the engine
+inside httpx, for each host, over a socket of ours (docs/performance.md has the figures).
 
-What follows from calling the transport directly, and is wanted: no redirect is followed, no cookie kept, no body
-decompressed (none is asked for), and HTTP_PROXY and its kin are not obeyed: requests carry the shop's token, and go
-where the configuration says and nowhere else. Proxies are not supported.
+What follows, and is wanted: no redirect is followed, no cookie kept, no body decompressed (none is asked for), and
+HTTP_PROXY and its kin are not obeyed: requests carry the shop's token, and go where the configuration says and nowhere
+else. Proxies are not supported.
 
-This is the edge where httpx's errors become ours. Knows nothing of tokens or of what an answer means.
+This is the edge where errors of httpx, httpcore and the sockets become ours. Knows nothing of tokens or of what an
+answer means.
 """
 
 from __future__ import annotations
@@ -22,13 +24,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import httpcore
 import httpx
 
 from zithara_worker.errors import ConfigurationError, ZitharaWorkerError
 from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import Answer
+
+if TYPE_CHECKING:
+    from httpcore import NetworkStream
+else:  # httpcore before 0.17 keeps its name to itself, and asks for its methods only
+    NetworkStream = object
 
 #: Bytes of an answer's body that are read; an API answer is a few hundred.
 BODY_LIMIT = 64 * 1024
@@ -37,8 +45,8 @@ KEEPALIVE_SECONDS = 30.0
 #: A host that has not accepted a connection after this many seconds will not do so later, whatever `timeout` says.
 CONNECT_SECONDS = 10.0
 
-#: httpcore's events (httpx documentation, "Extensions": trace) that bring a new socket; TLS wraps the first in another.
-_NEW_SOCKET = frozenset({"connection.connect_tcp.complete", "connection.start_tls.complete"})
+#: What httpcore raises while a request is under way; `_Stream` turns what the socket raises into the same.
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError)
 
 Header = tuple[bytes, bytes]
 
@@ -46,7 +54,7 @@ Header = tuple[bytes, bytes]
 class ExchangeFailed(ZitharaWorkerError):
     """No answer came. `reason`: a code of `reasons`; `detail`: for people, without the request's headers.
 
-    `may_have_been_processed`: at least the head of the request was sent, and the host may have acted on it.
+    `may_have_been_processed`: sending had begun, and the host may have acted on the request.
     `again_at_once`: a new connection may do better right now (not so after a timeout).
     """
 
@@ -59,7 +67,7 @@ class ExchangeFailed(ZitharaWorkerError):
 
 
 class Withdrawn(Exception):
-    """The caller no longer wants the request sent; at most its head has left, so nobody can have acted on it."""
+    """The caller no longer wants the request sent; nothing of it has left."""
 
 
 class UrlRefused(ConfigurationError):
@@ -78,6 +86,8 @@ class Endpoint:
     #: "scheme://host:port", what a connection is kept for
     origin: str
     host_header: bytes
+    #: The same URL as httpcore takes it
+    wire: httpcore.URL
 
 
 def endpoint_of(url: str) -> Endpoint:
@@ -99,7 +109,10 @@ def endpoint_of(url: str) -> Endpoint:
             reasons.INSECURE_URL,
             f"http://{host} would carry the access token in clear: use https:// (http:// is for this host only)",
         )
-    return Endpoint(parsed, f"{parsed.scheme}://{netloc.decode('ascii')}", netloc)
+    wire = httpcore.URL(
+        scheme=parsed.scheme.encode("ascii"), host=parsed.raw_host, port=parsed.port, target=parsed.raw_path
+    )
+    return Endpoint(parsed, f"{parsed.scheme}://{netloc.decode('ascii')}", netloc, wire)
 
 
 def tls_context(*, verify: bool = True, ca_file: str = "") -> ssl.SSLContext:
@@ -110,9 +123,11 @@ def tls_context(*, verify: bool = True, ca_file: str = "") -> ssl.SSLContext:
     file cannot be read.
     """
     if not verify:
-        return httpx.create_ssl_context(verify=False)
-    context = ssl.create_default_context() if _system_has_authorities() else httpx.create_ssl_context()
-    if ca_file:
+        context = httpx.create_ssl_context(verify=False)
+    else:
+        context = ssl.create_default_context() if _system_has_authorities() else httpx.create_ssl_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if verify and ca_file:
         try:
             context.load_verify_locations(cafile=ca_file)
         except OSError as error:  # ssl.SSLError is one
@@ -135,14 +150,6 @@ class Transport:
         self._tls = tls
         self._timeout = timeout_seconds
         self._monotonic = monotonic
-        self._plain = {
-            "timeout": {
-                "connect": min(timeout_seconds, CONNECT_SECONDS),
-                "read": timeout_seconds,
-                "write": timeout_seconds,
-                "pool": timeout_seconds,
-            }
-        }
         self._mine = threading.local()
         self._lock = threading.Lock()
         self._connections: list[_Connection] = []
@@ -160,28 +167,23 @@ class Transport:
     ) -> Answer:
         """Sends one request and reads its answer, whatever its status. Raises ExchangeFailed when none came.
 
-        `headers`: without Host and Content-Length, which are added. `may_send` is asked right before the body leaves,
-        when connecting is over; raises Withdrawn if the answer is no.
+        `headers`: without Host and Content-Length, which are added. `may_send` is asked right before the request
+        leaves, when connecting is over; raises Withdrawn if the answer is no.
         """
-        connection = self._connection_to(endpoint.origin)
+        connection = self._connection_to(endpoint)
         started = self._monotonic()
-        stream = _Body(body, may_send)
-        request = httpx.Request(
-            method,
-            endpoint.url,
-            headers=[(b"Host", endpoint.host_header), *headers, *_length(body)],
-            stream=stream,
-            extensions=self._plain if connection.surely_open(started) else {**self._plain, "trace": connection.trace},
+        content = _Body(body, may_send)
+        request = httpcore.Request(
+            method, endpoint.wire, headers=[(b"Host", endpoint.host_header), *headers, *_length(body)], content=content
         )
         connection.begin(started + self._timeout)
         try:
-            response = connection.http.handle_request(request)
-            connection.check(response)
+            response = connection.opened(started, min(self._timeout, CONNECT_SECONDS)).handle_request(request)
             # The head is known from here on, so a body that breaks off is no failure of the exchange.
             received, broken = _read(response)
-        except (httpx.TransportError, httpx.InvalidURL, UnicodeError, OSError) as error:
+        except (_ConnectError, *_BROKEN) as error:
             overdue = connection.end(self._monotonic())
-            failed = _translated(error, processed=stream.begun, overdue=overdue, seconds=self._timeout)
+            failed = _translated(error, processed=content.begun, overdue=overdue, seconds=self._timeout)
             # h11 quotes the header that it cannot write, and that may be the token: such a cause is not kept.
             raise failed from None if failed.reason == reasons.INVALID_REQUEST else error
         except BaseException:
@@ -190,8 +192,8 @@ class Transport:
         now = self._monotonic()
         connection.end(now)
         return Answer(
-            status=response.status_code,
-            headers=response.headers,
+            status=response.status,
+            headers={name.lower().decode("latin-1"): value.decode("latin-1") for name, value in response.headers},
             body=received,
             broken=broken,
             duration_ms=(now - started) * 1000,
@@ -208,11 +210,11 @@ class Transport:
         for connection in connections:
             connection.close()
 
-    def _connection_to(self, origin: str) -> _Connection:
+    def _connection_to(self, endpoint: Endpoint) -> _Connection:
         mine: dict[str, _Connection] = self._mine.__dict__
-        connection = mine.get(origin)
+        connection = mine.get(endpoint.origin)
         if connection is None:
-            connection = mine[origin] = _Connection(self._tls)
+            connection = mine[endpoint.origin] = _Connection(endpoint.wire.origin, self._tls)
             with self._lock:
                 self._connections.append(connection)
                 if self._watcher is None and not self._closed.is_set():
@@ -223,8 +225,9 @@ class Transport:
     def _watch(self) -> None:
         """Cuts off what is overdue.
 
-        The timeouts of httpx are those of single socket operations: a host that sends a byte every 29 seconds would
-        hold a thread and a message for hours, and no code of ours runs in that thread meanwhile.
+        A socket's own timeout is that of a single operation: a host that sends a byte every 29 seconds would hold a
+        thread and a message for hours, and no code of ours runs in that thread meanwhile. So the sockets have none,
+        which also spares each operation a wait of its own, and with it a hand-over of the interpreter's lock.
         """
         tick = min(1.0, max(0.02, self._timeout / 10))
         while not self._closed.wait(tick):
@@ -235,16 +238,19 @@ class Transport:
                 connection.enforce(now)
 
 
+class _ConnectError(Exception):
+    """No connection; its cause says why."""
+
+
 class _Connection:
     """One thread's connection to one host, with the deadline of the exchange it is in."""
 
-    __slots__ = ("_deadline", "_idle_since", "_lock", "_overdue", "_readable", "_socket", "http")
+    __slots__ = ("_deadline", "_http", "_idle_since", "_lock", "_origin", "_overdue", "_readable", "_socket", "_tls")
 
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self.http = httpx.HTTPTransport(
-            verify=tls,
-            limits=httpx.Limits(max_connections=1, max_keepalive_connections=1, keepalive_expiry=KEEPALIVE_SECONDS),
-        )
+    def __init__(self, origin: httpcore.Origin, tls: ssl.SSLContext) -> None:
+        self._origin = origin
+        self._tls = tls
+        self._http: httpcore.HTTP11Connection | None = None
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._readable = select.poll()
@@ -252,40 +258,41 @@ class _Connection:
         self._deadline: float | None = None
         self._overdue = False
 
-    def trace(self, event: str, details: dict[str, Any]) -> None:
-        """httpcore's trace hook: learns the socket as soon as there is one, long before an answer."""
-        if event in _NEW_SOCKET:
-            self._learn(details["return_value"])
+    def opened(self, now: float, connect_seconds: float) -> httpcore.HTTP11Connection:
+        """The connection, a new one where there is none that will surely do. Raises _ConnectError.
 
-    def check(self, response: httpx.Response) -> None:
-        """Learns the socket from the answer where a request went without a trace and was surprised by a new one."""
-        if self._socket is None or self._socket.fileno() < 0:
-            self._learn(response.extensions["network_stream"])
-
-    def _learn(self, stream: Any) -> None:
-        """`stream`: httpcore's NetworkStream.
-
-        httpcore before 0.17 (that is httpx 0.23) leaves Nagle's algorithm on, and sends head and body apart: the body
-        waits for the host's delayed acknowledgement of the head, 44 ms a request on Linux.
+        An idle socket that is readable has been closed by the host.
         """
-        connected: socket.socket = stream.get_extra_info("socket")
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        readable = select.poll()
-        readable.register(connected, select.POLLIN)
-        with self._lock:
-            self._socket, self._readable = connected, readable
+        http = self._http
+        if http is not None:
+            if http.is_idle() and now - self._idle_since < KEEPALIVE_SECONDS and not self._readable.poll(0):
+                return http
+            self._http = None
+            http.close()
+        try:
+            connected = self._connected(connect_seconds)
+        except (OSError, UnicodeError) as error:
+            raise _ConnectError(str(error)) from error
+        self._http = httpcore.HTTP11Connection(self._origin, _Stream(connected))
+        return self._http
 
-    def surely_open(self, now: float) -> bool:
-        """Whether the next request will use the socket we know, so that it needs no trace (a tenth of a request's CPU).
-
-        An idle socket that is readable has been closed by the host: httpcore looks for the same.
-        """
-        return (
-            self._socket is not None
-            and self._socket.fileno() >= 0
-            and now - self._idle_since < KEEPALIVE_SECONDS - 1
-            and not self._readable.poll(0)
-        )
+    def _connected(self, connect_seconds: float) -> socket.socket:
+        host = self._origin.host.decode("ascii")
+        connected = socket.create_connection((host, self._origin.port), timeout=connect_seconds)
+        try:
+            connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._origin.scheme == b"https":
+                connected = self._tls.wrap_socket(connected, server_hostname=host)
+            readable = select.poll()
+            readable.register(connected, select.POLLIN)
+            with self._lock:
+                self._socket, self._readable = connected, readable
+            # From here on the deadline alone limits: see Transport._watch.
+            connected.settimeout(None)
+        except BaseException:
+            connected.close()
+            raise
+        return connected
 
     def begin(self, deadline: float) -> None:
         with self._lock:
@@ -307,12 +314,11 @@ class _Connection:
             self._shut_down()
 
     def close(self) -> None:
+        """An exchange under way fails, and its thread closes the socket that it holds."""
         with self._lock:
             self._shut_down()
-        # httpx 0.23 refuses to close a pool with a request in flight; the socket has been shut down all the same, so
-        # that request fails and takes its connection with it.
-        with suppress(RuntimeError):
-            self.http.close()
+            if self._deadline is None and self._http is not None:
+                self._http.close()
 
     def _shut_down(self) -> None:
         """Wakes the thread that waits on the socket; called with the lock held.
@@ -324,11 +330,43 @@ class _Connection:
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
-class _Body(httpx.SyncByteStream):
-    """A request's body that knows whether sending it has begun: until then only (part of) the head can have left.
+class _Stream(NetworkStream):
+    """A connected socket as httpcore wants it. What is written leaves with the next read, in one piece.
 
-    A host cannot have acted on a request whose body is missing.
+    h11 hands out head and body apart; two writes would be two hand-overs of the interpreter's lock, and two packets.
     """
+
+    __slots__ = ("_socket", "_unsent")
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._socket = connected
+        self._unsent: list[bytes] = []
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if buffer:
+            self._unsent.append(buffer)
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        try:
+            if self._unsent:
+                request = b"".join(self._unsent)
+                self._unsent.clear()
+                # A host may answer and close before it has read all: its answer is worth more than the broken pipe.
+                with suppress(OSError):
+                    self._socket.sendall(request)
+            return self._socket.recv(max_bytes)
+        except OSError as error:
+            raise httpcore.ReadError(str(error)) from error
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return None
+
+
+class _Body:
+    """A request's body that knows whether sending it has begun: until then nothing has left (see `_Stream`)."""
 
     __slots__ = ("_body", "_may_send", "begun")
 
@@ -349,38 +387,38 @@ def _length(body: bytes) -> Sequence[Header]:
     return ((b"Content-Length", b"%d" % len(body)),) if body else ()
 
 
-def _read(response: httpx.Response) -> tuple[bytes, bool]:
+def _read(response: httpcore.Response) -> tuple[bytes, bool]:
     """The body up to BODY_LIMIT, and whether it broke off. What is beyond the limit costs the connection, no more."""
-    stream = response.stream
-    if not isinstance(stream, httpx.SyncByteStream):
-        raise TypeError(f"httpx.HTTPTransport answered with a {type(stream).__name__}, not a SyncByteStream")
     received = bytearray()
     try:
-        for chunk in stream:
+        for chunk in response.iter_stream():
             received += chunk
             if len(received) >= BODY_LIMIT:
                 break
-    except (httpx.TransportError, OSError):
+    except _BROKEN:
         return bytes(received[:BODY_LIMIT]), True
     finally:
-        stream.close()
+        response.close()
     return bytes(received[:BODY_LIMIT]), False
 
 
 def _translated(error: Exception, *, processed: bool, overdue: bool, seconds: float) -> ExchangeFailed:
-    """Our error for one of httpx, the sockets or the codecs; the most specific reason that can be told."""
-    detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    """Our error for one of httpcore or the sockets; the most specific reason that can be told."""
+    seen = error.__cause__ or error
+    detail = f"{type(seen).__name__}: {seen}" if str(seen) else type(seen).__name__
     if overdue:
         reason, detail = reasons.TIMEOUT, f"no complete answer within {seconds:g} s"
-    elif isinstance(error, httpx.TimeoutException):
+    elif isinstance(seen, TimeoutError):
         reason = reasons.TIMEOUT
-    elif isinstance(error, (httpx.LocalProtocolError, httpx.InvalidURL, UnicodeError)):
+    elif isinstance(error, httpcore.LocalProtocolError):
         reason, detail = reasons.INVALID_REQUEST, "a header holds characters that HTTP does not allow"
+    elif isinstance(seen, UnicodeError):
+        reason, detail = reasons.INVALID_REQUEST, f"the host's name cannot be looked up: {seen}"
     elif _is_tls(error):
         reason = reasons.TLS_ERROR
-    elif isinstance(error, httpx.ConnectError):
+    elif isinstance(error, _ConnectError):
         reason = reasons.CONNECT_ERROR
-    elif isinstance(error, httpx.ProtocolError):
+    elif isinstance(error, httpcore.ProtocolError):
         reason = reasons.PROTOCOL_ERROR
     else:
         reason = reasons.CONNECTION_LOST
