@@ -37,6 +37,7 @@ from zithara_worker.magento.env_php import read_env_php
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Identity, Registry
+from zithara_worker.magento.settle import Settlement
 from zithara_worker.magento.shop import ShopConfiguration, find_queues, read_configuration
 from zithara_worker.magento.token_store import DatabaseTokenStore
 from zithara_worker.messages import (
@@ -459,8 +460,14 @@ class _Context:
         return process(message.content, context)
 
 
-def _log_settled(settlement: Any) -> None:
+def _log_settled(settlements: Sequence[Settlement]) -> None:
     """One line a message, with its outcome: INFO what went well, WARNING what comes again, ERROR what does not."""
+    with logs.together():
+        for each in settlements:
+            _log_one_settled(each)
+
+
+def _log_one_settled(settlement: Settlement) -> None:
     message, outcome = settlement.message, settlement.outcome
     kind = outcome.kind.value
     level = {"delivered": logging.INFO, "skipped": logging.INFO, "failed": logging.ERROR}.get(kind, logging.WARNING)

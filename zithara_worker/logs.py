@@ -23,8 +23,8 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
@@ -178,13 +178,15 @@ def _json_formatters() -> ModuleType:
 
 
 _JsonFormatter: Any = _json_formatters().JsonFormatter
+#: One for all lines: json.dumps makes one each time. `_Fields` leaves nothing that JSON cannot hold.
+_encode = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class _Json(_JsonFormatter):  # type: ignore[misc]  # its base is one of two modules', by version
     """One JSON object a line."""
 
     def __init__(self, fields: _Fields) -> None:
-        super().__init__("%(message)s", json_ensure_ascii=False)
+        super().__init__("%(message)s", json_serializer=lambda fields, **_: _encode(fields))
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
@@ -320,11 +322,53 @@ else:  # Python 3.10's cannot be given a parameter
     _StreamHandler = logging.StreamHandler
 
 
+#: The lines that each handler holds back for this thread, while it is `together`.
+_held_back: ContextVar[dict[_Handler, list[str]] | None] = ContextVar("held_back", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What this thread logs in the block is written at its end, by one write for all of it.
+
+    For the lines of a batch of messages: each write, and each look whether logrotate has moved the file, is a system
+    call and hands the interpreter's lock over to threads that give it back some milliseconds later.
+    """
+    held_back: dict[_Handler, list[str]] = {}
+    before = _held_back.set(held_back)
+    try:
+        yield
+    finally:
+        _held_back.reset(before)
+        for handler, lines in held_back.items():
+            handler.handle(_Lines(lines))
+
+
+class _Lines(logging.LogRecord):
+    """Lines that were formatted before, to be written as they are."""
+
+    def __init__(self, lines: Sequence[str]) -> None:
+        super().__init__(__name__, logging.NOTSET, "", 0, "\n".join(lines), None, None)
+
+
 class _Handler(logging.Handler):
     """Ours, as opposed to those of a program that embeds the worker; says on standard error that it cannot write."""
 
     _complained_at = -60.0
     _repetition: _Repetition | None = None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        held_back = _held_back.get()
+        if held_back is None:
+            super().emit(record)
+            return
+        try:
+            held_back.setdefault(self, []).append(self.format(record))
+        except Exception:
+            # As the standard library's handlers do: a line that cannot be formatted must not stop the program.
+            self.handleError(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return str(record.msg) if isinstance(record, _Lines) else super().format(record)
 
     def watch_repetition(self, monotonic: Callable[[], float]) -> None:
         # Before the correlation: a warning about the host is the same one whichever message met it.
@@ -377,6 +421,10 @@ def configure(
     handler.watch_repetition(monotonic)
     fields = _Fields(mask=settings.mask)
     handler.setFormatter(_Json(fields) if settings.format == "json" else _Text(fields))
+    # What no line of ours shows need not be found out for each: the caller's place, thread, process and task (Python's
+    # logging HOWTO, "Optimization").
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(settings.level)

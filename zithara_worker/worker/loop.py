@@ -210,7 +210,7 @@ class Loop:
         shutdown_timeout_seconds: float,
         attempt_limit: int,
         limits: Limits,
-        on_settled: Callable[[Settlement], None] = lambda settlement: None,
+        on_settled: Callable[[Sequence[Settlement]], None] = lambda settlements: None,
         may_claim: Callable[[], bool] = lambda: True,
         observer: Observer | None = None,
         sign: Sign | None = None,
@@ -447,7 +447,7 @@ class Loop:
                 lane.streak.append(each.message)
             elif kind in (OutcomeKind.DELIVERED, OutcomeKind.FAILED) and each.outcome.http_status is not None:
                 lane.streak.clear()
-            self._on_settled(each)
+        self._on_settled(settled.done)
 
     def _refund_streaks(self) -> None:
         """Failures that turned out to be the beginning of an outage were not the messages' fault."""
