@@ -114,8 +114,8 @@ SELECT id, status, number_of_trials FROM {prefix}queue_message_status FORCE INDE
 
 -- claim_lock --
 -- By primary key only, in its order: locks exactly the rows returned. A single locking search on status, even with SKIP LOCKED,
--- locks the whole backlog and, on MariaDB, rows of other queues.
-SELECT id, status, number_of_trials, updated_at
+-- locks the whole backlog and, on MariaDB, rows of other queues. updated_at as text: it is only ever written back.
+SELECT id, status, number_of_trials, CAST(updated_at AS CHAR) AS updated_at
 FROM {prefix}queue_message_status FORCE INDEX (PRIMARY)
 WHERE id IN %(ids)s AND status IN %(statuses)s
 ORDER BY id
@@ -135,7 +135,7 @@ FOR UPDATE {skip_locked}
 -- Winning the group: the primary key decides.
 INSERT IGNORE INTO {prefix}zithara_message_group
   (queue_id, group_key, id, message_id, supersedes, worker_id, lease_until)
-VALUES (%s, %s, %s, %s, %s, %s, NOW(3) + INTERVAL %s MICROSECOND)
+VALUES (%(queue_id)s, %s, %s, %s, %s, %(worker_id)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
 
 -- claim_groups_won --
 SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
@@ -203,9 +203,10 @@ FOR UPDATE
 INSERT IGNORE INTO {prefix}queue_lock (message_code) VALUES (%s)
 
 -- settle_complete --
+-- Fenced, like its neighbours: those of one number of trials at a time.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
-WHERE id IN %(ids)s AND status = 3 AND (id, number_of_trials) IN %(fences)s
+WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_superseded --
 -- Older snapshots, still pending, whose newer one has been delivered.
@@ -216,18 +217,18 @@ WHERE id IN %(ids)s AND status IN (2, 5)
 -- settle_retry --
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 5, number_of_trials = number_of_trials + 1, updated_at = NOW()
-WHERE id IN %(ids)s AND status = 3 AND (id, number_of_trials) IN %(fences)s
+WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_error --
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 6, number_of_trials = number_of_trials + 1, updated_at = NOW()
-WHERE id IN %(ids)s AND status = 3 AND (id, number_of_trials) IN %(fences)s
+WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_release --
 -- Not the message's fault: status, updated_at and trials as they were.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = %(status)s, updated_at = %(updated_at)s
-WHERE id IN %(ids)s AND status = 3 AND (id, number_of_trials) IN %(fences)s
+WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- group_done --
 DELETE FROM {prefix}zithara_message_group

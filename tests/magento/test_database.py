@@ -58,7 +58,7 @@ def rows(database: Database, text: str) -> list[dict[str, str]]:
 def test_a_statement_counts_the_rows_it_found_even_if_none_changed(shop: Shop, database: Database) -> None:
     shop.publish_order("A")
     shop.query("UPDATE {prefix}queue_message_status SET status = 3")
-    fence = {"ids": [1], "fences": ((1, 0),), "status": 3, "updated_at": shop.rows()[0].updated_at}
+    fence = {"ids": [1], "number_of_trials": 0, "status": 3, "updated_at": shop.rows()[0].updated_at}
     assert [database.execute("settle_release", **fence) for _ in range(2)] == [1, 1]
 
 

@@ -122,21 +122,12 @@ class Claim:
         if not heads:
             return []
         ordered = sorted(heads, key=lambda head: head.group)
-        lease_us = int(self._lease_seconds * 1e6)
         inserted = self._database.insert_rows(
             "claim_groups",
-            [
-                (
-                    self._queue_id,
-                    head.group,
-                    head.entry.id,
-                    head.entry.message_id,
-                    superseded_text(head.supersedes),
-                    self._worker_id,
-                    lease_us,
-                )
-                for head in ordered
-            ],
+            [(head.group, head.entry.id, head.entry.message_id, superseded_text(head.supersedes)) for head in ordered],
+            queue_id=self._queue_id,
+            worker_id=self._worker_id,
+            lease_us=int(self._lease_seconds * 1e6),
         )
         if inserted == len(heads):
             return list(heads)

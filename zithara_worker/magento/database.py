@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -44,6 +45,8 @@ _WRONG_SHAPE = {1054, 1176}
 _CONTENTION = {1205, 1213, 1020}
 #: read-only server or transaction, disk or table full, log full, in shutdown, too many connections
 _SERVER_CANNOT = {1290, 1792, 1836, 1021, 1114, 1053, 1040, 1203, 1226, 3, 1026, 1030, 1180, 1317, 1969, 3024}
+
+_SHARED = re.compile(r"%\((\w+)\)s")
 
 T = TypeVar("T")
 
@@ -237,10 +240,12 @@ class Database:
         except (pymysql.err.Error, OSError) as error:
             self._fail(error)
 
-    def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]]) -> int:
+    def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]], /, **shared: object) -> int:
         """Runs an INSERT for many rows at once; how many went in.
 
-        pymysql's executemany would send one statement a row as soon as VALUES holds an expression (RE_INSERT_VALUES).
+        `rows` fill the %s of the statement's VALUES; `shared`, its named parameters, are the same in each row and put
+        in once. pymysql's executemany would send one statement a row as soon as VALUES holds an expression
+        (RE_INSERT_VALUES).
         """
         connection = self._open()
         head, values, template = self.text(name).rpartition("VALUES ")
@@ -248,7 +253,9 @@ class Database:
             with connection.cursor(Cursor) as cursor:
                 self._set_clock(cursor)
                 self.statements_sent += 1
-                return int(cursor.execute(head + values + ",".join(cursor.mogrify(template, row) for row in rows)))
+                row = _SHARED.sub(lambda place: cursor.mogrify("%s", (shared[place[1]],)).replace("%", "%%"), template)
+                text = cursor.mogrify(",".join([row] * len(rows)), tuple(chain.from_iterable(rows)))
+                return int(cursor.execute(head + values + text))
         except (pymysql.err.Error, OSError) as error:
             self._fail(error)
 

@@ -158,10 +158,12 @@ class Settle:
             self._database.execute("settle_superseded", ids=sorted(id for id, _ in superseded))
 
     def _write_status(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
-        fences = tuple((each.message.id, each.message.number_of_trials) for each in settlements)
-        ids = sorted(each.message.id for each in settlements)
-        if self._database.execute(statement, ids=ids, fences=fences, **values) != len(ids):
-            raise _FenceBrokenError
+        by_trials: dict[int, list[int]] = defaultdict(list)
+        for each in settlements:
+            by_trials[each.message.number_of_trials].append(each.message.id)
+        for trials, ids in by_trials.items():
+            if self._database.execute(statement, ids=sorted(ids), number_of_trials=trials, **values) != len(ids):
+                raise _FenceBrokenError
 
     def _write_released(self, released: Sequence[Settlement]) -> None:
         before: dict[tuple[int, str], list[Settlement]] = defaultdict(list)
@@ -252,7 +254,7 @@ class Settle:
                 self._database.execute(
                     "settle_release",
                     ids=[int(row["id"])],
-                    fences=((int(row["id"]), trials),),
+                    number_of_trials=trials,
                     status=int(Status.RETRY_REQUIRED if trials else Status.NEW),
                     updated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
                 )
