@@ -354,7 +354,7 @@ class _Stream(NetworkStream):
                 # A host may answer and close before it has read all: its answer is worth more than the broken pipe.
                 with suppress(OSError):
                     self._socket.sendall(request)
-            return self._socket.recv(max_bytes)
+            return self._socket.recv(min(max_bytes, 8192))
         except OSError as error:
             raise httpcore.ReadError(str(error)) from error
 
