@@ -123,7 +123,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
     while done < wanted:
         _pulse(database, queue)
         started = time.monotonic()
-        taken = queue.claim(BATCH)
+        taken = [message for message, _ in queue.claim(BATCH)]
         if not taken:
             # Heads whose groups are busy elsewhere: looked at, remembered, and passed by from then on.
             empty_handed += 1

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from zithara_worker import logs
 from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.settings import LoggingSettings, Secret
 
 log = logging.getLogger("zithara_worker.tests")
@@ -248,11 +248,9 @@ def message(message_id: int, number_of_trials: int = 0) -> Message:
         queue_name="zithara_order_queue",
         topic="zithara.order.events",
         group_key="order:000000101",
-        content=Event(topic="zithara.order.events", payload={}),
         number_of_trials=number_of_trials,
         status_before=2,
         updated_at_before="2026-11-23 12:00:00",
-        body_length=2,
         lease=Lease(0.0),
     )
 

@@ -446,9 +446,7 @@ class _Context:
     def update(self, shop: ShopConfiguration) -> None:
         self._shop = shop
 
-    def process(self, message: Message) -> Request | Skip | Rejection:
-        if not isinstance(message.content, Event):
-            return message.content
+    def process(self, event: Event) -> Request | Skip | Rejection:
         zithara = self._settings.zithara
         context = ShopContext(
             webhook_url=zithara.webhook_url or self._shop.webhook_url,
@@ -457,7 +455,7 @@ class _Context:
             invented_phone=zithara.invented_phone,
             now_utc=datetime.fromtimestamp(self._utc(), timezone.utc),
         )
-        return process(message.content, context)
+        return process(event, context)
 
 
 def _log_settled(settlements: Sequence[Settlement]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 TOPIC_WEBHOOK = "zithara.webhook.events"
 TOPIC_CUSTOMER = "zithara.customer.events"
@@ -94,15 +94,12 @@ class Message:
     queue_name: str
     topic: str
     group_key: str
-    content: Event | Rejection
     #: Failed attempts so far; with `id` the fence: every taking-over increments it
     number_of_trials: int
     #: 2 or 5: what a release puts back
     status_before: int
     #: 'YYYY-MM-DD HH:MM:SS' UTC: what a release puts back
     updated_at_before: str
-    #: Length of the stored body, characters
-    body_length: int
     #: Older pending snapshots of the same group that this one replaces, as (relation id, message id)
     supersedes: tuple[tuple[int, int], ...] = ()
     lease: Lease
@@ -120,6 +117,13 @@ class Message:
             "group": self.group_key,
             "attempt": self.number_of_trials + 1,
         }
+
+
+class Claimed(NamedTuple):
+    """What a claim brings: the message, kept until it is settled, and what was in it, needed for its request only."""
+
+    message: Message
+    content: Event | Rejection
 
 
 class OutcomeKind(Enum):

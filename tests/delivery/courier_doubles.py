@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.transport import Withdrawn
 
 CART = Request(target=Target.API, method="POST", path="/cart", json={})
@@ -22,11 +22,9 @@ def message(number: int = 1, *, valid_until: float = 1e12) -> Message:
         queue_name="zithara_cart_queue",
         topic="zithara.cart.events",
         group_key=f"cart:{number}",
-        content=Event(topic="zithara.cart.events", payload={}),
         number_of_trials=0,
         status_before=2,
         updated_at_before="2026-11-23 12:00:00",
-        body_length=2,
         lease=Lease(valid_until),
     )
 

@@ -34,7 +34,7 @@ def test_eight_workers_drain_five_thousand_messages_with_none_twice_and_each_gro
             # Each sees the end only when nothing is pending or held by anybody.
             while shop_has_open_messages():
                 worker.look()
-                for message in (claimed := worker.queue.claim(40)):
+                for message in (claimed := worker.take(40)):
                     with lock:
                         delivered.append((message.group_key, message.message_id))
                 if claimed:

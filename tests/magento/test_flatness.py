@@ -61,7 +61,7 @@ def warmed_up(worker: StepWorker, clock: Clock) -> StepWorker:
     for _ in range(3):
         clock.pass_by(10)
         worker.look()
-        worker.queue.claim(10)
+        worker.take(10)
     return worker
 
 
@@ -83,7 +83,7 @@ def cost_of_a_claim(shop: Shop, worker: StepWorker, clock: Clock) -> int:
     warmed_up(worker, clock)
     rows_in_bulk(shop, "zithara_order_queue", 2, 50)
     worker.pulse()
-    return rows_read(worker, lambda: worker.queue.claim(50))
+    return rows_read(worker, lambda: worker.take(50))
 
 
 @BACKGROUNDS
@@ -133,7 +133,7 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
             worker.claim()
         for _ in range(30):
             worker.pulse()
-            assert worker.queue.claim(1) == []
+            assert worker.take(1) == []
         clock.pass_by(20)
         worker.look()
         clock.pass_by(20)
@@ -142,7 +142,7 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
         rows_in_bulk(shop, "zithara_order_queue", 2, 20)
         worker.pulse()
         claimed = []
-        costs.append(rows_read(worker, lambda worker=worker, claimed=claimed: claimed.extend(worker.queue.claim(20))))
+        costs.append(rows_read(worker, lambda worker=worker, claimed=claimed: claimed.extend(worker.take(20))))
         assert len(claimed) == 20
         assert held.group_key not in {message.group_key for message in claimed}
     assert costs[1] <= costs[0] + 10
@@ -182,6 +182,6 @@ def test_with_the_optional_index_a_worker_that_starts_reads_pending_rows_only(
     worker = make_worker(on=shop, topic=topic)
     worker.pulse()
     claimed: list[Any] = []
-    assert rows_read(worker, lambda: claimed.extend(worker.queue.claim(10))) < 200
+    assert rows_read(worker, lambda: claimed.extend(worker.take(10))) < 200
     assert len(claimed) == 1
     assert rows_read(worker, worker.queue.sweep_all) < 200

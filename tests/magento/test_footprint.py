@@ -109,7 +109,7 @@ def probe(shop: Shop) -> Iterator[Probe]:
 def test_an_open_claim_keeps_nobody_waiting(shop: Shop, worker: StepWorker, probe: Probe, name: str) -> None:
     worker.look()
     with before_commit(worker, getattr(probe, name)):
-        assert len(worker.queue.claim(CLAIMED)) == CLAIMED
+        assert len(worker.take(CLAIMED)) == CLAIMED
 
 
 @pytest.mark.parametrize("name", PROBES)
@@ -138,7 +138,7 @@ def test_a_claim_locks_the_rows_it_takes_and_their_groups(shop: Shop, worker: St
     worker.look()
     locked: list[int] = []
     with before_commit(worker, lambda: locked.append(rows_locked(shop, worker))):
-        assert len(worker.queue.claim(CLAIMED)) == CLAIMED
+        assert len(worker.take(CLAIMED)) == CLAIMED
     assert locked[0] <= 2 * CLAIMED, "a row of Magento's each, and its group's row"
 
 
@@ -161,7 +161,7 @@ def test_an_idle_claim_opens_no_transaction(shop: Shop, worker: StepWorker) -> N
     began: list[None] = []
     begin = connection.begin
     connection.begin = lambda: began.append(begin())  # type: ignore[method-assign]
-    assert worker.queue.claim(10) == []
+    assert worker.take(10) == []
     assert began == []
 
 

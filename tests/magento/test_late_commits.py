@@ -23,11 +23,11 @@ def test_a_newer_message_of_its_group_does_not_pass_one_that_was_committed_late(
         late = checkout.publish_order("1")
         other = shop.publish_order("2")
         worker.pulse()
-        (claimed,) = worker.queue.claim(10)
+        (claimed,) = worker.take(10)
         assert claimed.message_id == other.message_id
     newer = shop.publish_order("1", is_update=True)
     worker.pulse()
-    assert [message.message_id for message in worker.queue.claim(10)] == [late.message_id]
+    assert [message.message_id for message in worker.take(10)] == [late.message_id]
     assert newer.message_id not in worker.drain()
 
 
@@ -39,7 +39,7 @@ def test_a_worker_that_has_just_started_looks_back_as_well(shop: Shop, make_work
         worker.deliver(worker.claim())  # a whole round of the sweep included
     newer = shop.publish_order("1", is_update=True)
     worker.pulse()
-    claimed = worker.queue.claim(10)
+    claimed = worker.take(10)
     assert [message.message_id for message in claimed] == [late.message_id]
     worker.settle(*((message, OutcomeKind.DELIVERED) for message in claimed))
     assert worker.drain() == [newer.message_id]

@@ -401,7 +401,7 @@ def test_what_a_failed_snapshot_stood_for_is_not_overtaken_by_a_worker_that_neve
     shop.publish_cart("7")
 
     other.pulse()
-    [next_one] = other.queue.claim(10)
+    [next_one] = other.take(10)
 
     assert oldest.message_id == next_one.message_id or tuple(oldest) in next_one.supersedes
     other.deliver([next_one])

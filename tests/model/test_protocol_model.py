@@ -33,7 +33,7 @@ from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.reader import LATELY_SECONDS
 from zithara_worker.magento.statuses import Status
-from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind, Rejection
+from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind
 from zithara_worker.processors import supersedes
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer, Selected
@@ -238,7 +238,7 @@ class Protocol(RuleBasedStateMachine):
             if answer_lost:
                 self._lose_answer(hand)
             try:
-                messages = one.queue.claim(limit)
+                messages = one.take(limit)
             except DatabaseUnavailable:
                 for each in hand.queues.values():
                     each.queue.reconcile(hand.held.keys())
@@ -255,7 +255,7 @@ class Protocol(RuleBasedStateMachine):
     def deliver(self, slot: int, count: int) -> None:
         hand = self.hands[slot]
         for message in list(hand.held.values())[:count]:
-            if isinstance(message.content, Rejection) or message.lease.valid_until <= self.clock():
+            if hand.queues[message.topic].rejects(message) or message.lease.valid_until <= self.clock():
                 continue  # the courier does not send it
             self._check_order(message)
             self.fates[message.id].deliveries += 1
@@ -296,7 +296,7 @@ class Protocol(RuleBasedStateMachine):
                 hand.sent.discard(message.id)
 
     def _outcome(self, hand: Hand, message: Message, kind: OutcomeKind, unheard: bool) -> OutcomeKind:
-        if isinstance(message.content, Rejection):
+        if hand.queues[message.topic].rejects(message):
             return OutcomeKind.FAILED
         if message.id in hand.sent:
             return (OutcomeKind.RETRY if kind is OutcomeKind.SKIPPED else kind) if unheard else OutcomeKind.DELIVERED

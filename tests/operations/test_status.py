@@ -116,7 +116,7 @@ def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) ->
         shop.publish_order("000000101")
         shop.publish_order("000000102")
         worker.pulse()
-        assert len(worker.queue.claim(10)) == 2
+        assert len(worker.take(10)) == 2
     finally:
         worker.database.close()
     state = {"api": {"breaker": "open", "next_probe_seconds": 12.0, "throttled_seconds": 0}}

@@ -12,7 +12,7 @@ from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.reader import Identify
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.magento.shop import find_queues
-from zithara_worker.messages import TOPIC_ORDER, Message, Outcome, OutcomeKind
+from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Rejection
 from zithara_worker.processors import identify
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings import DatabaseSettings, Secret
@@ -70,6 +70,8 @@ class StepWorker:
             monotonic=clock,
             **options,
         )
+        #: By relation id
+        self.contents: dict[int, Event | Rejection] = {}
         self.leases = Leases(self.database, worker_id=worker_id, lease_seconds=lease_seconds, monotonic=clock)
 
     def pulse(self) -> None:
@@ -86,7 +88,17 @@ class StepWorker:
     def claim(self, limit: int = 100) -> list[Message]:
         """Looks, then claims."""
         self.look()
-        return self.queue.claim(limit)
+        return self.take(limit)
+
+    def take(self, limit: int) -> list[Message]:
+        """Claims; what was in the messages is in `contents`."""
+        claimed = self.queue.claim(limit)
+        self.contents |= {message.id: content for message, content in claimed}
+        return [message for message, _ in claimed]
+
+    def rejects(self, message: Message) -> bool:
+        """Whether there is no event in the message."""
+        return isinstance(self.contents[message.id], Rejection)
 
     def settle(self, *outcomes: tuple[Message, OutcomeKind], delay: float = 0.0, in_doubt: bool = False) -> Settled:
         return self.queue.settle(

@@ -16,7 +16,7 @@ from support.waiting import eventually
 from zithara_worker import audit
 from zithara_worker.audit import AuditFile, operator_action
 from zithara_worker.magento.settle import Settlement
-from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.audit import DeliveryAudit
@@ -47,11 +47,9 @@ def settlement(kind: OutcomeKind, *, supersedes: tuple[tuple[int, int], ...] = (
         queue_name="zithara_order_queue",
         topic="zithara.order.events",
         group_key="order:100",
-        content=Event(topic="zithara.order.events", payload={"customer_email": "asha@example.com"}),
         number_of_trials=2,
         status_before=5,
         updated_at_before="2026-01-01 00:00:00",
-        body_length=10,
         supersedes=supersedes,
         lease=Lease(60.0),
     )

@@ -11,7 +11,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from zithara_worker.magento.settle import Settled, Settlement
-from zithara_worker.messages import Event, Lease, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
 from zithara_worker.worker.exposition import Depth, Exposition, State
 from zithara_worker.worker.health import STUCK_SECONDS, judge
 from zithara_worker.worker.loop import Vitals
@@ -50,11 +50,9 @@ def message(id: int, *, supersedes: tuple[tuple[int, int], ...] = ()) -> Message
         queue_name="zithara_order_queue",
         topic=ORDER,
         group_key=f"order:{id}",
-        content=Event(topic=ORDER, payload={}),
         number_of_trials=0,
         status_before=2,
         updated_at_before="2026-01-01 00:00:00",
-        body_length=10,
         supersedes=supersedes,
         lease=Lease(60.0),
     )

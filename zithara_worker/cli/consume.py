@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from types import FrameType
@@ -68,6 +69,8 @@ def consume(
     notifier = Notifier.from_environment(os.environ)
     worker = Worker(context.configured, reconfigure=context.again, notifier=notifier)
     _obey_signals(worker)
+    # What has been imported stays: the garbage collector need not look through it again and again (4 % of the CPU).
+    gc.freeze()
     worker.run(
         wanted,
         limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),

@@ -15,7 +15,7 @@ from zithara_worker.magento.database import Database
 from zithara_worker.magento.line import Entry
 from zithara_worker.magento.reader import Content
 from zithara_worker.magento.statuses import Status
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Rejection
 
 
 class Head(NamedTuple):
@@ -56,7 +56,7 @@ class Claim:
         self._attempt_limit = attempt_limit
         self._monotonic = monotonic
 
-    def take(self, waited: Sequence[Head], fresh: Sequence[Head], limit: int) -> tuple[list[Message], list[str]]:
+    def take(self, waited: Sequence[Head], fresh: Sequence[Head], limit: int) -> tuple[list[Claimed], list[str]]:
         """Claims up to `limit` of these heads; the messages, and the groups that another worker was faster with.
 
         `waited`: their groups have a row (a due retry, a released or an expired head). `fresh`: they have none.
@@ -84,8 +84,8 @@ class Claim:
             if ids and self._database.execute("claim_take", ids=ids) != len(ids):
                 # Locked rows cannot change under us; if they did, nothing about this claim is certain.
                 raise DatabaseUnavailable("rows locked by a claim changed; the claim was rolled back")
-        messages = [self._message(head, locked[head.entry.id], head in over, valid_until) for head in taken]
-        return messages, [head.group for head in fresh if head.entry.id in locked and head not in won]
+        claimed = [self._claimed(head, locked[head.entry.id], head in over, valid_until) for head in taken]
+        return claimed, [head.group for head in fresh if head.entry.id in locked and head not in won]
 
     def _take_waited(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]]) -> list[Head]:
         """Takes the groups that wait or whose lease expired, looking again under lock."""
@@ -159,7 +159,7 @@ class Claim:
                 ),
             )
 
-    def _message(self, head: Head, row: dict[str, Any], taken_over: bool, valid_until: float) -> Message:
+    def _claimed(self, head: Head, row: dict[str, Any], taken_over: bool, valid_until: float) -> Claimed:
         trials = int(row["number_of_trials"]) + int(taken_over)
         content = head.content.content
         if taken_over and trials >= self._attempt_limit:
@@ -168,21 +168,20 @@ class Claim:
                 detail=f"{trials} workers died or lost their lease while they held it: "
                 "look at their logs, then 'zithara-worker failed retry'",
             )
-        return Message(
+        message = Message(
             id=head.entry.id,
             message_id=head.entry.message_id,
             queue_id=self._queue_id,
             queue_name=self._queue_name,
             topic=self._topic,
             group_key=head.group,
-            content=content,
             number_of_trials=trials,
             status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),
             updated_at_before=str(row["updated_at"]),
-            body_length=head.content.length,
             supersedes=head.supersedes,
             lease=Lease(valid_until),
         )
+        return Claimed(message, content)
 
 
 def superseded_text(supersedes: Iterable[tuple[int, int]]) -> str | None:

@@ -25,7 +25,7 @@ from zithara_worker.magento.reader import Identify, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.magento.snapshots import READ_A_CLAIM, Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
-from zithara_worker.messages import Message, OutcomeKind
+from zithara_worker.messages import Claimed, Message, OutcomeKind
 
 
 class Candidate(NamedTuple):
@@ -115,7 +115,7 @@ class MessageQueue:
         """Looks which of the groups that were busy elsewhere still are."""
         self._reader.recheck()
 
-    def claim(self, limit: int) -> list[Message]:
+    def claim(self, limit: int) -> list[Claimed]:
         """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group.
 
         Raises DatabaseUnavailable; `reconcile` puts back what was claimed in a transaction whose commit is in doubt.
@@ -138,13 +138,13 @@ class MessageQueue:
             taken, faster = self._take(waited, fresh, limit)
         for group in faster:
             self._line.block(group)
-        gone = self._after_claim(waited + fresh, {message.id for message in taken}, limit)
+        gone = self._after_claim(waited + fresh, {each.message.id for each in taken}, limit)
         self.advanced = bool(taken or faster or gone)
         return taken
 
     def _take(
         self, waited: Sequence[Candidate], fresh: Sequence[Candidate], limit: int
-    ) -> tuple[list[Message], list[str]]:
+    ) -> tuple[list[Claimed], list[str]]:
         """Reads the bodies of these heads and claims them; a head whose message is gone is left out."""
         self._reader.read_contents([head.entry for head in (*waited, *fresh)])
         contents = self._reader.contents

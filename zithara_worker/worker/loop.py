@@ -19,6 +19,7 @@ from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
+    Event,
     Message,
     Outcome,
     OutcomeKind,
@@ -199,7 +200,7 @@ class Loop:
         gate: Gate,
         pool: Pool,
         inbox: SimpleQueue[tuple[Message, Outcome] | Wish],
-        process: Callable[[Message], Request | Skip | Rejection],
+        process: Callable[[Event], Request | Skip | Rejection],
         delay_before: Callable[[int], float],
         stats: Stats,
         monotonic: Callable[[], float],
@@ -542,11 +543,12 @@ class Loop:
             if room > 0 and lane.queue.promising:
                 before = self._monotonic()
                 claimed = lane.queue.claim(room)
-                self._observer.claimed(lane.queue.topic, claimed, self._monotonic() - before)
-                for message in claimed:
+                messages = [message for message, _ in claimed]
+                self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
+                for message, content in claimed:
                     self._in_hand[message.id] = message
                     lane.in_hand += 1
-                    self._start(message)
+                    self._start(message, content)
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
                 self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
 
@@ -567,13 +569,13 @@ class Loop:
             room = min(room, self._limits.max_messages - self._settled_count - len(self._in_hand))
         return room
 
-    def _start(self, message: Message) -> None:
+    def _start(self, message: Message, content: Event | Rejection) -> None:
         """Turns a message into a request and hands it out; what cannot be sent has its outcome at once."""
-        if isinstance(message.content, Rejection):
-            self._results.append((message, _refused(message.content)))
+        if isinstance(content, Rejection):
+            self._results.append((message, _refused(content)))
             return
         try:
-            step = self._process(message)
+            step = self._process(content)
         except Exception:
             # One bad message must not stop a queue; the traceback tells the bug, the protocol keeps the message.
             log.exception("processing failed", extra={"event": "internal_error", **message.log_fields})
