@@ -7,6 +7,7 @@ Every wait is on the inbox, and ends with a result, a wish of the operator, or t
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -45,8 +46,10 @@ DATABASE_RETRY = (0.1, 5.0)
 #: Messages in hand for each delivery thread, besides one batch: none may run dry while a turn settles and claims.
 #: With 1 they did: 64 threads at 50 ms lost a tenth of their pace (docs/performance.md).
 HELD_A_THREAD = 2
-#: Seconds to wait for more results before a small batch is settled.
-LINGER = 0.005
+#: Seconds for which results wait for others, as settling is dear: while every thread has its next message (too short to
+#: be worth a way to end it), and while some have none (the next result ends it).
+LINGER = 0.02
+SHORT_LINGER = 0.005
 
 
 class End(Enum):
@@ -204,6 +207,7 @@ class Loop:
         delay_before: Callable[[int], float],
         stats: Stats,
         monotonic: Callable[[], float],
+        rest: Callable[[float], None] = time.sleep,
         concurrency: int,
         batch_size: int,
         poll_interval_seconds: float,
@@ -226,6 +230,7 @@ class Loop:
         self._delay_before = delay_before
         self._stats = stats
         self._monotonic = monotonic
+        self._rest = rest
         self._concurrency = concurrency
         self._batch_size = batch_size
         self._shutdown_timeout = shutdown_timeout_seconds
@@ -326,11 +331,15 @@ class Loop:
         return max(0.0, until - now)
 
     def _collect(self, seconds: float) -> None:
-        """Waits for the inbox, then empties it; a lone result waits a moment for company, as settling is dear."""
+        """Waits for the inbox, then empties it."""
         try:
             self._take_in(self._inbox.get(timeout=seconds) if seconds > 0 else self._inbox.get_nowait())
-            if len(self._results) < self._concurrency and len(self._in_hand) > 1:
-                self._take_in(self._inbox.get(timeout=LINGER))
+            if self._results and len(self._in_hand) > HELD_A_THREAD * self._concurrency:
+                # The next message lasts a thread about as long as this one did. Woken by each result, the loop would
+                # settle three at a time: three times the statements (docs/performance.md).
+                self._rest(min(LINGER, (self._results[0][1].duration_ms or 0.0) / 1000))
+            elif len(self._results) < self._concurrency and len(self._in_hand) > 1:
+                self._take_in(self._inbox.get(timeout=SHORT_LINGER))
             while True:
                 self._take_in(self._inbox.get_nowait())
         except Empty:
