@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
 from zithara_worker.messages import Event, Rejection
@@ -73,6 +74,9 @@ def _refuse_constant(literal: str) -> NoReturn:
 _JSON = json.JSONDecoder(parse_float=_finite, parse_constant=_refuse_constant)
 
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
 def _is_too_deep(text: str, value: Any) -> bool:
     # Nearly every message has fewer brackets than it may have levels: two counts, no walk.
     if text.count("{") + text.count("[") <= MAX_DEPTH:
@@ -93,7 +97,7 @@ def _is_too_deep(text: str, value: Any) -> bool:
 
 def _has_lone_surrogate(text: str, value: Any) -> bool:
     """PHP's json_decode refuses them; Python's parser lets them in, and the request could then not be encoded."""
-    if text.isascii() and "\\ud" not in text and "\\uD" not in text:
+    if text.isascii() and not _SURROGATE.search(text):
         return False
     try:
         json.dumps(value, ensure_ascii=False).encode()
