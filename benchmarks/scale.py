@@ -120,12 +120,12 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
     empty_handed, began = 0, time.monotonic()
     past_seconds = 0.0
     done, statements = 0, database.statements_sent
+    _pulse(database, queue)
     while done < wanted:
-        _pulse(database, queue)
         started = time.monotonic()
         taken = [message for message, _ in queue.claim(BATCH)]
         if not taken:
-            # Heads whose groups are busy elsewhere: looked at, remembered, and passed by from then on.
+            # Heads whose groups are busy elsewhere: looked at, remembered, and passed by at once, as by the loop.
             empty_handed += 1
             if empty_handed > _TRIES:
                 raise RuntimeError(f"{name}: nothing to claim after {done} of {wanted} messages")
@@ -135,6 +135,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
         queue.settle([Settlement(message=message, outcome=_DELIVERED) for message in taken])
         batches.append((time.monotonic() - started) / len(taken) * 1e6)
         done += len(taken)
+        _pulse(database, queue)
     return Cost(
         surroundings=name,
         microseconds=statistics.median(batches),

@@ -352,21 +352,24 @@ def test_without_skip_locked_a_locked_row_is_waited_for_and_given_up_in_time(sho
     assert ids(worker.claim()) == [locked.message_id]
 
 
-def test_competition_widens_the_look_and_its_end_narrows_it_again(
-    shop: Shop, worker: StepWorker, other: StepWorker
+def test_a_worker_that_found_groups_held_looks_before_it_tries_the_next(
+    shop: Shop, worker: StepWorker, other: StepWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for number in range(60):
-        shop.publish_order(str(number))
-    worker.look()
-    list(worker.queue._reader.heads(20, ()))
     for number in range(20):
-        worker.queue._line.put_back(f"order:{number}")
+        shop.publish_order(f"held-{number}")
     other.claim(20)
-    worker.take(10)
-    assert worker.queue._multiple == 2
-    while messages := worker.take(5):
-        worker.deliver(messages)
-    assert worker.queue._multiple == 1
+    for number in range(20):
+        shop.publish_order(f"held-{number}", is_update=True)
+    free = [shop.publish_order(f"free-{number}").message_id for number in range(10)]
+    asked: list[str] = []
+    rows = worker.database.rows
+    monkeypatch.setattr(worker.database, "rows", lambda name, **values: asked.append(name) or rows(name, **values))
+    worker.look()
+
+    assert worker.take(10) == [] and "groups_busy" not in asked and "claim_lock" in asked
+    asked.clear()
+    assert worker.take(10) == [] and "groups_busy" in asked and "claim_lock" not in asked
+    assert ids(worker.take(10)) == free
 
 
 # --- coalescing ------------------------------------------------------------------------------------------------

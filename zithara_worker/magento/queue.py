@@ -82,7 +82,8 @@ class MessageQueue:
             database, queue_id=queue_id, topic=topic, worker_id=worker_id, write_php_locks=write_php_locks
         )
         self._due = self._expired = True
-        self._multiple = 1
+        #: Whether others were faster with most of what the last claim tried
+        self._contended = False
         #: Whether the last claim learned anything: took messages, or found that some groups or messages are not to be
         #: had. Another one may then go further at once, past ten thousand busy groups at the head of the line.
         self.advanced = False
@@ -124,10 +125,17 @@ class MessageQueue:
             return []
         waited = self._waited_heads(limit)
         fresh: list[Candidate] = []
+        busy: set[str] = set()
         if len(waited) < limit:
             groups = {head.group for head in waited}
-            found = self._reader.heads((limit - len(waited)) * self._multiple, groups)
+            # No more than are wanted, however many compete: a body is decoded to know its group, and what another
+            # worker takes has been decoded in vain. Whoever loses finds the next ones at once.
+            found = self._reader.heads(limit - len(waited), groups)
             try:
+                if self._contended:
+                    # One look spares a try, and the lock of a row, for each group that somebody holds.
+                    busy = self._reader.park_busy([group for group, _ in found])
+                    found = [(group, entry) for group, entry in found if group not in busy]
                 fresh = self._fresh_heads(found)
                 taken, faster = self._take(waited, fresh, limit)
             except BaseException:
@@ -138,8 +146,8 @@ class MessageQueue:
             taken, faster = self._take(waited, fresh, limit)
         for group in faster:
             self._line.block(group)
-        gone = self._after_claim(waited + fresh, {each.message.id for each in taken}, limit)
-        self.advanced = bool(taken or faster or gone)
+        gone = self._after_claim(waited + fresh, {each.message.id for each in taken}, limit, lost=len(busy))
+        self.advanced = bool(taken or faster or busy or gone)
         return taken
 
     def _take(
@@ -217,7 +225,7 @@ class MessageQueue:
         known = {each.message_id: contents[each.message_id].content for each in line if each.message_id in contents}
         return newest_replacing_all_before(line, known, self._supersedes)
 
-    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int) -> int:
+    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int, *, lost: int) -> int:
         """Brings the line in step with what the claim found; how many candidates were not pending any more."""
         missed = [head for head in candidates if head.entry.id not in taken]
         for head in candidates:
@@ -225,13 +233,9 @@ class MessageQueue:
                 self._line.hold(head.group)
                 self._line.drop(head.group, [head.entry.message_id])
         gone = self._after_missing(missed) if missed else 0
-        # Competing workers should not fight over the same head of the line: look further while others are faster.
         # What was left because the claim was full is nobody's loss.
-        lost = gone if len(taken) >= limit else len(missed)
-        if lost > len(taken):
-            self._multiple = min(8, self._multiple * 2)
-        elif lost == 0:
-            self._multiple = max(1, self._multiple // 2)
+        lost += gone if len(taken) >= limit else len(missed)
+        self._contended = lost > len(taken)
         self._reader.forget_contents()
         return gone
 

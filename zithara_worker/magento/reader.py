@@ -141,14 +141,21 @@ class Reader:
     def recheck(self) -> None:
         """Looks which of the groups that were busy elsewhere still are, some hundred at a time, in turns."""
         groups = self.line.busy_elsewhere(RECHECK)
+        for group in set(groups) - self._busy(groups):
+            self.line.free(group)
+
+    def park_busy(self, groups: Collection[str]) -> set[str]:
+        """Which of these groups are busy elsewhere; their messages are parked."""
+        busy = self._busy(groups)
+        for group in busy:
+            self.line.block(group)
+        return busy
+
+    def _busy(self, groups: Collection[str]) -> set[str]:
         if not groups:
-            return
-        busy = {
-            row["group_key"] for row in self._database.rows("groups_busy", queue_id=self._queue_id, group_keys=groups)
-        }
-        for group in groups:
-            if group not in busy:
-                self.line.free(group)
+            return set()
+        rows = self._database.rows("groups_busy", queue_id=self._queue_id, group_keys=list(groups))
+        return {row["group_key"] for row in rows}
 
     def _read_forward(self, limit: int) -> bool:
         """Takes the next pending messages behind the cursor into the line; whether there were any."""
