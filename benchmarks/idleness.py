@@ -37,9 +37,13 @@ class Idleness:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Resident memory of the worker, MiB: when its first messages were through, and after all of them."""
+    """Resident memory of the worker, MiB: when its first messages were through, and after all of them.
+
+    `without`: modules that counted as not installed.
+    """
 
     threads: int
+    without: tuple[str, ...]
     messages: int
     early_mib: float
     late_mib: float
@@ -72,16 +76,25 @@ def idle(server: MariaDbServer, api: ApiProcess, directory: Path, *, samples: in
         )
 
 
-def memory(server: MariaDbServer, api: ApiProcess, directory: Path, *, threads: int, count: int) -> Memory:
+def memory(
+    server: MariaDbServer,
+    api: ApiProcess,
+    directory: Path,
+    *,
+    threads: int,
+    count: int,
+    without: tuple[str, ...] = (),
+) -> Memory:
     """Early: after a tenth of the messages, so that every thread has its connection."""
-    with Shop(server) as shop, _running(shop, api, directory, threads=threads) as worker:
+    with Shop(server) as shop, _running(shop, api, directory, threads=threads, without=without) as worker:
         early_count = count // 10
         shop.publish_bodies(messages.TOPIC, messages.bodies(early_count))
         _arrive(api, early_count)
         early = _resident_mib(worker.pid)
         shop.publish_bodies(messages.TOPIC, messages.bodies(count - early_count))
         _arrive(api, count)
-        return Memory(threads=threads, messages=count, early_mib=early, late_mib=_resident_mib(worker.pid))
+        late = _resident_mib(worker.pid)
+        return Memory(threads=threads, without=without, messages=count, early_mib=early, late_mib=late)
 
 
 def first_request_seconds(server: MariaDbServer, api: ApiProcess, directory: Path, *, runs: int = 5) -> list[float]:
@@ -108,13 +121,17 @@ def import_seconds(*, runs: int = 5) -> list[float]:
 
 
 @contextmanager
-def _running(shop: Shop, api: ApiProcess, directory: Path, *, threads: int) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, waiting for messages; stopped in order."""
+def _running(
+    shop: Shop, api: ApiProcess, directory: Path, *, threads: int, without: tuple[str, ...] = ()
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The command as a shop runs it, with metrics and the authorities that it trusts; stopped in order."""
     shop.configure_webhook()
-    config = write_worker_config(directory / "worker.conf", shop, api, threads=threads)
+    config = write_worker_config(
+        directory / "worker.conf", shop, api, threads=threads, verify=True, metrics="127.0.0.1:0"
+    )
     api.reset(keep_arrivals=True)
     worker = subprocess.Popen(
-        [worker_command(), "--config", str(config), "consume", messages.TOPIC],
+        [*_command(without), "--config", str(config), "consume", messages.TOPIC],
         stdout=subprocess.DEVNULL,
         stderr=sys.stderr,
     )
@@ -127,6 +144,13 @@ def _running(shop: Shop, api: ApiProcess, directory: Path, *, threads: int) -> I
         if worker.poll() is None:
             worker.kill()
             worker.wait()
+
+
+def _command(without: tuple[str, ...]) -> list[str]:
+    if not without:
+        return [worker_command()]
+    hide = "".join(f"sys.modules[{module!r}] = None; " for module in without)
+    return [sys.executable, "-c", f"import sys; {hide}from zithara_worker.cli import main; main()"]
 
 
 def _arrive(api: ApiProcess, count: int) -> None:

@@ -29,7 +29,8 @@ def main() -> None:
             ]
             axis.barh(names, middles, xerr=errors, color=["#c0392b" if "worker" in n else "#7f8c8d" for n in names])
             axis.axvline(1, color="black", linewidth=0.8)
-            axis.set_title(f"{scene['name']}: {title} / raw httpx", fontsize=9)
+            base = "raw httpx" if BASE in names else names[0]
+            axis.set_title(f"{scene['name']}: {title} / {base}", fontsize=9)
             axis.tick_params(labelsize=8)
             axis.invert_yaxis()
     figure.tight_layout()
@@ -43,8 +44,9 @@ def _ratios(rounds: list[list[dict[str, float]]], key: str) -> dict[str, list[fl
             str(m["contestant"]): (m["messages"] / m["seconds"] if key == "pace" else m["cpu_seconds"] / m["messages"])
             for m in each
         }
+        base = values[BASE] if BASE in values else next(iter(values.values()))
         for name, value in values.items():
-            ratios.setdefault(name, []).append(value / values[BASE])
+            ratios.setdefault(name, []).append(value / base)
     return ratios
 
 

@@ -26,18 +26,21 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
 
 
 def throughput_table(scene: Scene, rounds: Sequence[Sequence[Measured]]) -> str:
-    """One row a contestant; its ratios to the raw httpx loop, and how many times PHP's pace the worker goes."""
+    """One row a contestant: its ratios to the raw httpx loop, or to the first where that takes no part; and ratios
+    between others."""
+    names = [measured.contestant for measured in rounds[0]]
+    base = names.index(BASE) if BASE in names else 0
+    called = names[base].replace("_", " ")
     lines = [
         f"### {scene.name}",
         "",
-        "| contestant | pace / raw httpx | CPU / raw httpx | messages a second | CPU a message, us | connections |",
+        f"| contestant | pace / {called} | CPU / {called} | messages a second | CPU a message, us | connections |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
-    for each in range(len(rounds[0])):
+    for each in range(len(names)):
         of_rounds = [measured[each] for measured in rounds]
-        bases = [next(m for m in measured if m.contestant == BASE) for measured in rounds]
-        pace = [m.per_second / base.per_second for m, base in zip(of_rounds, bases, strict=True)]
-        cpu = [m.cpu_us / base.cpu_us for m, base in zip(of_rounds, bases, strict=True)]
+        pace = [measured[each].per_second / measured[base].per_second for measured in rounds]
+        cpu = [measured[each].cpu_us / measured[base].cpu_us for measured in rounds]
         lines.append(
             f"| {of_rounds[0].contestant} | {spread(pace, 3)} | {spread(cpu)} "
             f"| {statistics.median(m.per_second for m in of_rounds):,.0f} "
@@ -50,7 +53,13 @@ def throughput_table(scene: Scene, rounds: Sequence[Sequence[Measured]]) -> str:
 def _between(rounds: Sequence[Sequence[Measured]]) -> list[str]:
     names = [measured.contestant for measured in rounds[0]]
     said = []
-    for first, second in (("worker", "php"), ("2 workers", "worker"), ("worker", "huey"), ("worker", "celery")):
+    for first, second in (
+        ("worker", "php"),
+        ("2 workers", "worker"),
+        ("2 workers, 0.5 core each", "worker, 0.5 core each"),
+        ("worker", "huey"),
+        ("worker", "celery"),
+    ):
         if first in names and second in names:
             one, other = names.index(first), names.index(second)
             ratios = [measured[one].per_second / measured[other].per_second for measured in rounds]

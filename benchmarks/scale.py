@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from benchmarks import messages
 from zithara_worker.magento.database import Database
@@ -31,10 +32,11 @@ _OTHERS = 50_000_000
 _TRIES = 1_000
 _DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
 
-#: A stored body and a status row for each number of a range; the bodies of neighbours are small, nobody reads them.
-_FILL_MESSAGES = (
-    "INSERT INTO {prefix}queue_message (topic_name, body) SELECT %s, '\"{}\"' FROM seq_1_to_%s"  # numbers: MariaDB's
-)
+#: A stored body and a status row for each number of a range (MariaDB's own tables of numbers).
+_FILL_MESSAGES = "INSERT INTO {prefix}queue_message (topic_name, body) SELECT %s, %body FROM seq_1_to_%s"
+#: Bodies of neighbours are small, nobody reads them. Those behind in our own line are orders of their own.
+_EMPTY = "'\"{}\"'"
+_ORDER = """CONCAT('{"order": {"increment_id": "7', LPAD(seq, 9, '0'), '"}}')"""
 _FILL_STATUSES = (
     "INSERT INTO {prefix}queue_message_status (queue_id, message_id, status) "
     "SELECT q.id, m.id, %s FROM {prefix}queue_message m JOIN {prefix}queue q ON q.name = %s "
@@ -65,41 +67,45 @@ def measure(server: MariaDbServer, *, large: int, indexed: bool = False) -> list
         f"{large // 100:,} blocked groups ahead": lambda shop: _block(shop, large // 100),
     }
     costs = [_cost(server, name, fill, indexed=indexed) for name, fill in surroundings.items()]
-    costs.append(_cost(server, "empty shop, again", lambda shop: None, indexed=indexed))
-    # The backlog itself, which is what the batches are taken from.
-    costs.append(_cost(server, f"own backlog of {large // 20:,}", lambda shop: None, backlog=large // 20))
-    costs.append(_cost(server, "half of the messages in one group", lambda shop: None, skewed=True))
+    costs.append(_cost(server, "empty shop, again", indexed=indexed))
+    costs.append(_cost(server, "own backlog of 1,000", indexed=indexed, count=1_000))
+    behind = partial(_fill, topic=messages.TOPIC, count=large, status=2, body=_ORDER)
+    costs.append(_cost(server, f"own backlog of {large:,}", behind=behind, indexed=indexed))
+    costs.append(_cost(server, "half of the messages in one group", indexed=indexed, skewed=True))
     return costs
 
 
 def plain(server: MariaDbServer) -> Cost:
     """On a shop with nothing else."""
-    return _cost(server, "empty shop", lambda shop: None)
+    return _cost(server, "empty shop")
 
 
 def _cost(
     server: MariaDbServer,
     name: str,
-    fill: Callable[[Shop], None],
+    fill: Callable[[Shop], None] = lambda shop: None,
     *,
+    behind: Callable[[Shop], None] = lambda shop: None,
     indexed: bool = False,
-    backlog: int = BATCH * BATCHES,
+    count: int = BATCH * BATCHES,
     skewed: bool = False,
 ) -> Cost:
+    """`fill` and `behind`: what comes before and after the `count` messages that are measured."""
     with Shop(server) as shop:
         if indexed:
             shop.run_script("optional_index.sql")
         fill(shop)
-        bodies = list(messages.bodies(max(backlog, BATCH * BATCHES)))
+        bodies = list(messages.bodies(count))
         if skewed:
             one = next(iter(messages.bodies(1)))
-            bodies[: len(bodies) // 2] = [one] * (len(bodies) // 2)
+            bodies[: count // 2] = [one] * (count // 2)
         shop.publish_bodies(messages.TOPIC, bodies)
+        behind(shop)
         database = Database(
             DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
         )
         try:
-            return _drain(database, name, len(bodies) // 2 if skewed else BATCH * BATCHES)
+            return _drain(database, name, count // 2 if skewed else count)
         finally:
             database.close()
 
@@ -152,9 +158,9 @@ def _pulse(database: Database, queue: MessageQueue) -> None:
     queue.recheck()
 
 
-def _fill(shop: Shop, topic: str, count: int, *, status: int) -> None:
+def _fill(shop: Shop, topic: str, count: int, *, status: int, body: str = _EMPTY) -> None:
     newest = shop.query("SELECT COALESCE(MAX(id), 0) FROM {prefix}queue_message")[0][0]
-    shop.query(_FILL_MESSAGES.replace("seq_1_to_%s", f"seq_1_to_{count}"), (topic,))
+    shop.query(_FILL_MESSAGES.replace("seq_1_to_%s", f"seq_1_to_{count}").replace("%body", body), (topic,))
     queue = shop.query("SELECT name FROM {prefix}queue WHERE name LIKE %s", (f"zithara_{topic.split('.')[1]}_queue",))
     shop.query(_FILL_STATUSES, (status, queue[0][0], newest, topic))
 

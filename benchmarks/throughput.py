@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from benchmarks import messages
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, contestant, run
+from benchmarks.quota import share_of
 from zithara_worker.messages import Event, Request
 from zithara_worker.processors import ShopContext, identify, process
 from zithara_worker.sandbox.mariadb import MariaDbServer
@@ -66,6 +68,21 @@ def two_workers(stage: Stage) -> Measured:
     return _worker(stage, 2)
 
 
+def raw_queue(stage: Stage) -> Measured:
+    """Claim and settle alone."""
+    with _shop_of(stage) as config:
+        command = contestant("raw_queue", str(config), str(stage.scene.messages))
+        return _run("raw_queue", [command], stage, stage.scene.messages)
+
+
+def worker_on_half_a_core(stage: Stage) -> Measured:
+    return _worker(stage, 1, cores=0.5)
+
+
+def two_workers_on_half_a_core(stage: Stage) -> Measured:
+    return _worker(stage, 2, cores=0.5)
+
+
 def php(stage: Stage) -> Measured:
     """One PHP consumer, as Magento starts one a queue. Fewer messages where each waits for the API."""
     count = min(stage.scene.messages, FEW if stage.scene.latency_ms else 1_000)
@@ -94,7 +111,11 @@ def celery(stage: Stage) -> Measured:
 
 
 ALL: Mapping[str, Contestant] = {
-    each.__name__: each for each in (raw_httpx, raw_urllib3, worker, two_workers, php, huey, celery)
+    each.__name__: each
+    for each in (
+        *(raw_httpx, raw_urllib3, raw_queue, worker, two_workers, php, huey, celery),
+        *(worker_on_half_a_core, two_workers_on_half_a_core),
+    )
 }
 
 
@@ -142,29 +163,42 @@ def _raw(name: str, stage: Stage, **options: str) -> Measured:
     return _run(name, [command], stage, stage.scene.messages)
 
 
-def _worker(stage: Stage, processes: int) -> Measured:
+def _worker(stage: Stage, processes: int, *, cores: float | None = None) -> Measured:
+    """`cores`: what each process may use of the machine's; None: all."""
+    count = stage.scene.messages
+    with _shop_of(stage) as config:
+        limit = ["--max-messages", str(count)] if processes == 1 else ["--stop-when-empty"]
+        commands = [contestant("worker", "--config", str(config), "consume", messages.TOPIC, *limit)] * processes
+        name = "worker" if processes == 1 else f"{processes} workers"
+        if cores is None:
+            return _run(name, commands, stage, count)
+        with share_of(commands, cores) as limited:
+            return _run(f"{name}, {cores:g} core each", limited, stage, count)
+
+
+@contextmanager
+def _shop_of(stage: Stage) -> Iterator[Path]:
+    """A shop with the scene's messages, and the configuration of its worker, which must have completed them all."""
+    count = stage.scene.messages
     with Shop(stage.server) as shop:
         shop.configure_webhook()
-        shop.publish_bodies(messages.TOPIC, messages.bodies(stage.scene.messages))
-        config = write_worker_config(stage.directory / "worker.conf", shop, stage.api, threads=stage.scene.threads)
-        limit = ["--max-messages", str(stage.scene.messages)] if processes == 1 else ["--stop-when-empty"]
-        command = contestant("worker", "--config", str(config), "consume", messages.TOPIC, *limit)
-        name = "worker" if processes == 1 else f"{processes} workers"
-        measured = _run(name, [command] * processes, stage, stage.scene.messages)
+        shop.publish_bodies(messages.TOPIC, messages.bodies(count))
+        yield write_worker_config(stage.directory / "worker.conf", shop, stage.api, threads=stage.scene.threads)
         counts = shop.status_counts()
-        if counts != {4: stage.scene.messages}:
-            raise RuntimeError(f"the worker left {counts} instead of {stage.scene.messages} completed messages")
-        return measured
+        if counts != {4: count}:
+            raise RuntimeError(f"the worker left {counts} instead of {count} completed messages")
 
 
-def write_worker_config(path: Path, shop: Shop, api: ApiProcess, *, threads: int) -> Path:
-    """Defaults, with the log where a shop has it: in a file, as JSON."""
+def write_worker_config(
+    path: Path, shop: Shop, api: ApiProcess, *, threads: int, verify: bool = False, metrics: str = ""
+) -> Path:
+    """Defaults, with the log where a shop has it: in a file, as JSON. `metrics`: where to listen; '': nowhere."""
     settings = {
         "database": dict(shop.worker_settings),
-        "zithara": {"base_url": api.base_url, "verify": "false"},
+        "zithara": {"base_url": api.base_url, "verify": str(verify).lower()},
         "worker": {"concurrency": str(threads)},
         "logging": {"file": str(path.with_suffix(".log"))},
-        "metrics": {"listen": ""},
+        "metrics": {"listen": metrics},
     }
     path.touch(mode=0o600)
     path.write_text(

@@ -1,0 +1,55 @@
+"""The physical limit of the other side: claim and settle with the worker's own queue, and no HTTP.
+
+Arguments: the worker's configuration file, messages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import messages
+from benchmarks.contestants import ready
+from zithara_worker.app import configure, open_database
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.settle import Settlement
+from zithara_worker.magento.shop import find_queues
+from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.processors import identify
+
+_DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
+
+
+def main() -> None:
+    settings = configure(Path(sys.argv[1]), {}, os.environ).settings
+    wanted = int(sys.argv[2])
+    ready()
+    database = open_database(settings)
+    [row] = find_queues(database, [messages.TOPIC], {})
+    queue = MessageQueue(
+        database,
+        queue_id=row.queue_id,
+        name=row.name,
+        topic=row.topic,
+        worker_id="raw-queue",
+        lease_seconds=settings.worker.lease,
+        identify=identify,
+        monotonic=time.monotonic,
+    )
+    started = time.monotonic()
+    done = 0
+    while done < wanted:
+        claimed = queue.claim(settings.worker.batch_size)
+        if not claimed:
+            raise RuntimeError(f"nothing to claim after {done} of {wanted} messages")
+        queue.settle([Settlement(message=message, outcome=_DELIVERED) for message, _ in claimed])
+        done += len(claimed)
+    print(json.dumps({"seconds": time.monotonic() - started, "no_http": True}))
+    database.close()
+
+
+if __name__ == "__main__":
+    main()
