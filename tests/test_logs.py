@@ -441,6 +441,60 @@ def test_a_log_file_that_cannot_be_opened_is_told_and_logs_go_on(tmp_path: Path,
     assert record_of(written(call))["message"] == "still here"
 
 
+class Writes(io.StringIO):
+    """Remembers each write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.written.append(text)
+        return len(text)
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_lines_of_a_batch_are_written_at_its_end_by_one_write(form: Any) -> None:
+    stream = Writes()
+    logs.configure(LoggingSettings(format=form), stream)
+    with logs.together():
+        log.info("first")
+        log.warning("second")
+        other = threading.Thread(target=lambda: log.info("from elsewhere"))
+        other.start()
+        other.join()
+        assert ["from elsewhere" in text for text in stream.written] == [True], "other threads do not wait"
+    log.info("third")
+
+    assert [text.count("\n") for text in stream.written] == [1, 2, 1]
+    assert ["first" in line for line in stream.written[1].splitlines()] == [True, False]
+    assert "third" in stream.written[2]
+
+
+def test_lines_before_an_error_in_a_batch_are_written() -> None:
+    stream = Writes()
+    logs.configure(LoggingSettings(), stream)
+    with pytest.raises(LookupError), logs.together():
+        log.info("before")
+        raise LookupError
+    assert record_of("".join(stream.written))["message"] == "before"
+
+
+def test_a_line_that_cannot_be_formatted_costs_no_other_of_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise LookupError("no words")
+
+    stream, told = Writes(), io.StringIO()
+    monkeypatch.setattr(sys, "stderr", told)
+    logs.configure(LoggingSettings(), stream)
+    with logs.together():
+        log.info("unspoken", extra={"thing": Unspeakable()})
+        log.info("spoken")
+    assert record_of("".join(stream.written))["message"] == "spoken"
+    assert "no words" in told.getvalue()
+
+
 def test_a_log_that_cannot_be_written_is_told_once_and_without_the_record(
     monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
 ) -> None:

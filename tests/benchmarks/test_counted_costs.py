@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import counted
 from benchmarks.api_server import ApiProcess
 
-STATEMENTS, CONNECTIONS, CALLS = counted.LIMITS
+STATEMENTS, AT_WORK, CONNECTIONS, CALLS, CALLS_OF_EXCHANGE, CALLS_OF_LINE = counted.LIMITS
 
 
 @pytest.fixture
@@ -31,6 +31,12 @@ def test_claim_and_settle_of_a_full_batch_cost_no_more_statements_than_agreed(ma
     assert 0 < counted.statements(mariadb) <= counted.LIMITS[STATEMENTS]
 
 
+def test_a_worker_at_work_settles_batches_and_not_messages(
+    mariadb: MariaDbServer, api_process: ApiProcess, tmp_path: Path
+) -> None:
+    assert 0 < counted.statements_at_work(mariadb, api_process, tmp_path) <= counted.LIMITS[AT_WORK]
+
+
 def test_each_thread_opens_one_connection_and_keeps_it(
     mariadb: MariaDbServer, api_process: ApiProcess, tmp_path: Path
 ) -> None:
@@ -41,5 +47,15 @@ def test_a_message_costs_no_more_calls_than_agreed_on_its_way_to_a_request() -> 
     assert 0 < counted.calls() <= counted.LIMITS[CALLS]
 
 
-def test_calls_are_the_same_at_each_count() -> None:
+def test_an_exchange_costs_no_more_calls_than_agreed(api_process: ApiProcess) -> None:
+    assert 0 < counted.calls_of_exchange(api_process) <= counted.LIMITS[CALLS_OF_EXCHANGE]
+
+
+def test_a_line_of_the_log_costs_no_more_calls_than_agreed(tmp_path: Path) -> None:
+    assert 0 < counted.calls_of_line(tmp_path) <= counted.LIMITS[CALLS_OF_LINE]
+
+
+def test_calls_are_the_same_at_each_count(api_process: ApiProcess, tmp_path: Path) -> None:
     assert counted.calls(50) == counted.calls(50)
+    assert counted.calls_of_line(tmp_path) == counted.calls_of_line(tmp_path)
+    assert counted.calls_of_exchange(api_process) == counted.calls_of_exchange(api_process)

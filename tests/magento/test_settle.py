@@ -127,6 +127,22 @@ def test_a_php_lock_that_exists_already_does_not_stop_a_settle(shop: Shop, worke
     assert shop.statuses() == [Status.COMPLETE]
 
 
+def test_messages_of_different_trials_are_settled_together(shop: Shop, worker: StepWorker) -> None:
+    first = shop.publish_order("A")
+    worker.settle((worker.claim()[0], OutcomeKind.RETRY))
+    second = shop.publish_order("B")
+    messages = worker.claim()
+    assert {message.id: message.number_of_trials for message in messages} == {
+        first.relation_id: 1,
+        second.relation_id: 0,
+    }
+
+    settled = worker.deliver(messages)
+
+    assert (len(settled.done), settled.lost) == (2, [])
+    assert shop.statuses() == [Status.COMPLETE] * 2
+
+
 # --- fencing ---------------------------------------------------------------------------------------------------
 
 
