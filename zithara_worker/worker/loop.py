@@ -462,10 +462,12 @@ class Loop:
     def _refund_streaks(self) -> None:
         """Failures that turned out to be the beginning of an outage were not the messages' fault."""
         for lane in self._lanes.values():
-            if lane.streak and self._gate.is_open(lane.target):
+            # What is on its way again is IN_PROGRESS, and can be given nothing back before it is settled.
+            settled = [message for message in lane.streak if message.id not in self._in_hand]
+            if settled and self._gate.is_open(lane.target):
                 # Newest first: a message that failed several times in the streak gives them back one by one.
-                refunded = lane.queue.refund(reversed(lane.streak))
-                lane.streak.clear()
+                refunded = lane.queue.refund(reversed(settled))
+                lane.streak = [message for message in lane.streak if message.id in self._in_hand]
                 log.info(
                     "outage recognised: attempts given back",
                     extra={"event": "refunded", "queue": lane.queue.name, "count": refunded},
