@@ -31,7 +31,7 @@ class Answer:
     """What came back: the head in full, the body up to the transport's limit.
 
     `broken`: the connection ended, or time ran out, within the body. `duration_ms`: from the first byte out, connecting
-    included, to the last byte in. `headers`: names in any case.
+    included, to the last byte in. `headers`: names in lower case; of a repeated one the last.
     """
 
     status: int
