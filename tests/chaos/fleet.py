@@ -10,9 +10,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO
+
+from support.waiting import eventually
 
 from chaos.host import Host
 from chaos.world import Blow, World
@@ -42,10 +45,12 @@ class Worker:
         self._environment = {**inherited, **environment}
         self._process: subprocess.Popen[bytes] | None = None
         self._output: IO[bytes] | None = None
+        self._log_before = 0
         self.stopped = False
 
     def start(self) -> None:
         self._output = self._log.open("ab")
+        self._log_before = self._output.tell()
         self._process = subprocess.Popen(
             self._command,
             env=self._environment,
@@ -54,6 +59,13 @@ class Worker:
             stderr=self._output,
             start_new_session=True,
         )
+
+    @property
+    def has_started(self) -> bool:
+        """Whether it is past the moments in which Python itself still dies of a signal."""
+        with self._log.open("rb") as log:
+            log.seek(self._log_before)
+            return b'"event": "started"' in log.read()
 
     def send(self, number: signal.Signals) -> None:
         if self._process is not None:
@@ -120,14 +132,19 @@ class Fleet:
                 worker.start()
 
     def stop(self, *, within: float) -> None:
-        """SIGTERM to all; each must end with 0."""
+        """SIGTERM to all, also to those that the killer has started again a moment ago; each must end with 0."""
         for worker in self.workers:
+            eventually(partial(_started_or_ended, worker), within=within)
             worker.send(signal.SIGTERM)
         for worker in self.workers:
             code = worker.wait(within)
             if code != 0:
                 said = f"still ran {within:g} s after" if code is None else f"ended with exit code {code} at"
                 self.died.append(f"worker {worker.slot} {said} SIGTERM")
+
+
+def _started_or_ended(worker: Worker) -> bool:
+    return worker.has_started or worker.exit_code is not None
 
 
 class Killer:
