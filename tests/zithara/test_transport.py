@@ -358,6 +358,18 @@ def test_closing_ends_an_exchange_under_way(api: FakeZithara, make_transport: Ma
     assert failed and failed[0].may_have_been_processed
 
 
+def test_nothing_is_sent_once_the_transport_is_closed(api: FakeZithara, make_transport: MakeTransport) -> None:
+    api.responder = lambda request: Reply()
+    used, unused = make_transport(), make_transport()
+    used.exchange("POST", endpoint_of(api.base_url + "/order"), [], b"{}")
+
+    for transport in (used, unused):
+        transport.close()
+        error = failure(transport, api.base_url + "/order")
+        assert (error.reason, error.may_have_been_processed) == (reasons.CONNECT_ERROR, False)
+    assert api.request_count == 1
+
+
 # --- TLS
 
 

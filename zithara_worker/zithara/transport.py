@@ -200,7 +200,10 @@ class Transport:
         )
 
     def close(self) -> None:
-        """Ends every connection of every thread; a request still on its way fails."""
+        """Ends every connection of every thread, now and from now on; a request still on its way fails.
+
+        A thread that is connecting just then sends nothing: nobody would cut it off any more.
+        """
         self._closed.set()
         with self._lock:
             watcher, connections = self._watcher, self._connections
@@ -217,7 +220,9 @@ class Transport:
             connection = mine[endpoint.origin] = _Connection(endpoint.wire.origin, self._tls)
             with self._lock:
                 self._connections.append(connection)
-                if self._watcher is None and not self._closed.is_set():
+                if self._closed.is_set():
+                    connection.close()
+                elif self._watcher is None:
                     self._watcher = threading.Thread(target=self._watch, name="http-deadlines", daemon=True)
                     self._watcher.start()
         return connection
@@ -245,12 +250,24 @@ class _ConnectError(Exception):
 class _Connection:
     """One thread's connection to one host, with the deadline of the exchange it is in."""
 
-    __slots__ = ("_deadline", "_http", "_idle_since", "_lock", "_origin", "_overdue", "_readable", "_socket", "_tls")
+    __slots__ = (
+        "_closed",
+        "_deadline",
+        "_http",
+        "_idle_since",
+        "_lock",
+        "_origin",
+        "_overdue",
+        "_readable",
+        "_socket",
+        "_tls",
+    )
 
     def __init__(self, origin: httpcore.Origin, tls: ssl.SSLContext) -> None:
         self._origin = origin
         self._tls = tls
         self._http: httpcore.HTTP11Connection | None = None
+        self._closed = False
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
         self._readable = select.poll()
@@ -286,6 +303,8 @@ class _Connection:
             readable = select.poll()
             readable.register(connected, select.POLLIN)
             with self._lock:
+                if self._closed:
+                    raise ConnectionAbortedError("the worker ends its connections")
                 self._socket, self._readable = connected, readable
             # From here on the deadline alone limits: see Transport._watch.
             connected.settimeout(None)
@@ -316,6 +335,7 @@ class _Connection:
     def close(self) -> None:
         """An exchange under way fails, and its thread closes the socket that it holds."""
         with self._lock:
+            self._closed = True
             self._shut_down()
             if self._deadline is None and self._http is not None:
                 self._http.close()
