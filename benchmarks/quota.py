@@ -7,7 +7,7 @@ core each they get what they are said to get, and the ratio is theirs.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 #: Where version 1 of control groups has its CPU controller, and where version 2 is.
@@ -23,28 +23,28 @@ class Unavailable(Exception):
 @contextmanager
 def share_of(commands: Sequence[Sequence[str]], cores: float) -> Iterator[list[list[str]]]:
     """The commands, changed so that each runs on so much of a core. Raises Unavailable."""
-    try:
-        groups = [_group(f"zithara-bench-{number}", int(_PERIOD_US * cores)) for number in range(len(commands))]
-    except OSError as error:
-        raise Unavailable(f"no control group for a share of a core: {error}") from error
-    try:
+    with ExitStack() as made:
+        try:
+            groups = [
+                _group(made, f"zithara-bench-{number}", int(_PERIOD_US * cores)) for number in range(len(commands))
+            ]
+        except OSError as error:
+            raise Unavailable(f"no control group for a share of a core: {error}") from error
         yield [
             ["sh", "-c", 'echo $$ >"$0" && exec "$@"', str(group / "cgroup.procs"), *command]
             for group, command in zip(groups, commands, strict=True)
         ]
-    finally:
-        for group in groups:
-            group.rmdir()
 
 
-def _group(name: str, quota_us: int) -> Path:
-    if (_VERSION_1 / "cgroup.procs").exists():
-        group = _VERSION_1 / name
-        group.mkdir(exist_ok=True)
+def _group(made: ExitStack, name: str, quota_us: int) -> Path:
+    """A new group; `made` removes it."""
+    first_version = (_VERSION_1 / "cgroup.procs").exists()
+    group = (_VERSION_1 if first_version else _VERSION_2) / name
+    group.mkdir(exist_ok=True)
+    made.callback(group.rmdir)
+    if first_version:
         (group / "cpu.cfs_period_us").write_text(str(_PERIOD_US))
         (group / "cpu.cfs_quota_us").write_text(str(quota_us))
     else:
-        group = _VERSION_2 / name
-        group.mkdir(exist_ok=True)
         (group / "cpu.max").write_text(f"{quota_us} {_PERIOD_US}")
     return group
