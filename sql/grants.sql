@@ -15,3 +15,4 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_message_group
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_delivery_failure TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_worker TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_topic_control TO {user};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_lock TO {user};

@@ -629,3 +629,15 @@ UPDATE {prefix}zithara_topic_control SET reason = '' WHERE 1 = 0
 
 -- privilege_zithara_topic_control_delete --
 DELETE FROM {prefix}zithara_topic_control WHERE 1 = 0
+
+-- privilege_zithara_lock_select --
+SELECT name FROM {prefix}zithara_lock WHERE 1 = 0
+
+-- privilege_zithara_lock_insert --
+INSERT INTO {prefix}zithara_lock (name, owner, lease_until) SELECT '', '', NOW(3) FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_lock_update --
+UPDATE {prefix}zithara_lock SET owner = '' WHERE 1 = 0
+
+-- privilege_zithara_lock_delete --
+DELETE FROM {prefix}zithara_lock WHERE 1 = 0

@@ -14,28 +14,34 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   message_id  BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message.id',
   supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',
   worker_id   VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
+  claim       BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'the claim of that worker which won the group: every statement of the claim names it',
+  suspect     TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'its last worker died while it held the head: the head is delivered alone',
   lease_until DATETIME(3) NULL,
   not_before  DATETIME(3) NULL,
   PRIMARY KEY (queue_id, group_key),
   KEY lease (queue_id, lease_until),      -- claim_expired
   KEY due (queue_id, not_before),         -- claim_due
   KEY worker (worker_id)                  -- lease_renew: one statement renews all of a worker's leases
-) ENGINE=InnoDB COMMENT='zithara-worker schema 1';
+) ENGINE=InnoDB COMMENT='zithara-worker schema 2';
 
--- One row for each message that has failed and is not complete.
+-- One row for each message that has failed and is not delivered. A message that an operator discarded keeps its row until
+-- Magento's cleanup deletes the message, so that it can be taken back.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery_failure (
   id              BIGINT UNSIGNED NOT NULL COMMENT 'queue_message_status.id',
   queue_id        INT UNSIGNED NOT NULL,
   message_id      BIGINT UNSIGNED NOT NULL,
   topic_name      VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
   group_key       VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
-  attempts        INT UNSIGNED NOT NULL,
+  attempts        INT UNSIGNED NOT NULL COMMENT 'our failed attempts, without what PHP consumers tried',
+  unwitnessed     INT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'those of them after which nothing shows that the path served anybody',
+  retries         INT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'how often an operator asked for a retry',
   reason_code     VARCHAR(64) CHARACTER SET ascii NOT NULL,
   http_status     SMALLINT UNSIGNED NULL,
   detail          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
   first_failed_at DATETIME(3) NOT NULL,
   last_failed_at  DATETIME(3) NOT NULL,
   newer_delivered TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'a newer message of the group was delivered since',
+  discarded_at    DATETIME(3) NULL COMMENT 'an operator decided that the message is not delivered',
   history         TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'the last attempts, one JSON object a line',
   PRIMARY KEY (id),
   KEY message_group (queue_id, group_key),   -- failures_of_groups
@@ -66,4 +72,13 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_topic_control (
   paused_at DATETIME(3) NOT NULL,
   reason    VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
   PRIMARY KEY (topic)
+) ENGINE=InnoDB;
+
+-- What one process of the fleet may do at a time, such as refreshing the access token. A row whose lease is over is free.
+-- GET_LOCK would not do: clusters refuse it or do not share it between their nodes.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_lock (
+  name        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  owner       VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  lease_until DATETIME(3) NOT NULL,
+  PRIMARY KEY (name)
 ) ENGINE=InnoDB;

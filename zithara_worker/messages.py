@@ -66,6 +66,8 @@ class Request:
     json: Any
     headers: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = True
+    #: What to send in its place when the API says that the entity is not there: the create of an order's update
+    if_absent: Request | None = None
     #: What a person should know though the request is sent (codes, e.g. "invented_phone"); counted and logged.
     warnings: tuple[str, ...] = ()
 
@@ -139,6 +141,19 @@ class OutcomeKind(Enum):
     LEASE_LOST = "lease_lost"
 
 
+class Evidence(Enum):
+    """What an exchange says about the host and the path it went to, whatever it says about the message."""
+
+    #: Nothing: no exchange took place, or the answer says nothing about others (429)
+    NONE = "none"
+    #: The path serves: the API took the message, or refused it for what is in it
+    SERVED = "served"
+    #: The message failed in a way that an outage of the path would explain, and so would the message itself
+    PATH = "path"
+    #: The host is not there for anybody: no TCP or TLS connection, or no access token
+    HOST = "host"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The result of handling one message.
@@ -158,4 +173,7 @@ class Outcome:
     duration_ms: float | None = None
     endpoint: str = ""
     outage: bool = False
+    evidence: Evidence = Evidence.NONE
+    #: The request to send at once in the place of this one, if no older message of the group is pending
+    instead: Request | None = None
     request_sha256: str = ""

@@ -18,7 +18,13 @@ class Installed:
     optional_index: bool
 
 
-TABLES = ("zithara_message_group", "zithara_delivery_failure", "zithara_worker", "zithara_topic_control")
+TABLES = (
+    "zithara_message_group",
+    "zithara_delivery_failure",
+    "zithara_worker",
+    "zithara_topic_control",
+    "zithara_lock",
+)
 
 
 def install(database: Database) -> Installed:

@@ -22,7 +22,7 @@ MAGENTO_TABLES = (
     "zithara_webhook_config",
 )
 #: The version in the comment of zithara_message_group (sql/schema.sql).
-SCHEMA = "zithara-worker schema 1"
+SCHEMA = "zithara-worker schema 2"
 #: Table and verbs; each is tried by the statement privilege_<table>_<verb>.
 PRIVILEGES = (
     ("queue", ("select",)),
