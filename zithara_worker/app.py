@@ -37,7 +37,6 @@ from zithara_worker.magento.env_php import read_env_php
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Identity, Registry
-from zithara_worker.magento.settle import Settlement
 from zithara_worker.magento.shop import ShopConfiguration, find_queues, read_configuration
 from zithara_worker.magento.token_store import DatabaseTokenStore
 from zithara_worker.messages import (
@@ -61,6 +60,7 @@ from zithara_worker.worker.audit import DeliveryAudit
 from zithara_worker.worker.loop import End, Limits, Loop, Wish
 from zithara_worker.worker.metrics import WorkerMetrics
 from zithara_worker.worker.notify import Notifier
+from zithara_worker.worker.outcomes import log_settled
 from zithara_worker.worker.shop_side import ShopSide
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.api import ZitharaApi
@@ -393,7 +393,7 @@ class Worker:
                 shutdown_timeout_seconds=settings.worker.shutdown_timeout,
                 attempt_limit=settings.retry.limit,
                 limits=limits,
-                on_settled=_log_settled,
+                on_settled=log_settled,
                 sign=_Sign(self._notifier, settings.worker.shutdown_timeout),
                 may_claim=audit.ready if audit and settings.logging.audit_required else lambda: True,
                 observer=self._metrics,
@@ -456,37 +456,6 @@ class _Context:
             now_utc=datetime.fromtimestamp(self._utc(), timezone.utc),
         )
         return process(event, context)
-
-
-def _log_settled(settlements: Sequence[Settlement]) -> None:
-    """One line a message, with its outcome: INFO what went well, WARNING what comes again, ERROR what does not."""
-    with logs.together():
-        for each in settlements:
-            _log_one_settled(each)
-
-
-def _log_one_settled(settlement: Settlement) -> None:
-    message, outcome = settlement.message, settlement.outcome
-    kind = outcome.kind.value
-    level = {"delivered": logging.INFO, "skipped": logging.INFO, "failed": logging.ERROR}.get(kind, logging.WARNING)
-    if kind == "released":
-        level = logging.DEBUG
-    if not log.isEnabledFor(level):
-        return
-    fields: dict[str, Any] = {"event": kind, **message.log_fields}
-    if outcome.duration_ms is not None:
-        fields["duration_ms"] = round(outcome.duration_ms, 1)
-    if outcome.http_status is not None:
-        fields["http_status"] = outcome.http_status
-    if outcome.reason:
-        fields["reason"] = outcome.reason
-    if outcome.detail and kind != "delivered":
-        fields["detail"] = outcome.detail
-    if kind == "retry":
-        fields["delay_seconds"] = round(settlement.delay_seconds, 1)
-    if message.supersedes and kind == "delivered":
-        fields["superseded"] = [message_id for _, message_id in message.supersedes]
-    log.log(level, "message %s", kind, extra=fields)
 
 
 def _states(courier: Courier) -> dict[str, Any]:

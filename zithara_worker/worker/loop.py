@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Protocol
@@ -30,6 +30,7 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
+from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -190,8 +191,6 @@ class _Lane:
     target: Target
     paused: bool = False
     in_hand: int = 0
-    #: Messages that were settled RETRY since the target last answered: given back if it turns out to be down.
-    streak: list[Message] = field(default_factory=list)
 
 
 class Loop:
@@ -230,21 +229,25 @@ class Loop:
         self._pool = pool
         self._inbox = inbox
         self._process = process
-        self._delay_before = delay_before
-        self._stats = stats
         self._monotonic = monotonic
         self._rest = rest
         self._concurrency = concurrency
         self._batch_size = batch_size
         self._shutdown_timeout = shutdown_timeout_seconds
-        self._attempt_limit = attempt_limit
         self._limits = limits
-        self._on_settled = on_settled
         self._may_claim = may_claim
         self._observer: Observer = observer or Unobserved()
         self._sign: Sign = sign or Unsigned()
         self._turned_at = monotonic()
 
+        self._outcomes = Outcomes(
+            queues={queue.queue_id: (queue, target) for queue, target in queues},
+            outages=gate,
+            delay_before=delay_before,
+            attempt_limit=attempt_limit,
+            stats=stats,
+            on_settled=on_settled,
+        )
         self._in_hand: dict[int, Message] = {}
         self._results: list[tuple[Message, Outcome]] = []
         self._unsettled: list[Settlement] = []
@@ -408,11 +411,11 @@ class Loop:
     def _settle(self) -> None:
         results, self._results = self._results, []
         if results:
-            decided = [self._settlement(message, outcome) for message, outcome in results]
+            decided = [self._outcomes.settlement(message, outcome) for message, outcome in results]
             self._unsettled += decided
             self._observer.decided(decided)
         if not self._unsettled:
-            self._refund_streaks()
+            self._outcomes.refund(self._in_hand)
             return
         by_queue: dict[int, list[Settlement]] = {}
         for each in self._unsettled:
@@ -422,22 +425,7 @@ class Loop:
             settled = lane.queue.settle(settlements, in_doubt=self._in_doubt)
             self._observer.settled(lane.queue.topic, settled, self._monotonic() - before)
             self._forget(lane, settlements, settled)
-        self._refund_streaks()
-
-    def _settlement(self, message: Message, outcome: Outcome) -> Settlement:
-        """What shall be written for an outcome: applies the attempts limit and the retry policy."""
-        lane = self._lanes[message.queue_id]
-        attempt = message.number_of_trials + 1
-        if outcome.kind is OutcomeKind.RETRY:
-            if outcome.outage and self._gate.is_open(lane.target):
-                # The host was down already when this one failed.
-                return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.RELEASED))
-            if attempt >= self._attempt_limit:
-                detail = f"gave up after {attempt} attempts; the last: {outcome.detail}"
-                return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.FAILED, detail=detail))
-            delay = max(self._delay_before(attempt), outcome.retry_after_seconds or 0.0)
-            return Settlement(message=message, outcome=outcome, delay_seconds=delay)
-        return Settlement(message=message, outcome=outcome)
+        self._outcomes.refund(self._in_hand)
 
     def _forget(self, lane: _Lane, settlements: Sequence[Settlement], settled: Settled) -> None:
         """Takes what was settled, or lost, out of our hands."""
@@ -446,35 +434,7 @@ class Loop:
         for id in gone:
             del self._in_hand[id]
         lane.in_hand -= len(gone)
-        for message in settled.lost:
-            log.warning(
-                "lease lost before the outcome could be written; another worker delivers it again",
-                extra={"event": "settle_lost", **message.log_fields},
-            )
-        for each in settled.done:
-            kind = each.outcome.kind
-            if kind is not OutcomeKind.RELEASED:
-                self._settled_count += 1
-            self._stats.count(each.message.topic, each.outcome, superseded=len(each.message.supersedes))
-            if kind is OutcomeKind.RETRY and each.outcome.outage:
-                lane.streak.append(each.message)
-            elif kind in (OutcomeKind.DELIVERED, OutcomeKind.FAILED) and each.outcome.http_status is not None:
-                lane.streak.clear()
-        self._on_settled(settled.done)
-
-    def _refund_streaks(self) -> None:
-        """Failures that turned out to be the beginning of an outage were not the messages' fault."""
-        for lane in self._lanes.values():
-            # What is on its way again is IN_PROGRESS, and can be given nothing back before it is settled.
-            settled = [message for message in lane.streak if message.id not in self._in_hand]
-            if settled and self._gate.is_open(lane.target):
-                # Newest first: a message that failed several times in the streak gives them back one by one.
-                refunded = lane.queue.refund(reversed(settled))
-                lane.streak = [message for message in lane.streak if message.id in self._in_hand]
-                log.info(
-                    "outage recognised: attempts given back",
-                    extra={"event": "refunded", "queue": lane.queue.name, "count": refunded},
-                )
+        self._settled_count += self._outcomes.settled(lane.queue.queue_id, settled)
 
     # ---------------------------------------------------------------- poll
 
