@@ -57,11 +57,12 @@ from zithara_worker.processors import ShopContext, identify, process, supersedes
 from zithara_worker.settings import SECTIONS, LoggingSettings, Settings
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
-from zithara_worker.worker.loop import End, Limits, Loop, Wish
+from zithara_worker.worker.duties import Duties
+from zithara_worker.worker.ending import End, Limits
+from zithara_worker.worker.loop import Loop, Wish
 from zithara_worker.worker.metrics import WorkerMetrics
 from zithara_worker.worker.notify import Notifier
 from zithara_worker.worker.outcomes import log_settled
-from zithara_worker.worker.shop_side import ShopSide
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.tokens import TokenSource
@@ -326,16 +327,6 @@ class Worker:
             clock=self._monotonic,
         )
         context = _Context(settings, shop, self._utc)
-        side = ShopSide(
-            database,
-            registry=registry,
-            queue_ids=[row.queue_id for row in rows],
-            configuration=shop,
-            states=lambda: _states(courier),
-            minutes=self._stats.minutes,
-            metrics_address=self._listening.address,
-            on_configuration=context.update,
-        )
         coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
         queues = [
             (
@@ -372,7 +363,18 @@ class Worker:
         try:
             loop = Loop(
                 queues=queues,
-                shop=side,
+                duties=Duties(
+                    database,
+                    queues=[queue for queue, _ in queues],
+                    registry=registry,
+                    configuration=shop,
+                    states=lambda: _states(courier),
+                    minutes=self._stats.minutes,
+                    metrics_address=self._listening.address,
+                    on_configuration=context.update,
+                    monotonic=self._monotonic,
+                    poll_interval_seconds=settings.worker.poll_interval,
+                ),
                 leases=Leases(
                     database,
                     worker_id=worker_id,
@@ -388,7 +390,6 @@ class Worker:
                 monotonic=self._monotonic,
                 concurrency=settings.worker.concurrency,
                 batch_size=settings.worker.batch_size,
-                poll_interval_seconds=settings.worker.poll_interval,
                 lease_seconds=settings.worker.lease,
                 shutdown_timeout_seconds=settings.worker.shutdown_timeout,
                 attempt_limit=settings.retry.limit,

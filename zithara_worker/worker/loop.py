@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from queue import Empty, SimpleQueue
@@ -30,21 +30,13 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
+from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
+from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.stats import Stats
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the shop's switches, two entries in the registry, two rounds of the expiry guard.
-SHOP_INTERVAL = 5.0
-REGISTRY_INTERVAL = 5.0
-EXPIRY_INTERVAL = 600.0
-#: Polls from one sweep to the next, at least: with 1 an idle worker asks 10.5 times a second, with 2 8 times.
-SWEEP_POLLS = 2
-#: A sweep may take this share of the time.
-SWEEP_SHARE = 0.02
-#: Seconds that a lasting condition stays silent between two log lines.
-LOG_INTERVAL = 60.0
 #: Seconds between two tries to reach the database: first, and at most.
 DATABASE_RETRY = (0.1, 5.0)
 #: Messages in hand for each delivery thread, besides one batch: none may run dry while a turn settles and claims.
@@ -56,40 +48,11 @@ LINGER = 0.02
 SHORT_LINGER = 0.005
 
 
-class End(Enum):
-    """Why the loop ended."""
-
-    STOPPED = "stopped"
-    RELOAD = "reload"
-    POISON_PILL = "poison pill"
-    EMPTY = "queues empty"
-    MESSAGES = "message limit reached"
-    RUNTIME = "time is up"
-
-
 class Wish(Enum):
     """What an operator asks of a running loop; goes through the inbox, so that it ends every wait."""
 
     STOP = "stop"
     RELOAD = "reload"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pulse:
-    """What one poll saw. `queues`: queue id -> (newest message id, a retry is due, a lease has expired)."""
-
-    queues: Mapping[int, tuple[int, bool, bool]]
-    paused: frozenset[str]
-    poison_pill: str | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """When to end by oneself. None: never."""
-
-    max_messages: int | None = None
-    max_runtime_seconds: float | None = None
-    stop_when_empty: bool = False
 
 
 class Pool(Protocol):
@@ -105,17 +68,6 @@ class Gate(Protocol):
     def allowance(self, target: Target) -> int | None: ...
     def is_open(self, target: Target) -> bool: ...
     def shutdown(self) -> None: ...
-
-
-class Shop(Protocol):
-    """The shop's side of a turn: all in one session, the loop's."""
-
-    def pulse(self, queue_ids: Collection[int]) -> Pulse: ...
-    def consumable(self) -> bool: ...
-    def changed(self) -> bool: ...
-    def seen(self, in_flight: int) -> None: ...
-    def guard_expiry(self) -> int: ...
-    def reconnected(self) -> bool: ...
 
 
 class Observer(Protocol):
@@ -170,26 +122,11 @@ class Vitals:
 
 
 @dataclass(slots=True)
-class _Timer:
-    """Due at once, then every `interval` seconds after it was last set."""
-
-    interval: float
-    next_at: float = 0.0
-
-    def due(self, now: float) -> bool:
-        return now >= self.next_at
-
-    def set(self, now: float, interval: float | None = None) -> None:
-        self.next_at = now + (self.interval if interval is None else interval)
-
-
-@dataclass(slots=True)
 class _Lane:
     """One queue in the loop, and what it sends to."""
 
     queue: MessageQueue
     target: Target
-    paused: bool = False
     in_hand: int = 0
 
 
@@ -200,7 +137,7 @@ class Loop:
         self,
         *,
         queues: Sequence[tuple[MessageQueue, Target]],
-        shop: Shop,
+        duties: Duties,
         leases: Leases,
         gate: Gate,
         pool: Pool,
@@ -212,7 +149,6 @@ class Loop:
         rest: Callable[[float], None] = time.sleep,
         concurrency: int,
         batch_size: int,
-        poll_interval_seconds: float,
         lease_seconds: float,
         shutdown_timeout_seconds: float,
         attempt_limit: int,
@@ -223,7 +159,7 @@ class Loop:
         sign: Sign | None = None,
     ) -> None:
         self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
-        self._shop = shop
+        self._duties = duties
         self._leases = leases
         self._gate = gate
         self._pool = pool
@@ -254,17 +190,9 @@ class Loop:
         self._in_doubt = False
         self._settled_count = 0
         self._end: End | None = None
-        self._consumable = True
-        self._poison_pill: str | None = None
-        self._pill_known = False
         self._started = monotonic()
-        self._poll = _Timer(poll_interval_seconds)
-        self._renew = _Timer(lease_seconds / 3)
-        self._look_at_shop = _Timer(SHOP_INTERVAL)
-        self._register = _Timer(REGISTRY_INTERVAL)
-        self._guard = _Timer(EXPIRY_INTERVAL)
-        self._sweep = _Timer(SWEEP_POLLS * poll_interval_seconds)
-        self._complain = _Timer(LOG_INTERVAL)
+        self._renew = Timer(lease_seconds / 3)
+        self._complain = Timer(LOG_INTERVAL)
         self._database_retry = DATABASE_RETRY[0]
         self._database_down_until: float | None = None
         self._more = False
@@ -286,10 +214,10 @@ class Loop:
         """From any thread."""
         return Vitals(
             turned_at=self._turned_at,
-            patience_seconds=max(self._poll.interval, DATABASE_RETRY[1]),
+            patience_seconds=max(self._duties.poll_interval_seconds, DATABASE_RETRY[1]),
             database_up=self._database_down_until is None,
-            consumable=self._consumable,
-            paused=tuple(lane.queue.topic for lane in self._lanes.values() if lane.paused),
+            consumable=self._duties.consumable,
+            paused=tuple(lane.queue.topic for lane in self._lanes.values() if self._is_paused(lane)),
             in_hand=len(self._in_hand),
         )
 
@@ -312,7 +240,8 @@ class Loop:
             self._recover()
             self._renew_leases(now)
             self._settle()
-            self._look(now)
+            self._duties.run(now, in_flight=len(self._in_hand))
+            self._end = self._end or self._duties.end
             self._claim()
             self._database_up()
         except DatabaseUnavailable as error:
@@ -329,7 +258,7 @@ class Loop:
             return max(0.0, self._database_down_until - now)
         if self._results or self._more:
             return 0.0
-        until = min(self._poll.next_at, self._renew.next_at if self._in_hand else self._poll.next_at)
+        until = min(self._duties.next_at, self._renew.next_at if self._in_hand else self._duties.next_at)
         if self._limits.max_runtime_seconds is not None:
             until = min(until, self._started + self._limits.max_runtime_seconds)
         if self._sign.interval_seconds is not None:
@@ -375,7 +304,7 @@ class Loop:
 
     def _recover(self) -> None:
         """After a lost connection: which leases are still ours, and what was claimed without our knowing?"""
-        if not self._in_doubt and not self._shop.reconnected():
+        if not self._in_doubt and not self._duties.reconnected():
             return
         self._in_doubt = True
         self._drop_lost(self._leases.renew(list(self._in_hand.values())))
@@ -436,82 +365,15 @@ class Loop:
         lane.in_hand -= len(gone)
         self._settled_count += self._outcomes.settled(lane.queue.queue_id, settled)
 
-    # ---------------------------------------------------------------- poll
-
-    def _look(self, now: float) -> None:
-        if self._look_at_shop.due(now):
-            self._look_at_shop.set(now)
-            self._obey_shop()
-        if self._poll.due(now):
-            self._poll.set(now)
-            self._take_pulse()
-            for lane in self._lanes.values():
-                lane.queue.recheck()
-        if self._sweep.due(now):
-            self._sweep_one()
-        if self._register.due(now):
-            self._register.set(now)
-            self._shop.seen(len(self._in_hand))
-        if self._guard.due(now):
-            self._guard.set(now)
-            kept = self._shop.guard_expiry()
-            if kept:
-                log.info("kept old messages from Magento's cleanup", extra={"event": "expiry_guard", "count": kept})
-
-    def _obey_shop(self) -> None:
-        consumable = self._shop.consumable()
-        if not consumable and (self._consumable or self._complain.due(self._monotonic())):
-            self._complain.set(self._monotonic())
-            log.warning(
-                "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration): "
-                "messages stay in the queue",
-                extra={"event": "shop_disabled"},
-            )
-        elif consumable and not self._consumable:
-            log.info("the shop has switched Zithara on again", extra={"event": "shop_enabled"})
-        self._consumable = consumable
-        if self._shop.changed():
-            log.info(
-                "the shop's credentials or URLs changed: reading the configuration again",
-                extra={"event": "shop_changed"},
-            )
-            self._end = self._end or End.RELOAD
-
-    def _take_pulse(self) -> None:
-        pulse = self._shop.pulse(self._lanes.keys())
-        for queue_id, (newest, due, expired) in pulse.queues.items():
-            self._lanes[queue_id].queue.notice(newest=newest, due=due, expired=expired)
-        for lane in self._lanes.values():
-            paused = lane.queue.topic in pulse.paused
-            if paused != lane.paused:
-                log.info(
-                    "topic paused" if paused else "topic resumed",
-                    extra={"event": "paused" if paused else "resumed", "topic": lane.queue.topic},
-                )
-            lane.paused = paused
-        if not self._pill_known:
-            self._pill_known, self._poison_pill = True, pulse.poison_pill
-        elif pulse.poison_pill != self._poison_pill:
-            log.info("the shop asked its consumers to restart", extra={"event": "poison_pill"})
-            self._end = self._end or End.POISON_PILL
-
-    def _sweep_one(self) -> None:
-        """Queues take turns, so that an idle worker stays quiet however many topics it serves."""
-        before = self._monotonic()
-        lanes = list(self._lanes.values())
-        lanes[self._turn % len(lanes)].queue.sweep()
-        self._turn += 1
-        now = self._monotonic()
-        self._sweep.set(now, max(self._sweep.interval, (now - before) / SWEEP_SHARE))
-
     # ---------------------------------------------------------------- claim, process, submit
 
     def _claim(self) -> None:
         self._more = False
-        if self._end is not None or not self._consumable or not self._may_claim():
+        if self._end is not None or not self._duties.consumable or not self._may_claim():
             return
         lanes = list(self._lanes.values())
         first = self._turn % len(lanes)
+        self._turn += 1
         for lane in lanes[first:] + lanes[:first]:
             room = self._room(lane)
             if room > 0 and lane.queue.promising:
@@ -526,9 +388,12 @@ class Loop:
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
                 self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
 
+    def _is_paused(self, lane: _Lane) -> bool:
+        return lane.queue.topic in self._duties.paused
+
     def _room(self, lane: _Lane) -> int:
         """How many messages of this lane to claim now. Few at a time costs more than it brings, unless threads idle."""
-        if lane.paused:
+        if self._is_paused(lane):
             return 0
         room = HELD_A_THREAD * self._concurrency + self._batch_size - len(self._in_hand)
         room = min(room, self._batch_size)
@@ -580,12 +445,13 @@ class Loop:
 
     def _empty(self) -> bool:
         """Nothing left that could be claimed now; looks everywhere before it says so."""
-        if not self._consumable:
+        if not self._duties.consumable:
             return True
         try:
-            self._take_pulse()
+            self._duties.poll()
+            self._end = self._end or self._duties.end
             for lane in self._lanes.values():
-                if lane.paused:
+                if self._is_paused(lane):
                     continue
                 if lane.queue.promising:
                     return False
