@@ -152,6 +152,7 @@ class Worker:
         self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
         self._audit: AuditFile | None = None
         self._stopping = threading.Event()
+        self._asked_to_reload = False
         self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
         self._listening = Listening(
             self._metrics, open_database=open_database, stopping=self._stopping.is_set, monotonic=monotonic
@@ -163,7 +164,8 @@ class Worker:
         self._inbox.put(Wish.STOP)
 
     def reload(self) -> None:
-        """Read the configuration again and reopen the log files, once what is in flight is done."""
+        """Read the configuration again and reopen the log files, once what is in flight is done. As `stop`."""
+        self._asked_to_reload = True
         self._inbox.put(Wish.RELOAD)
 
     def run(
@@ -195,6 +197,7 @@ class Worker:
         self.stop()
 
     def _read_again(self) -> None:
+        self._asked_to_reload = False
         if self._reconfigure is not None:
             try:
                 self._configured = self._reconfigure()
@@ -284,6 +287,8 @@ class Worker:
         inbox = self._inbox = SimpleQueue()
         if self._stopping.is_set():
             inbox.put(Wish.STOP)
+        if self._asked_to_reload:
+            inbox.put(Wish.RELOAD)
         worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         identity = Identity(
             id=worker_id,

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-from types import FrameType
-from typing import TYPE_CHECKING
 
 import click
 
 from zithara_worker.cli.root import Context, topic_argument
 from zithara_worker.messages import TOPICS
-
-if TYPE_CHECKING:
-    from zithara_worker.app import Worker
 
 
 @click.command()
@@ -68,25 +62,10 @@ def consume(
     context.start_logging()
     notifier = Notifier.from_environment(os.environ)
     worker = Worker(context.configured, reconfigure=context.again, notifier=notifier)
-    _obey_signals(worker)
+    context.signals.reach(worker)
     # What has been imported stays: the garbage collector need not look through it again and again (4 % of the CPU).
     gc.freeze()
     worker.run(
         wanted,
         limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),
     )
-
-
-def _obey_signals(worker: Worker) -> None:
-    asked = False
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            os._exit(0)  # at once means at once: no thread is waited for, leases bring the messages back
-        asked = True
-        worker.stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
-    signal.signal(signal.SIGHUP, lambda number, frame: worker.reload())

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 import click
 
+from zithara_worker.cli.signals import Signals
 from zithara_worker.config import Configured
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.messages import TOPICS
@@ -44,6 +45,7 @@ class Context:
 
     config_file: Path | None
     overrides: dict[tuple[str, str], Any] = field(default_factory=dict)
+    signals: Signals = field(default_factory=Signals)
 
     @cached_property
     def configured(self) -> Configured:
@@ -92,7 +94,7 @@ def command(ctx: click.Context, config_file: Path | None, log_level: str | None,
     Example:
       zithara-worker --config /etc/zithara-worker/zithara-worker.conf consume zithara.order.events
     """
-    context = Context(config_file)
+    context = Context(config_file, signals=ctx.obj or Signals())
     if log_level is not None:
         context.overrides["logging", "level"] = log_level
     if log_format is not None:
@@ -116,14 +118,17 @@ def _fail(text: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def main() -> NoReturn:
-    """The console script: every expected error is one clear text on stderr and an exit code, never a traceback."""
+def main(signals: Signals) -> NoReturn:
+    """Runs the command: every expected error is one clear text on stderr and an exit code, never a traceback.
+
+    `signals`: caught already, where the command is `consume`.
+    """
     # httpx imports its own command line where it can, and with it rich and pygments (Debian's python3-httpx depends on
     # both): 4 MB and 40 ms that nobody asked for. Told that there is none, it goes on without. For this process only:
     # whoever embeds the worker keeps its httpx whole.
     sys.modules["httpx._main"] = None  # type: ignore[assignment]
     try:
-        command.main(prog_name="zithara-worker", standalone_mode=True)
+        command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)
     except ConfigurationError as error:
         _fail(str(error), EXIT_CONFIGURATION)
     except DatabaseUnavailable as error:
