@@ -3,6 +3,7 @@
     ZitharaWorkerError
       ConfigurationError     the operator fixes a file, an option or the environment   (exit 78)
       DatabaseUnavailable    wait and retry; nothing is wrong with any message          (exit 75)
+        Contention           others hold what we need: the session is good, and nothing is in doubt
       ShopError              the shop lacks something: `doctor` and the text name the remedy (exit 1)
       MessageRejected        one message cannot become a request; the others are not concerned
 
@@ -22,6 +23,10 @@ class ConfigurationError(ZitharaWorkerError):
 
 class DatabaseUnavailable(ZitharaWorkerError):
     """The database cannot be reached, or the connection was lost; what was in doubt must be checked again."""
+
+
+class Contention(DatabaseUnavailable):
+    """Others were faster, several times: the transaction was rolled back and may simply be run again later."""
 
 
 class ShopError(ZitharaWorkerError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -9,8 +10,15 @@ import pymysql.err
 import pytest
 from support.workers import settings_of
 
-from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
-from zithara_worker.magento.database import Contention, Database, knows_skip_locked
+from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.magento import database as database_module
+from zithara_worker.magento.database import (
+    ANSWER_TIMEOUT,
+    STATEMENT_TIMEOUT,
+    Database,
+    _translated,
+    knows_skip_locked,
+)
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings import Secret
 
@@ -163,6 +171,127 @@ def test_a_lock_that_is_never_freed_is_given_up_in_the_end(shop: Shop, database:
             database.again_on_contention(transaction, tries=2)
     assert len(tries) == 2
     assert database.generation == 1, "contention costs no connection"
+
+
+def refuse(shop: Shop, code: int, *, times: int, state: str = "HY000") -> None:
+    """Makes the server answer an INSERT into zithara_topic_control with this error, the first times of a session."""
+    shop.query(
+        "CREATE TRIGGER {prefix}refusing BEFORE INSERT ON {prefix}zithara_topic_control FOR EACH ROW BEGIN "
+        "SET @tried = COALESCE(@tried, 0) + 1; "
+        f"IF @tried <= {times} THEN SIGNAL SQLSTATE '{state}' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'as told'; "
+        "END IF; END"
+    )
+
+
+def pause(database: Database) -> int:
+    return database.execute("pause", topic="t", paused_by="me", reason="test")
+
+
+@pytest.mark.parametrize("code", [1020, 1205, 1213, 1412, 3101])
+def test_a_single_statement_that_met_contention_is_run_again_in_the_same_session(
+    shop: Shop, database: Database, code: int
+) -> None:
+    refuse(shop, code, times=3)
+    assert pause(database) == 1
+    assert [row["topic"] for row in database.rows("paused")] == ["t"]
+    assert database.generation == 1, "contention costs no connection"
+
+
+def test_contention_within_a_transaction_ends_it_and_is_run_again_as_a_whole(shop: Shop, database: Database) -> None:
+    refuse(shop, 3101, times=1)
+    with pytest.raises(Contention), database.transaction():
+        database.execute("resume", topic="another")
+        pause(database)
+    assert database.rows("paused") == []
+    shop.query("DROP TRIGGER {prefix}refusing")
+    refuse(shop, 1213, times=3)
+
+    def transaction() -> None:
+        with database.transaction():
+            pause(database)
+
+    database.again_on_contention(transaction)
+    assert [row["topic"] for row in database.rows("paused")] == ["t"]
+    pause(database)
+    assert database.generation == 1
+
+
+def test_contention_that_does_not_end_is_said_as_such(shop: Shop, database: Database) -> None:
+    refuse(shop, 1213, times=1000)
+    with pytest.raises(Contention, match="as told"):
+        pause(database)
+    assert database.generation == 1
+
+
+@pytest.mark.parametrize("code", [1047, 1290, 1792, 1836, 3098, 3100])
+def test_a_cluster_that_takes_no_writes_now_is_waited_for_in_another_session(
+    shop: Shop, database: Database, code: int
+) -> None:
+    refuse(shop, code, times=1)
+    with pytest.raises(DatabaseUnavailable, match=rf"takes no writes now.*{code}: as told") as raised:
+        pause(database)
+    assert not isinstance(raised.value, Contention)
+    assert database.rows("paused") == []
+    assert database.generation == 2, "the next one may reach the new primary"
+
+
+@pytest.mark.parametrize("code", [1105, 1180, 1317, 1969, 3024, 1040, 3])
+def test_what_the_server_cannot_do_now_is_waited_for(shop: Shop, database: Database, code: int) -> None:
+    refuse(shop, code, times=1)
+    with pytest.raises(DatabaseUnavailable, match="as told"):
+        pause(database)
+
+
+@pytest.mark.parametrize(("code", "state"), [(1064, "42000"), (1235, "42000"), (1406, "22001"), (1062, "23000")])
+def test_a_statement_that_the_server_will_never_take_is_said_with_its_code(
+    shop: Shop, database: Database, code: int, state: str
+) -> None:
+    refuse(shop, code, times=1, state=state)
+    with pytest.raises(ShopError, match=rf"refuses a statement.*{code}: as told.*doctor"):
+        database.insert("pause", topic="t", paused_by="me", reason="test")
+    assert database.generation == 1
+
+
+def test_every_error_of_the_driver_becomes_one_of_ours() -> None:
+    kinds = [kind for kind in vars(pymysql.err).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert len(kinds) >= 10
+    for kind in kinds:
+        for arguments in ((), ("text",), *((code, "text") for code in (0, 3, *range(1000, 5000)))):
+            assert isinstance(_translated(kind(*arguments)), ZitharaWorkerError)
+
+
+@pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x01\x00\x00\x00\x0a", b"\x00\x00\x00\x00", b""])
+def test_a_server_of_another_kind_is_no_defect_of_this_program(
+    open_database: Callable[..., Database], greeting: bytes
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            with listener.accept()[0] as connection:
+                connection.sendall(greeting)
+
+        thread = threading.Thread(target=greet)
+        thread.start()
+        host, port = listener.getsockname()
+        with pytest.raises(DatabaseUnavailable):
+            open_database(host=host, port=port, unix_socket="").rows("paused")
+        thread.join()
+
+
+def test_the_server_gives_a_statement_up_before_we_stop_listening(
+    shop: Shop, open_database: Callable[..., Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Closing the connection would not do: the server would go on, beside the statement of the next session."""
+    monkeypatch.setattr(database_module, "STATEMENT_TIMEOUT", 0.2)
+    database = open_database()
+    database.rows("paused")
+    with pytest.raises(DatabaseUnavailable, match="execution"):
+        table = "information_schema.collations"
+        database.run_script([f"SELECT COUNT(*) FROM {table} a, {table} b, {table} c, {table} d"])
+    running = shop.query("SELECT info FROM information_schema.processlist WHERE user = %s", (shop.user,))
+    assert [text for (text,) in running if text] == []
+    assert STATEMENT_TIMEOUT < ANSWER_TIMEOUT
+    assert variable(open_database(), "lock_wait_timeout") == 3, "nor does it wait for a table that somebody alters"
 
 
 @pytest.mark.parametrize(

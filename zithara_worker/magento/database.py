@@ -8,10 +8,11 @@ from __future__ import annotations
 import re
 import socket
 import ssl
+import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -19,9 +20,9 @@ from typing import Any, NoReturn, TypeVar
 import pymysql
 from pymysql.constants import CLIENT
 from pymysql.cursors import Cursor, DictCursor
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
-from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
+from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
 from zithara_worker.magento import statements
 from zithara_worker.settings import DatabaseSettings
 
@@ -29,8 +30,13 @@ from zithara_worker.settings import DatabaseSettings
 #: which is well below any sensible lease.
 CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 20
-#: innodb_lock_wait_timeout of our sessions, seconds.
+#: Seconds after which the server gives a statement up by itself, before we stop listening: else it would go on with it,
+#: beside the same statement of our next session. MySQL bounds only SELECT so; the rest waits for locks at most.
+STATEMENT_TIMEOUT = ANSWER_TIMEOUT - 2
+#: Seconds our sessions wait for a row's lock, and for a table that somebody alters.
 LOCK_WAIT_TIMEOUT = 3
+#: Seconds after which contention is given up for now, whatever tries are left.
+CONTENTION_SECONDS = 6
 
 DEFAULT_PORT = 3306
 #: Where Debian, Red Hat and a server built by hand keep their socket.
@@ -41,22 +47,23 @@ _NO_PRIVILEGE = {1142, 1143, 1227, 1370}
 _NO_SUCH_TABLE = {1146}
 _NO_SUCH_DATABASE = {1049}
 _WRONG_SHAPE = {1054, 1176}
-#: deadlock, lock wait timeout, record changed since last read (MariaDB 11.6+), a query interrupted
-_CONTENTION = {1205, 1213, 1020}
-#: read-only server or transaction, disk or table full, log full, in shutdown, too many connections
-_SERVER_CANNOT = {1290, 1792, 1836, 1021, 1114, 1053, 1040, 1203, 1226, 3, 1026, 1030, 1180, 1317, 1969, 3024}
+#: record changed since last read (MariaDB 11.6+), lock wait timeout, deadlock (Galera's conflicts too), table altered,
+#: conflict found when a group certifies the transaction (Group Replication)
+_CONTENTION = {1020, 1205, 1213, 1412, 3101}
+#: A cluster that changes its primary, has lost its majority or is not in step yet: WSREP not ready, read-only, and what
+#: the hooks of Group Replication say.
+_FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
+#: What pymysql makes of bytes that are not the protocol.
+_GARBLED = (struct.error, IndexError, AssertionError)
+_RAISED = (pymysql.err.Error, OSError, *_GARBLED)
 
 _SHARED = re.compile(r"%\((\w+)\)s")
 
 T = TypeVar("T")
 
 
-class Contention(DatabaseUnavailable):
-    """Deadlock or lock wait timeout: the transaction was rolled back and may simply be run again."""
-
-
-def _translated(error: Exception) -> Exception:
-    """Our error for one of pymysql's; the caller raises it from the original."""
+def _translated(error: Exception) -> ZitharaWorkerError:
+    """Our error for one of pymysql's, whatever its kind; the caller raises it from the original."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = str(error.args[1]) if len(error.args) > 1 else str(error)
     if code in _CONTENTION:
@@ -77,9 +84,20 @@ def _translated(error: Exception) -> Exception:
         return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
     if code in _WRONG_SHAPE:
         return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
-    if code in _SERVER_CANNOT or isinstance(error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, OSError)):
+    if code in _FAILOVER:
+        return DatabaseUnavailable(
+            f"the database takes no writes now, as a cluster does that changes its primary (error {code}: {text})"
+        )
+    if isinstance(error, _GARBLED):
+        return DatabaseUnavailable(f"database not available: its answer is not understood ({error!r})")
+    if isinstance(
+        error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, pymysql.err.InternalError, OSError)
+    ):
         return DatabaseUnavailable(f"database not available: {text}")
-    return error
+    return ShopError(
+        f"the database refuses a statement of this program (error {code}: {text}): run 'zithara-worker doctor'; if it "
+        "finds nothing, report this text"
+    )
 
 
 class Database:
@@ -103,6 +121,7 @@ class Database:
         self._texts = statements.named("queries.sql")
         self._places: dict[str, str] = {"prefix": statements.validated_prefix(settings.table_prefix)}
         self._filled: dict[str, str] = {}
+        self._in_transaction = False
         self.max_allowed_packet = 0
         self.version = ""
         #: Statements sent, for the tests and benchmarks that count them.
@@ -135,7 +154,11 @@ class Database:
                 self._connection = self._connected()
                 self.generation += 1
                 self._learn_server()
-            except (pymysql.err.Error, OSError) as error:
+            except RuntimeError as error:
+                # pymysql asks for a package that it does not depend on, by its name.
+                self.close()
+                raise ConfigurationError(f"the database's way to log in needs more: {error}") from error
+            except _RAISED as error:
                 self.close()
                 raise _translated(error) from error
         return self._connection
@@ -167,9 +190,11 @@ class Database:
         with connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(
-                "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, sql_mode = "
-                "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'",
-                (LOCK_WAIT_TIMEOUT,),
+                "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, lock_wait_timeout = %s, sql_mode = "
+                "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
+                # Each server reads its own kind of comment: seconds to MariaDB, milliseconds to MySQL.
+                " /*M! , max_statement_time = %s */ /*!80000 , max_execution_time = %s */",
+                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, STATEMENT_TIMEOUT * 1000),
             )
         return connection
 
@@ -207,38 +232,25 @@ class Database:
 
     def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
         """Runs a reading statement; a list of dictionaries."""
-        connection = self._open()
-        try:
-            with connection.cursor(DictCursor) as cursor:
-                self._set_clock(cursor)
-                self.statements_sent += 1
-                cursor.execute(self.text(statement), parameters)
-                return list(cursor.fetchall())
-        except (pymysql.err.Error, OSError) as error:
-            self._fail(error)
+
+        def read(cursor: Cursor) -> Iterable[Any]:
+            cursor.execute(self.text(statement), parameters)
+            return cursor.fetchall()
+
+        return list(self._run(read, DictCursor))
 
     def execute(self, statement: str, /, **parameters: object) -> int:
         """Runs a writing statement; how many rows it found (changed or not)."""
-        connection = self._open()
-        try:
-            with connection.cursor(Cursor) as cursor:
-                self._set_clock(cursor)
-                self.statements_sent += 1
-                return int(cursor.execute(self.text(statement), parameters))
-        except (pymysql.err.Error, OSError) as error:
-            self._fail(error)
+        return self._run(lambda cursor: int(cursor.execute(self.text(statement), parameters)))
 
     def insert(self, statement: str, /, **parameters: object) -> int:
         """Inserts one row; its auto-increment id."""
-        connection = self._open()
-        try:
-            with connection.cursor(Cursor) as cursor:
-                self._set_clock(cursor)
-                self.statements_sent += 1
-                cursor.execute(self.text(statement), parameters)
-                return int(cursor.lastrowid)
-        except (pymysql.err.Error, OSError) as error:
-            self._fail(error)
+
+        def write(cursor: Cursor) -> int:
+            cursor.execute(self.text(statement), parameters)
+            return int(cursor.lastrowid)
+
+        return self._run(write)
 
     def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]], /, **shared: object) -> int:
         """Runs an INSERT for many rows at once; how many went in.
@@ -247,27 +259,19 @@ class Database:
         in once. pymysql's executemany would send one statement a row as soon as VALUES holds an expression
         (RE_INSERT_VALUES).
         """
-        connection = self._open()
-        head, values, template = self.text(name).rpartition("VALUES ")
-        try:
-            with connection.cursor(Cursor) as cursor:
-                self._set_clock(cursor)
-                self.statements_sent += 1
-                row = _SHARED.sub(lambda place: cursor.mogrify("%s", (shared[place[1]],)).replace("%", "%%"), template)
-                text = cursor.mogrify(",".join([row] * len(rows)), tuple(chain.from_iterable(rows)))
-                return int(cursor.execute(head + values + text))
-        except (pymysql.err.Error, OSError) as error:
-            self._fail(error)
+
+        def write(cursor: Cursor) -> int:
+            head, values, template = self.text(name).rpartition("VALUES ")
+            row = _SHARED.sub(lambda place: cursor.mogrify("%s", (shared[place[1]],)).replace("%", "%%"), template)
+            text = cursor.mogrify(",".join([row] * len(rows)), tuple(chain.from_iterable(rows)))
+            return int(cursor.execute(head + values + text))
+
+        return self._run(write)
 
     def run_script(self, texts: Sequence[str]) -> None:
         """Runs the statements of a script of `sql/` as they stand."""
-        connection = self._open()
-        try:
-            with connection.cursor(Cursor) as cursor:
-                for text in texts:
-                    cursor.execute(text)
-        except (pymysql.err.Error, OSError) as error:
-            self._fail(error)
+        for text in texts:
+            self._run(partial(Cursor.execute, query=text))
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -276,29 +280,51 @@ class Database:
         try:
             self.statements_sent += 1
             connection.begin()
-        except (pymysql.err.Error, OSError) as error:
+        except _RAISED as error:
             self._fail(error)
+        self._in_transaction = True
         try:
             yield
             self.statements_sent += 1
             connection.commit()
-        except (pymysql.err.Error, OSError) as error:
+        except _RAISED as error:
             self._rollback()
             self._fail(error)
         except BaseException:
             self._rollback()
             raise
+        finally:
+            self._in_transaction = False
 
     def again_on_contention(self, run: Callable[[], T], *, tries: int = 5) -> T:
-        """Runs a whole transaction, and again after a deadlock or lock wait timeout; a short random pause between."""
+        """Runs a whole transaction, and again after contention; a short random pause between."""
         attempts = Retrying(
             retry=retry_if_exception_type(Contention),
-            stop=stop_after_attempt(tries),
+            stop=stop_after_attempt(tries) | stop_after_delay(CONTENTION_SECONDS),
             wait=wait_random(0.005, 0.1),
             sleep=self._sleep,
             reraise=True,
         )
         return attempts(run)
+
+    def _run(self, run: Callable[[Cursor], T], kind: type[Cursor] = Cursor) -> T:
+        """One statement. Contention costs it a few more tries, unless it is part of a transaction, which it ended."""
+        try:
+            return self._run_once(run, kind)
+        except Contention:
+            if self._in_transaction:
+                raise
+        return self.again_on_contention(lambda: self._run_once(run, kind))
+
+    def _run_once(self, run: Callable[[Cursor], T], kind: type[Cursor]) -> T:
+        connection = self._open()
+        try:
+            with connection.cursor(kind) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                return run(cursor)
+        except _RAISED as error:
+            self._fail(error)
 
     def _rollback(self) -> None:
         connection = self._connection
@@ -306,7 +332,7 @@ class Database:
             return
         try:
             connection.rollback()
-        except (pymysql.err.Error, OSError):
+        except _RAISED:
             self.close()
 
     def _set_clock(self, cursor: Cursor) -> None:
@@ -317,8 +343,6 @@ class Database:
         translated = _translated(error)
         if isinstance(translated, DatabaseUnavailable) and not isinstance(translated, Contention):
             self.close()
-        if translated is error:
-            raise error
         raise translated from error
 
 

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE
-from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.errors import Contention, DatabaseUnavailable
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
@@ -244,6 +244,10 @@ class Loop:
             self._end = self._end or self._duties.end
             self._claim()
             self._database_up()
+        except Contention as error:
+            # Nothing is lost or in doubt: what was not written is written with the next turn.
+            self._contended(error)
+            return
         except DatabaseUnavailable as error:
             self._database_away(error)
             return
@@ -301,6 +305,15 @@ class Loop:
         self._in_doubt = True
         self._database_down_until = now + self._database_retry
         self._database_retry = min(self._database_retry * 2, DATABASE_RETRY[1])
+
+    def _contended(self, error: Contention) -> None:
+        now = self._monotonic()
+        if self._complain.due(now):
+            self._complain.set(now)
+            log.warning(
+                "other sessions hold rows that the worker needs; it goes on trying",
+                extra={"event": "database_contention", "detail": str(error), "in_hand": len(self._in_hand)},
+            )
 
     def _recover(self) -> None:
         """After a lost connection: which leases are still ours, and what was claimed without our knowing?"""
