@@ -33,6 +33,7 @@ from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, Zitha
 from zithara_worker.listening import Listening, Running
 from zithara_worker.magento.crypt import decrypt, is_encrypted
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.deployment_config import deployment_config
 from zithara_worker.magento.env_php import read_env_php
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
@@ -112,7 +113,20 @@ def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
             values[place] = (decrypt(text, environment.crypt_keys), source)
         except ConfigurationError as error:
             raise ConfigurationError(f"{source}, {place[1]}: {error}") from error
-    return config.with_shop_values(configured, values)
+    completed = config.with_shop_values(configured, values)
+    return replace(completed, warnings=(*completed.warnings, *_unknown_to_us(configured, shop)))
+
+
+def _unknown_to_us(configured: Configured, shop: ShopConfiguration) -> Iterator[str]:
+    """Sentences about the shop's settings that only PHP could work out, where the worker's own do not replace them."""
+    for setting in shop.unknown:
+        if setting.place is None:
+            remedy = "write the value itself there; what is assumed until then: docs/configuration.md"
+        elif setting.place not in configured.sources:
+            remedy = f"it is passed over: set [{setting.place[0]}] {setting.place[1]}"
+        else:
+            continue
+        yield f"{setting.why}; {remedy}"
 
 
 def _shop_file_values(root: Path, given: Collection[config.Place]) -> config.Values:
@@ -254,7 +268,7 @@ class Worker:
             self._audit = AuditFile(wanted, required=settings.audit_required, monotonic=self._monotonic, utc=self._utc)
 
     def _connected(self, database: Database, topics: Sequence[str]) -> tuple[Configured, ShopConfiguration, Any]:
-        shop = read_configuration(database)
+        shop = read_configuration(database, deployment_config(self._configured.settings.magento.root))
         configured = complete(self._configured, shop)
         return configured, shop, find_queues(database, topics, configured.settings.queues)
 
@@ -373,6 +387,7 @@ class Worker:
                     queues=[queue for queue, _ in queues],
                     registry=registry,
                     configuration=shop,
+                    files=deployment_config(settings.magento.root),
                     states=lambda: _states(courier),
                     minutes=self._stats.minutes,
                     metrics_address=self._listening.address,

@@ -31,7 +31,7 @@ from zithara_worker.operations.pause import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings import LoggingSettings, Secret, ZitharaSettings
+from zithara_worker.settings import LoggingSettings, MagentoSettings, Secret, ZitharaSettings
 
 Examine = Callable[..., dict[str, Finding]]
 
@@ -222,6 +222,32 @@ def test_a_setting_of_the_shop_that_is_out_of_range_is_told(shop: Shop, examine:
     shop.set_config("zithara_webhook/queue/batch_size", "-5")
     found = examine()["shop.settings"]
     assert found.level is Level.WARNING and "batch_size" in found.found
+
+
+@pytest.mark.parametrize(
+    ("php", "level", "told"),
+    [
+        ("'120'", Level.OK, "new messages are deleted after 120 minutes ("),
+        ("0", Level.OK, "new messages are deleted never ("),
+        ("getenv('X')", Level.WARNING, "new messages are deleted nobody but PHP knows when ("),
+    ],
+)
+def test_the_lifetimes_of_magentos_cleanup_are_told_with_their_source(
+    shop: Shop, examine: Examine, settings: Settings, tmp_path: Path, php: str, level: Level, told: str
+) -> None:
+    shop.set_config("system/mysqlmq/failed_messages_lifetime", "99")
+    env_php = tmp_path / "app" / "etc" / "env.php"
+    env_php.parent.mkdir(parents=True)
+    locked = f"'system' => ['default' => ['system' => ['mysqlmq' => ['new_messages_lifetime' => {php}]]]]"
+    env_php.write_text(f"<?php return ['db' => [], {locked}];")
+    rooted = Configured(settings=replace(settings, magento=MagentoSettings(root=tmp_path)))
+    found = examine(configured=rooted)
+    assert found["shop.cleanup"].level is level
+    assert f"{told}{env_php} system/default/system/mysqlmq/new_messages_lifetime)" in found["shop.cleanup"].found
+    assert "failed ones are deleted after 99 minutes (core_config_data " in found["shop.cleanup"].found
+    assert "put back after 1440 minutes (Magento's default)" in found["shop.cleanup"].found
+    assert ("shop.settings" in found) is (level is Level.WARNING)
+    assert "[magento] root is not set" in examine()["shop.cleanup"].found
 
 
 # ---------------------------------------------------------------- the queues

@@ -25,6 +25,7 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
       zithara-worker config --sample > zithara-worker.conf
     """
     from zithara_worker.app import complete, open_database
+    from zithara_worker.magento.deployment_config import deployment_config
     from zithara_worker.magento.shop import read_configuration
     from zithara_worker.operations.config import rows
 
@@ -36,7 +37,9 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
     configured = context.configured
     database = open_database(configured.settings)
     try:
-        configured = complete(configured, read_configuration(database))
+        configured = complete(
+            configured, read_configuration(database, deployment_config(configured.settings.magento.root))
+        )
     except (ConfigurationError, DatabaseUnavailable, ShopError) as error:
         click.echo(f"without what the shop's database says: {error}", err=True)
     finally:

@@ -137,7 +137,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
         found, _ = operations.find(database, [queue.queue_id for queue in queues], [id])
         if not found:
             _fail(f"there is no message {id} in the queues {', '.join(queue.name for queue in queues)}")
-        configuration = read_configuration(database)
+        configuration = read_configuration(database, None)
         shop = ShopContext(
             webhook_url=zithara.webhook_url or configuration.webhook_url,
             active_config_id=configuration.active_config_id,

@@ -9,18 +9,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zithara_worker.errors import ConfigurationError
-from zithara_worker.magento.env_php import parse_returned_array
+from zithara_worker.magento.env_php import read_returned_array
 from zithara_worker.magento.topics import PHP_SIDE
 
 
 def started_by_cron(path: Path) -> tuple[str, ...]:
     """The names of the module's consumers that cron would start. Raises ConfigurationError when nobody can tell."""
-    try:
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise ConfigurationError(f"cannot read {path}: {error.strerror or error}") from error
-    shop: Any = parse_returned_array(text, path)
+    shop: Any = read_returned_array(path)
     ours = tuple(side.consumer for side in PHP_SIDE.values())
     runner = shop.get("cron_consumers_runner") if isinstance(shop, dict) else None
     if not isinstance(runner, dict):

@@ -45,6 +45,21 @@ def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironmen
     unix_socket leaves out the shop's whole address, because a shop's socket or port does not belong to another host.
     Raises ConfigurationError, with one line for each thing wrong.
     """
+    shop = read_returned_array(path)
+    errors: list[str] = []
+    values = _database_values(shop, path, frozenset(given), errors)
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    keys = _at(shop, "crypt", "key")
+    return ShopEnvironment(
+        values=values,
+        crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
+        crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, Unknown) else "",
+    )
+
+
+def read_returned_array(path: Path) -> Value:
+    """What the PHP file at `path` returns; see `parse_returned_array`. Raises ConfigurationError."""
     try:
         # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
         text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
@@ -54,17 +69,7 @@ def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironmen
             "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
             "and name"
         ) from error
-    shop = parse_returned_array(text, path)
-    errors: list[str] = []
-    values = _database_values(shop, path, frozenset(given), errors)
-    if errors:
-        raise ConfigurationError("\n".join(errors))
-    keys = _at(shop, "crypt", "key")
-    return ShopEnvironment(
-        values=values,
-        crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
-        crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, _Unknown) else "",
-    )
+    return parse_returned_array(text, path)
 
 
 # ---------------------------------------------------------------- from the array to settings
@@ -82,14 +87,14 @@ _PLAIN: Mapping[str, tuple[str | int, ...]] = {
 _ADDRESS = frozenset({("database", "host"), ("database", "unix_socket")})
 
 
-def _database_values(shop: _Value, path: Path, given: frozenset[Place], errors: list[str]) -> Mapping[Place, str]:
+def _database_values(shop: Value, path: Path, given: frozenset[Place], errors: list[str]) -> Mapping[Place, str]:
     connection = _at(shop, *_CONNECTION)
     required = {("database", key) for key in ("user", "password", "name")}
     if not isinstance(connection, dict):
         if required <= given and given & _ADDRESS:
             connection = {}
         else:
-            where = f"line {connection.line}: {connection.why}" if isinstance(connection, _Unknown) else "it has none"
+            where = f"line {connection.line}: {connection.why}" if isinstance(connection, Unknown) else "it has none"
             errors.append(
                 f"{path}: 'db' => 'connection' => 'default' should be an array ({where}); is the shop installed? "
                 "Correct [magento] root, or set [database] host, user, password and name"
@@ -129,13 +134,13 @@ def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
     return {}
 
 
-def _text(shop: _Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
+def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
     """The value at `way` as PHP would pass it to the database driver; '' if there is none."""
     value = _at(shop, *way)
     name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
     if value is None or value is False:
         return ""
-    if isinstance(value, _Unknown):
+    if isinstance(value, Unknown):
         errors.append(
             f"{path}, line {value.line}: {name}: {value.why}; set [database] {key} in the worker's configuration"
         )
@@ -153,10 +158,10 @@ def _text(shop: _Value, way: tuple[str | int, ...], key: str, path: Path, errors
     return ""
 
 
-def _at(value: _Value, *way: str | int) -> _Value:
+def _at(value: Value, *way: str | int) -> Value:
     """What stands at the end of `way`, or the unknown that hides it; None if there is nothing."""
     for step in way:
-        if isinstance(value, _Unknown):
+        if isinstance(value, Unknown):
             return value
         if not isinstance(value, dict):
             return None
@@ -168,16 +173,17 @@ def _at(value: _Value, *way: str | int) -> _Value:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Unknown:
-    """A value that only PHP could work out. What is made of it, be it a default, is as unknown."""
+class Unknown:
+    """A value that cannot be determined without PHP, such as getenv(). An expression that contains it, `?? 'default'`
+    included, is unknown too."""
 
     line: int
     why: str
 
 
 # PHP has one array type: a list is an array with the keys 0, 1, 2...
-_Key: TypeAlias = "str | int | _Unknown"
-_Value: TypeAlias = "str | int | float | bool | _Unknown | dict[_Key, _Value] | None"
+_Key: TypeAlias = "str | int | Unknown"
+Value: TypeAlias = "str | int | float | bool | Unknown | dict[_Key, Value] | None"
 
 #: Constants whose numbers do not depend on the shop (PDO's are those of mysqlnd, PHP's own MySQL library).
 _CONSTANTS: Mapping[str, str | int | bool | None] = {
@@ -220,7 +226,7 @@ class _Beyond(Exception):
     """The parser met an expression that it does not evaluate. Never leaves this module."""
 
 
-def parse_returned_array(text: str, path: Path) -> _Value:
+def parse_returned_array(text: str, path: Path) -> Value:
     """What the PHP in `text` returns; arrays, lists too, are dicts, and `path` is what it calls __DIR__.
 
     Raises ConfigurationError with the line, if it returns anything but an array.
@@ -266,7 +272,7 @@ class _Parser:
         self._next = 0
         self._depth = 0
 
-    def file(self) -> _Value:
+    def file(self) -> Value:
         """declare(...); use ...; return <array>;"""
         while self._token.text.lower() in ("declare", "use"):
             while self._token.text not in (";", ""):
@@ -308,7 +314,7 @@ class _Parser:
 
     # PHP's precedence, tightest first: . then ?? then ?:
 
-    def _expression(self) -> _Value:
+    def _expression(self) -> Value:
         self._depth += 1
         if self._depth > _MAX_DEPTH:
             _fail(self._path, self._token.line, f"values are nested more than {_MAX_DEPTH} deep")
@@ -320,7 +326,7 @@ class _Parser:
         self._depth -= 1
         return value
 
-    def _coalesced(self) -> _Value:
+    def _coalesced(self) -> Value:
         value = self._concatenated()
         while self._take("??"):
             other = self._concatenated()
@@ -328,13 +334,13 @@ class _Parser:
                 value = other
         return value
 
-    def _concatenated(self) -> _Value:
+    def _concatenated(self) -> Value:
         value = self._single()
         while self._take("."):
             value = _joined(value, self._single())
         return value
 
-    def _single(self) -> _Value:
+    def _single(self) -> Value:
         token = self._token
         if token.kind == "single":
             self._next += 1
@@ -362,7 +368,7 @@ class _Parser:
             return value
         raise _Beyond
 
-    def _superglobal(self) -> _Value:
+    def _superglobal(self) -> Value:
         token = self._token
         if not (self._take("$_ENV", "[") or self._take("$_SERVER", "[")):
             raise _Beyond
@@ -370,7 +376,7 @@ class _Parser:
         self._need("]")
         return _of_environment(f"{token.text}[%s]", name, token.line)
 
-    def _named(self) -> _Value:
+    def _named(self) -> Value:
         token = self._token
         if self._take("array", "("):
             return self._array(")")
@@ -396,10 +402,10 @@ class _Parser:
             return str(self._path.parent.parent.parent)
         if name.lower() in _CONSTANTS:
             return _CONSTANTS[name.lower()]
-        return _Unknown(line=token.line, why=f"the constant {name} is not known outside PHP")
+        return Unknown(line=token.line, why=f"the constant {name} is not known outside PHP")
 
-    def _array(self, closing: str) -> dict[_Key, _Value]:
-        array: dict[_Key, _Value] = {}
+    def _array(self, closing: str) -> dict[_Key, Value]:
+        array: dict[_Key, Value] = {}
         index = 0
         while not self._take(closing):
             line = self._token.line
@@ -413,7 +419,7 @@ class _Parser:
                 _fail(self._path, line, f"the array that should end with {closing!r} is not closed")
         return array
 
-    def _element(self, closing: str) -> tuple[_Key | None, _Value]:
+    def _element(self, closing: str) -> tuple[_Key | None, Value]:
         """One `value` or `key => value`; one that cannot be evaluated is an unknown, and the array goes on."""
         start, depth = self._next, self._depth
         key: _Key | None = None
@@ -430,7 +436,7 @@ class _Parser:
         line = self._token.line
         self._next = start
         self._skip_element()
-        unknown = _Unknown(line=line, why="this expression can only be evaluated by PHP")
+        unknown = Unknown(line=line, why="this expression can only be evaluated by PHP")
         return (unknown if key is None else key), unknown
 
     def _skip_element(self) -> None:
@@ -443,23 +449,23 @@ class _Parser:
             self._next += 1
 
 
-def _of_environment(call: str, variable: _Value, line: int) -> _Unknown:
+def _of_environment(call: str, variable: Value, line: int) -> Unknown:
     shown = call % (repr(variable) if isinstance(variable, str) else "...")
-    return _Unknown(line=line, why=f"{shown} reads the environment of PHP, which the worker does not share")
+    return Unknown(line=line, why=f"{shown} reads the environment of PHP, which the worker does not share")
 
 
-def _is_falsy(value: _Value) -> bool:
-    return not isinstance(value, _Unknown) and (value in ("", "0") or not value)
+def _is_falsy(value: Value) -> bool:
+    return not isinstance(value, Unknown) and (value in ("", "0") or not value)
 
 
-def _joined(left: _Value, right: _Value) -> _Value:
+def _joined(left: Value, right: Value) -> Value:
     for value in (left, right):
-        if isinstance(value, _Unknown):
-            return _Unknown(line=value.line, why=value.why)
+        if isinstance(value, Unknown):
+            return Unknown(line=value.line, why=value.why)
     return _as_text(left) + _as_text(right)
 
 
-def _as_text(value: _Value) -> str:
+def _as_text(value: Value) -> str:
     """PHP's conversion to a string."""
     if isinstance(value, bool):
         return "1" if value else ""
@@ -470,14 +476,14 @@ def _as_text(value: _Value) -> str:
     raise _Beyond
 
 
-def _array_key(value: _Value) -> _Key:
+def _array_key(value: Value) -> _Key:
     """PHP's conversion of array keys: '8' is 8 (but '08' stays), true 1, null ''."""
     if value is None:
         return ""
     if isinstance(value, str):
         canonical = re.fullmatch(r"0|-?[1-9]\d{0,18}", value, re.ASCII) and -_INT_MAX - 1 <= int(value) <= _INT_MAX
         return int(value) if canonical else value
-    if isinstance(value, _Unknown):
+    if isinstance(value, Unknown):
         return value
     if isinstance(value, dict) or not -_INT_MAX <= value <= _INT_MAX:
         raise _Beyond

@@ -63,7 +63,7 @@ from the first of these that has it:
 1. the command line (`--concurrency 32`)
 2. the environment: `{prefix}<SECTION>_<KEY>`, for example `{prefix}DATABASE_HOST`
 3. the INI file named by `--config`, else `{file}` if it exists
-4. the shop: `app/etc/env.php` below `[magento] root` for `[database]`; then its database (see below)
+4. the shop: `app/etc/env.php` below `[magento] root` for `[database]`; then its settings (see below)
 5. the default
 
 `zithara-worker config` prints every value in force and where it came from, with secrets masked.
@@ -89,7 +89,7 @@ PHP module declares. In the environment the dots of the topic become underscores
     [queues]
     {example} = my_order_queue
 
-## What the shop's database gives
+## What the shop gives
 
 Read at the start and watched while the worker runs; used only for keys that nobody else has set.
 
@@ -99,7 +99,24 @@ Read at the start and watched while the worker runs; used only for keys that nob
 - the active row of `zithara_webhook_config` gives `[zithara] client_id`, `client_secret` (decrypted with the key in
   `env.php` if need be) and `webhook_url`
 
-The first three count only if an administrator has set them, that is if they stand in `core_config_data`; the module's
-built-in defaults do not. One that is out of range for the worker is left out, with a warning. Credentials or a webhook
-URL that cannot be used are an error, because going on without them would lose or mislead events.
+The first three count only if an administrator has set them; the module's built-in defaults do not. One that is out of
+range for the worker is left out, with a warning. Credentials or a webhook URL that cannot be used are an error,
+because going on without them would lose or mislead events.
+
+These settings, `zithara_webhook/general/enabled` and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are
+taken from the first of these that has them, in the default scope (websites and stores are not read):
+
+1. `app/etc/env.php`, `system` -> `default` (`bin/magento config:set --lock-env`)
+2. `core_config_data` (`bin/magento config:set`, or the admin)
+3. `app/etc/config.php`, `system` -> `default` (`config:set --lock-config`, `app:config:dump`)
+4. Magento's default, or the module's
+
+The two files are read only where `[magento] root` is set, and again when they change. Empty and null count as not
+set. `CONFIG__DEFAULT__...` variables of PHP's environment cannot be seen.
+
+A value that only PHP can work out (`getenv()` in `env.php`) is unknown to the worker, which says so in its log and in
+`doctor`. It is passed over, and the next of the list counts; only a lifetime of new messages is taken to be 60
+minutes, because an event whose lifetime is taken for too long is deleted undelivered. For the same reason the shorter
+lifetime is assumed where `core_config_data` and `config.php` differ: the messages are kept alive a little more often
+than they need.
 """

@@ -12,6 +12,7 @@ from typing import Any
 
 from zithara_worker.magento import expiry
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.deployment_config import DeploymentConfig
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Registry
 from zithara_worker.magento.shop import ShopConfiguration, read_configuration
@@ -59,6 +60,7 @@ class Duties:
         queues: Sequence[MessageQueue],
         registry: Registry,
         configuration: ShopConfiguration,
+        files: DeploymentConfig | None,
         states: Callable[[], Mapping[str, Any]],
         minutes: Callable[[], Mapping[str, Any]],
         metrics_address: str | None,
@@ -69,6 +71,7 @@ class Duties:
         self._database = database
         self._queues = {queue.queue_id: queue for queue in queues}
         self._registry = registry
+        self._files = files
         self._in_force = configuration
         self._latest = configuration
         self._states = states
@@ -156,7 +159,7 @@ class Duties:
         return before != 0 and before != self._generation
 
     def _obey_shop(self) -> None:
-        self._latest = read_configuration(self._database)
+        self._latest = read_configuration(self._database, self._files)
         self._on_configuration(self._latest)
         consumable = self._latest.consumable
         if not consumable and (self.consumable or self._complain.due(self._monotonic())):

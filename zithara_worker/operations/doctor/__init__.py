@@ -15,6 +15,7 @@ from zithara_worker.config import Configured
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.magento import fleet
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.deployment_config import deployment_config
 from zithara_worker.magento.shop import ShopConfiguration, read_configuration
 from zithara_worker.operations.doctor import api, configuration, database, host, queues, shop
 from zithara_worker.operations.doctor.finding import Finding, Level, failed, warning
@@ -74,7 +75,8 @@ class Doctor:
         yield from self._guarded("privileges", lambda: database.privileges(self.database))
         yield from self._guarded("database.index", lambda: database.optional_index(self.database))
         try:
-            read = read_configuration(self.database)
+            files = deployment_config(self.configured.settings.magento.root)
+            read = read_configuration(self.database, files)
         except ZitharaWorkerError as error:
             yield failed("shop.configuration", str(error), "see the findings above")
             read = None
@@ -84,6 +86,7 @@ class Doctor:
             yield from shop.active_row(read)
             yield from shop.webhook_url(read, self.configured.settings.zithara.webhook_url)
             yield from shop.event_types(read)
+            yield from shop.cleanup(read, files_read=files is not None)
         yield from self._queue_side(
             read, owned=all(each.level is not Level.FAILED for each in tables if each.check == "tables.worker")
         )

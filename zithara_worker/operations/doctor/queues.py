@@ -115,8 +115,8 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
             "in_progress",
             f"no worker holds {len(found)} messages that are in progress, the oldest for {spoken(oldest)} "
             f"(message {min(int(row['message_id']) for row in found.values())}): a PHP consumer has them, or died",
-            "if PHP consumers of our queues run, stop them; what is left, Magento's cron puts back after 24 h "
-            "(mysqlmq/retry_inprogress_after)",
+            "if PHP consumers of our queues run, stop them; what is left, Magento's cron puts back (when: "
+            "see shop.cleanup)",
         )
         return
     nobody = found.keys() - by_php
@@ -134,7 +134,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
             "in_progress",
             f"nobody holds {len(nobody)} messages that are in progress, the oldest for {spoken(oldest)} "
             f"(message {min(int(found[id]['message_id']) for id in nobody)})",
-            "a consumer died with them; Magento's cron puts them back after 24 h (mysqlmq/retry_inprogress_after)",
+            "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
         )
 
 
@@ -208,7 +208,10 @@ def near_deletion(
     )[0]
     number = int(found["messages"])
     if not number:
-        yield ok("expiry", f"no new message is near Magento's deletion ({lifetime_minutes // 1440} days)")
+        yield ok(
+            "expiry",
+            f"no new message is near Magento's deletion, {spoken(lifetime_minutes * 60)} after it was published",
+        )
         return
     left = lifetime_minutes * 60 - (now - float(found["oldest"]))
     text = f"{number} new messages near deletion by Magento's cleanup, the first "
@@ -220,7 +223,7 @@ def near_deletion(
 
 
 def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
-    """Messages in ERROR, which Magento deletes after 7 days unless it is told otherwise."""
+    """Messages in ERROR, which Magento deletes after a time."""
     counts = fleet.count_by_status(database, [queue.queue_id for queue in queues])
     found = [count for (_, status), count in counts.items() if status is Status.ERROR]
     number = sum(count.messages for count in found)
@@ -230,7 +233,7 @@ def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iter
     oldest = max((now - count.oldest_utc for count in found if count.oldest_utc is not None), default=0.0)
     yield warning(
         "failed",
-        f"{number} failed messages, the oldest for {spoken(oldest)}; Magento deletes them after 7 days",
+        f"{number} failed messages, the oldest for {spoken(oldest)}; Magento deletes them (when: see shop.cleanup)",
         "see 'zithara-worker failed list'; retry, discard or export them",
     )
 

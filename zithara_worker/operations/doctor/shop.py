@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from zithara_worker.magento.shop import ShopConfiguration
+from zithara_worker.magento.shop import NEW_LIFETIME, ShopConfiguration
 from zithara_worker.operations.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.zithara.transport import UrlRefused, endpoint_of
 
@@ -70,4 +70,34 @@ def event_types(shop: ShopConfiguration) -> Iterator[Finding]:
             "shop.event_types",
             "the active row names no event types: the shop publishes no webhook events",
             "choose them in the shop's admin, if you want any",
+        )
+
+
+#: What Magento's cleanup does, in the words of a sentence that goes on with "after 7 days".
+_RULES = {
+    NEW_LIFETIME: "new messages are deleted",
+    "successful_messages_lifetime": "complete ones are deleted",
+    "failed_messages_lifetime": "failed ones are deleted",
+    "retry_inprogress_after": "those that PHP has in progress are put back",
+}
+
+
+def cleanup(shop: ShopConfiguration, *, files_read: bool) -> Iterator[Finding]:
+    """The rules of Magento's cleanup in force, each with its source. `files_read`: [magento] root is set."""
+    rules = []
+    for name, rule in _RULES.items():
+        minutes, source = shop.cleanup[name].minutes, shop.cleanup[name].source
+        when = "nobody but PHP knows when" if minutes is None else f"after {minutes} minutes" if minutes else "never"
+        rules.append(f"{rule} {when} ({source})")
+    text = "; ".join(rules)
+    if not files_read:
+        text += "; app/etc/env.php, which may say otherwise, is not read because [magento] root is not set"
+    assumed = shop.new_messages_lifetime_minutes
+    if shop.cleanup[NEW_LIFETIME].minutes == assumed:
+        yield ok("shop.cleanup", text)
+    else:
+        yield warning(
+            "shop.cleanup",
+            f"{text}. To be safe, workers keep new messages as if they were deleted after {assumed} minutes",
+            f"write one number for system/mysqlmq/{NEW_LIFETIME}: bin/magento config:set --lock-env",
         )
