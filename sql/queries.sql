@@ -277,8 +277,12 @@ ON DUPLICATE KEY UPDATE attempts = attempts + 1, reason_code = VALUES(reason_cod
 DELETE FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- failures_of_groups --
-SELECT id, group_key, message_id FROM {prefix}zithara_delivery_failure FORCE INDEX (message_group)
-WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND newer_delivered = 0
+-- What has failed of these groups: messages that newer data overtakes, and pending ones, the oldest of which is the next head.
+SELECT f.id, f.group_key, f.message_id, s.status
+FROM {prefix}zithara_delivery_failure AS f FORCE INDEX (message_group)
+JOIN {prefix}queue_message_status AS s FORCE INDEX (PRIMARY) ON s.id = f.id
+WHERE f.queue_id = %(queue_id)s AND f.group_key IN %(group_keys)s AND f.newer_delivered = 0
+ORDER BY f.message_id
 
 -- failures_overtaken --
 UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 1 WHERE id IN %(ids)s
@@ -436,7 +440,8 @@ LIMIT %(limit)s
 SELECT s.id, s.queue_id, q.name AS queue_name, s.message_id, s.status, s.number_of_trials,
        UNIX_TIMESTAMP(s.updated_at) AS updated_at, f.topic_name, f.group_key, f.attempts, f.reason_code, f.http_status,
        f.detail, UNIX_TIMESTAMP(f.first_failed_at) AS first_failed_at, UNIX_TIMESTAMP(f.last_failed_at) AS last_failed_at,
-       COALESCE(f.newer_delivered, 0) AS newer_delivered, f.history
+       COALESCE(f.newer_delivered, 0) AS newer_delivered, f.unwitnessed, f.retries,
+       UNIX_TIMESTAMP(f.discarded_at) AS discarded_at, f.history
 FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
 JOIN {prefix}queue AS q ON q.id = s.queue_id
 LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
@@ -462,35 +467,76 @@ LIMIT %(limit)s
 -- A body that may exceed max_allowed_packet, piece by piece. Positions count characters, from 1.
 SELECT SUBSTRING(body, %(start)s, %(length)s) AS part FROM {prefix}queue_message WHERE id = %(message_id)s
 
--- failures_lock --
--- The rows of an operator's command, locked by primary key before any row of ours.
-SELECT s.id, s.status, COALESCE(f.newer_delivered, 0) AS newer_delivered
+-- failed_counts --
+-- A selection by queue and reason; the topic is the queue's. `since`: the first failure among them.
+SELECT s.queue_id, COALESCE(f.reason_code, 'unrecorded') AS reason, COUNT(*) AS messages, MAX(s.message_id) AS newest,
+       UNIX_TIMESTAMP(MIN(COALESCE(f.first_failed_at, s.updated_at))) AS since
 FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
 LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
 WHERE s.id IN %(ids)s
+GROUP BY s.queue_id, reason
+
+-- failures_lock --
+-- The rows of an operator's command that are in ERROR or discarded, locked by primary key before any row of a group. Their
+-- failure rows are locked too: a delivery that sets newer_delivered is seen, or waits.
+SELECT s.id, s.status, COALESCE(f.newer_delivered, 0) AS newer_delivered
+FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
+LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
+WHERE s.id IN %(ids)s AND (s.status = 6 OR (s.status = 4 AND f.discarded_at IS NOT NULL))
 ORDER BY s.id
 FOR UPDATE
 
--- failed_retry --
--- ERROR to RETRY_REQUIRED, with all attempts before it.
-UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
-SET status = 5, number_of_trials = 0, updated_at = NOW()
-WHERE id IN %(ids)s AND status = 6
-
 -- failed_wake --
--- A due head for each group that has none: the next poll of any worker sees it. A group that is busy keeps its head, and a
--- sweep finds the message.
+-- A due head for each group that has none: the next poll of any worker sees it, and nothing newer of the group passes it.
 INSERT IGNORE INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, not_before)
 VALUES (%s, %s, %s, %s, NOW(3))
 
+-- failed_heads --
+-- The heads of these groups. Locked by primary key: none of them ends meanwhile. `recorded`: its message has failed before.
+SELECT g.group_key, g.id, g.message_id, g.worker_id, g.supersedes,
+       EXISTS (SELECT 1 FROM {prefix}zithara_delivery_failure AS f WHERE f.id = g.id) AS recorded
+FROM {prefix}zithara_message_group AS g FORCE INDEX (PRIMARY)
+WHERE g.queue_id = %(queue_id)s AND g.group_key IN %(group_keys)s
+ORDER BY g.group_key
+FOR UPDATE
+
+-- failed_first --
+-- An older message takes the place of a head that only waits for its next attempt. That one has a failure row, so whoever
+-- settles the older one makes it the head again.
+UPDATE {prefix}zithara_message_group
+SET id = %(id)s, message_id = %(message_id)s, not_before = NOW(3)
+WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND worker_id IS NULL
+
+-- failed_retry --
+-- ERROR, or COMPLETE where an operator discarded it, to RETRY_REQUIRED, with all attempts before it.
+UPDATE {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
+SET s.status = 5, s.number_of_trials = 0, s.updated_at = NOW()
+WHERE s.id IN %(ids)s AND (s.status = 6 OR (s.status = 4 AND EXISTS (
+  SELECT 1 FROM {prefix}zithara_delivery_failure AS f WHERE f.id = s.id AND f.discarded_at IS NOT NULL)))
+
 -- failed_discard --
+-- No row of queue_lock comes with it: a PHP consumer would acknowledge the message without processing, should it be taken back.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 6
 
--- failures_noted --
--- An operator's act becomes a line of the history, beside the attempts.
-UPDATE {prefix}zithara_delivery_failure SET history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000) WHERE id IN %(ids)s
+-- failures_unrecorded --
+-- A row for what a PHP consumer rejected, so that what an operator decides about it has a place.
+INSERT IGNORE INTO {prefix}zithara_delivery_failure
+  (id, queue_id, message_id, topic_name, group_key, attempts, reason_code, detail, first_failed_at, last_failed_at, history)
+VALUES (%s, %s, %s, %s, %s, 0, 'unrecorded', '', NOW(3), NOW(3), '')
+
+-- failures_retried --
+-- `retries` is part of the Idempotency-Key: what an operator asks for is sent, also where the API remembers keys.
+UPDATE {prefix}zithara_delivery_failure
+SET attempts = 0, unwitnessed = 0, retries = retries + 1, discarded_at = NULL,
+    history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000)
+WHERE id IN %(ids)s
+
+-- failures_discarded --
+UPDATE {prefix}zithara_delivery_failure
+SET discarded_at = NOW(3), history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000)
+WHERE id IN %(ids)s
 
 -- failures_without_message --
 -- What is left of messages that Magento's cleanup has deleted. Read first, then deleted by primary key.

@@ -99,10 +99,10 @@ def test_a_retry_that_would_overwrite_newer_data_is_refused(shop: Shop, run: Run
     message_id = fail(shop, run, refused)
     shop.publish_order("000000777")
     assert run("consume", "--all", "--stop-when-empty").returncode == 0
-    refusal = run("failed", "retry", "--all")
+    refusal = run("failed", "retry", "--all", "--yes")
     assert refusal.returncode == 1 and "--force" in refusal.stderr and str(message_id) in refusal.stderr
-    forced = run("failed", "retry", "--all", "--force", "--json")
-    assert json.loads(forced.stdout) == {"retried": [message_id], "overtaken": [], "not_failed": []}
+    forced = run("failed", "retry", "--all", "--force", "--yes", "--json")
+    assert json.loads(forced.stdout) == {"retried": [message_id], "overtaken": [], "passed": [], "not_failed": []}
 
 
 def test_many_are_retried_by_topic_with_a_progress_bar_on_a_terminal(
@@ -112,23 +112,103 @@ def test_many_are_retried_by_topic_with_a_progress_bar_on_a_terminal(
     shop.publish_cart()
     shop.query("UPDATE {prefix}queue_message_status SET status = 6")
     with Terminal(worker_config(), "failed", "retry", "--all", "--topic", TOPIC_ORDER) as terminal:
+        shown = terminal.wait_for("[y/N]")
+        assert re.search(r"order +unrecorded +250 ", shown) and "cart" not in shown
+        terminal.type("y\n")
         assert terminal.wait() == 0
     assert re.search(r"retrying.*250/250", terminal.text, re.DOTALL) and "250 put back" in terminal.text
     assert shop.status_counts(TOPIC_ORDER) == {5: 250} and shop.statuses(TOPIC_CART) == [6]
 
 
-def test_a_discard_wants_a_reason_and_is_audited(
+def test_a_no_changes_nothing(shop: Shop, worker_config: Config) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(2)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    with Terminal(worker_config(), "failed", "discard", "--all", "--note", "test") as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.type("n\n")
+        assert terminal.wait() == 1
+    assert shop.statuses() == [6, 6]
+
+
+def test_a_discard_wants_a_note_and_is_audited_and_can_be_taken_back(
     shop: Shop, tmp_path: Path, worker_config: Config, run: Run, refused: set[str]
 ) -> None:
     message_id = fail(shop, run, refused)
     assert run("failed", "discard", str(message_id)).returncode == 2
+    assert run("failed", "discard", str(message_id), "--note", " ").returncode == 2
     assert shop.statuses() == [6]
     audit_file = tmp_path / "audit.log"
     config = worker_config(logging={"audit_file": str(audit_file)})
-    done = run("failed", "discard", str(message_id), "--reason", "test order", config=config)
+    done = run("failed", "discard", str(message_id), "--note", "test order", config=config)
     assert (done.returncode, done.stdout, shop.statuses()) == (0, "1 discarded\n", [4])
     (line,) = (json.loads(text) for text in audit_file.read_text().splitlines())
-    assert (line["action"], line["message_ids"], line["reason"]) == ("discard", [message_id], "test order")
+    assert (line["action"], line["message_ids"], line["note"]) == ("discard", [message_id], "test order")
+    assert run("failed", "list").stdout == "no failed messages\n"
+    shown = run("failed", "show", str(message_id)).stdout
+    assert "discard  " in shown and "test order" in shown and f"'failed retry {message_id}' takes it back" in shown
+    assert run("failed", "retry", str(message_id)).stdout == "1 put back on the queue\n"
+    assert shop.statuses() == [5]
+
+
+@pytest.mark.parametrize("command", [("retry",), ("discard", "--note", "broken extension")])
+@pytest.mark.parametrize("reason", ["not_json", "test order"])
+def test_a_reason_selects_and_is_never_an_operators_words(
+    shop: Shop, run: Run, refused: set[str], command: tuple[str, ...], reason: str
+) -> None:
+    """In version 0.1 `discard --all --reason not_json` discarded everything."""
+    fail(shop, run, refused)
+    shop.publish_body(TOPIC_CART, "{nonsense")
+    run("consume", "--all", "--stop-when-empty")
+    done = run("failed", *command, "--all", "--yes", "--reason", reason)
+    if reason == "not_json":
+        assert done.returncode == 0 and shop.statuses(TOPIC_CART) != [6]
+        assert re.search(r"cart +not_json +1 ", done.stderr) and "order" not in done.stderr
+    else:
+        assert done.returncode == 2 and "--note" in done.stderr
+        assert shop.statuses(TOPIC_CART) == [6]
+    assert shop.statuses(TOPIC_ORDER) == [6]
+
+
+@pytest.mark.parametrize("command", [("retry",), ("discard", "--note", "all of it")])
+def test_what_changes_many_wants_a_yes_where_there_is_no_terminal(
+    shop: Shop, run: Run, command: tuple[str, ...]
+) -> None:
+    ids = [shop.publish_order(f"00000077{n}").message_id for n in range(2)]
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    for which in (("--all",), tuple(map(str, ids))):
+        done = run("failed", *command, *which)
+        assert done.returncode == 2 and "--yes" in done.stderr
+        assert re.search(r"order +unrecorded +2 ", done.stderr)
+        assert shop.statuses() == [6, 6]
+    assert run("failed", *command, "--yes", *map(str, ids)).returncode == 0
+    assert 6 not in shop.statuses()
+
+
+def test_a_retry_that_a_newer_message_on_its_way_may_pass_is_refused(shop: Shop, run: Run, refused: set[str]) -> None:
+    message_id = fail(shop, run, refused)
+    newer = shop.publish_order("000000777")
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, worker_id, lease_until) "
+        "SELECT queue_id, 'order:000000777', id, message_id, 'w1', UTC_TIMESTAMP(3) + INTERVAL 1 HOUR "
+        "FROM {prefix}queue_message_status WHERE id = %s",
+        (newer.relation_id,),
+    )
+    refusal = run("failed", "retry", str(message_id))
+    assert refusal.returncode == 1 and f"{message_id} behind {newer.message_id}" in refusal.stderr
+    assert "--force" in refusal.stderr and shop.statuses() == [6, 2]
+    value = json.loads(run("failed", "retry", str(message_id), "--json").stdout)
+    assert value["passed"] == [{"id": message_id, "newer_id": newer.message_id}]
+
+
+def test_a_summary_counts_by_topic_and_reason_and_says_what_to_do(shop: Shop, run: Run, refused: set[str]) -> None:
+    assert run("failed", "summary").stdout == "no failed messages\n"
+    message_id = fail(shop, run, refused)
+    shown = run("failed", "summary").stdout
+    assert re.search(rf"^order +http_400 +1 .* ago +{message_id}$", shown, re.MULTILINE)
+    assert "http_400: The detail holds the beginning of the answer." in shown
+    (value,) = json.loads(run("failed", "summary", "--json").stdout)
+    assert (value["topic"], value["reason"], value["messages"]) == (TOPIC_ORDER, "http_400", 1)
+    assert (value["newest_id"], value["since"][-1]) == (message_id, "Z")
 
 
 def test_nothing_is_done_unaudited_where_the_audit_is_required(
@@ -163,6 +243,8 @@ def test_an_export_is_private_complete_and_never_overwrites(
         ("failed", "retry"),
         ("failed", "retry", "7", "--all"),
         ("failed", "retry", "7", "--topic", TOPIC_ORDER),
+        ("failed", "list", "--reason", "no such code"),
+        ("failed", "export", "--reason", "no such code"),
         ("failed", "list", "--older-than", "soon"),
         ("pause",),
         ("resume", "zithara.order"),
@@ -325,7 +407,7 @@ def test_a_database_that_is_away_is_exit_code_75(run: Run, worker_config: Config
         ("doctor",),
         ("pause",),
         ("resume",),
-        *(("failed", each) for each in ("list", "show", "retry", "discard", "export")),
+        *(("failed", each) for each in ("list", "summary", "show", "retry", "discard", "export")),
     ],
 )
 def test_every_command_has_help_with_an_example(run: Run, command: tuple[str, ...]) -> None:

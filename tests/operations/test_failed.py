@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from support.workers import settings_of
 
+from zithara_worker import Settings, Worker
+from zithara_worker.app import Limits
 from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.failures import Selection
@@ -200,22 +205,268 @@ def test_only_messages_in_error_are_retried_or_discarded(
     ids = [done.relation_id, new.relation_id]
     retried = failed.retry(database, ids, by="anna@shop1", force=True, audit=audit)
     assert (retried.retried, retried.not_failed) == ((), (done.message_id, new.message_id))
-    discarded = failed.discard(database, ids, by="anna@shop1", reason="test", audit=audit)
+    discarded = failed.discard(database, ids, by="anna@shop1", note="test", audit=audit)
     assert (discarded.discarded, discarded.not_failed) == ((), (done.message_id, new.message_id))
     assert shop.statuses() == [4, 2] and audit.lines == []
 
 
-def test_a_discarded_message_is_complete_and_its_reason_is_audited(
+def discard_all(database: Database, selection: Selection, audit: Any, note: str = "test order") -> failed.Discarded:
+    return failed.discard(database, failed.matching(database, selection), by="anna@shop1", note=note, audit=audit)
+
+
+def test_a_discarded_message_is_complete_and_what_is_known_of_it_stays(
     shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
 ) -> None:
     published = shop.publish_body(TOPIC_ORDER, "{nonsense")
     consume()
-    ids = failed.matching(database, everything)
-    done = failed.discard(database, ids, by="anna@shop1", reason="broken extension", audit=audit)
+    done = discard_all(database, everything, audit, note="broken extension")
     assert done.discarded == (published.message_id,)
     assert shop.statuses() == [4]
+    # A PHP consumer that finds its lock acknowledges without processing: none may stand beside what can be taken back.
+    assert shop.query("SELECT COUNT(*) FROM {prefix}queue_lock") == [(0,)]
+    assert failed.newest(database, everything, limit=10) == ([], 0)
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    value = failed.as_json(found)
+    assert value["discarded_at"] and value["reason"] == "not_json"
+    assert (value["history"][-1]["act"], value["history"][-1]["note"]) == ("discard", "broken extension")
+    (line,) = audit.lines
+    assert (line["action"], line["note"], line["message_ids"]) == (
+        "discard",
+        "broken extension",
+        [published.message_id],
+    )
+
+
+@pytest.mark.parametrize("by_php", [False, True])
+def test_a_discarded_message_can_be_taken_back(
+    shop: Shop,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+    by_php: bool,
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    if by_php:
+        shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    else:
+        consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    assert shop.statuses() == [4]
+    ids = [published.relation_id]
+    assert discard_all(database, everything, audit).discarded == ()
+    assert failed.retry(database, ids, by="anna@shop1", force=False, audit=audit).retried == (published.message_id,)
+    assert shop.row(published.relation_id).status == 5
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    assert (found.discarded_utc, found.retries, found.attempts, found.unwitnessed) == (None, 1, 0, 0)
+    consume()
+    assert shop.statuses() == [4]
     assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
-    assert (audit.lines[0]["reason"], audit.lines[0]["message_ids"]) == ("broken extension", [published.message_id])
+
+
+def test_what_was_delivered_is_not_taken_back(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    """A message that was discarded, taken back and delivered has been discarded no more."""
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    ids = [published.relation_id]
+    failed.retry(database, ids, by="anna@shop1", force=False, audit=audit)
+    consume()
+    again = failed.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (again.retried, again.not_failed, shop.statuses()) == ((), (published.message_id,), [4])
+
+
+def test_a_discarded_message_that_newer_data_has_overtaken_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    shop.publish_order("000000777")
+    consume()
+    done = failed.retry(database, [old.relation_id], by="anna@shop1", force=False, audit=audit)
+    assert (done.retried, done.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 4
+
+
+def test_what_is_known_of_a_discarded_message_goes_with_it(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    discard_all(database, everything, audit)
+    registry = Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS))
+    registry.forget_old()
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(1,)]
+    shop.make_older(minutes=8 * 1440)
+    assert shop.run_cleanup_cron()["deleted"] == 1
+    registry.forget_old()
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+
+
+# ---------------------------------------------------------------- a retry beside newer messages of its group
+
+
+def attempts_of(api: FakeZithara) -> list[str]:
+    """Message ids in the order in which they reached the API."""
+    keys = (each.headers.get("idempotency-key", "") for each in api.requests())
+    return [match[1] for key in keys if (match := re.match(r"zithara_order_queue-(\d+)", key))]
+
+
+def group_row(shop: Shop, published: Any, *, worker: str | None = None, group: str = "order:000000777") -> None:
+    """The group's row as a worker that holds this message leaves it, or (no worker) as it waits for its retry."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group"
+        " (queue_id, group_key, id, message_id, worker_id, lease_until, not_before)"
+        " SELECT queue_id, %s, id, message_id, %s, IF(%s IS NULL, NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR),"
+        " IF(%s IS NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR, NULL)"
+        " FROM {prefix}queue_message_status WHERE id = %s",
+        (group, worker, worker, worker, published.relation_id),
+    )
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_only_waits(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    api.forget_requests()
+    new = shop.publish_order("000000777")
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    consume()
+    assert attempts_of(api) == [str(old.message_id), str(new.message_id)]
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_waits_for_its_next_attempt(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    old, new, newest = (shop.publish_order("000000777") for _ in range(3))
+    replies = [Reply.error(400, "bad"), Reply.error(500, "ill")]
+    api.responder = lambda request: replies.pop(0) if "idempotency-key" in request.headers and replies else None
+    patient = replace(settings, retry=replace(settings.retry, delay=60.0))
+    limits = Limits(max_messages=2, max_runtime_seconds=20)
+    Worker(patient).run([TOPIC_ORDER], limits=limits)
+    assert shop.statuses() == [6, 5, 2]
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    Worker(patient).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert attempts_of(api) == [str(each.message_id) for each in (old, new, newest)]
+
+
+def test_a_newer_message_in_flight_may_arrive_first_so_a_retry_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", (new.relation_id,))
+    group_row(shop, new, worker="w1")
+    done = retry(database, everything, audit)
+    assert (done.retried, done.passed) == ((), ((old.message_id, new.message_id),))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+
+
+@pytest.mark.parametrize("why", ["it stands for older snapshots", "it was released"])
+def test_a_waiting_head_that_cannot_make_way_is_not_passed(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any, why: str
+) -> None:
+    """Its older snapshots, and a head without a failure row, would be found again by a sweep only: too late."""
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    group_row(shop, new)
+    if why == "it stands for older snapshots":
+        shop.query(
+            "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
+            "reason_code, detail, first_failed_at, last_failed_at, history) SELECT id, queue_id, message_id, '', "
+            "'order:000000777', 1, 'http_500', '', NOW(3), NOW(3), '' FROM {prefix}queue_message_status WHERE id = %s",
+            (new.relation_id,),
+        )
+        shop.query("UPDATE {prefix}zithara_message_group SET supersedes = '7:7'")
+    assert retry(database, everything, audit).passed == ((old.message_id, new.message_id),)
+    assert shop.query("SELECT message_id FROM {prefix}zithara_message_group") == [(new.message_id,)]
+
+
+def test_a_retried_message_waits_behind_an_older_one_in_flight_and_goes_before_newer_ones(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    everything: Selection,
+    audit: Any,
+) -> None:
+    """While the worker sends the oldest, the next one is retried: the newest, which the worker has long seen, waits."""
+    first, second, third = (shop.publish_order("000000777") for _ in range(3))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (second.relation_id,))
+    done = []
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        if "idempotency-key" in request.headers and not done:
+            with closing(Database(settings_of(shop))) as other:
+                done.append(retry(other, everything, audit))
+        return None
+
+    api.responder = respond
+    Worker(settings).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert done[0].retried == (second.message_id,)
+    assert attempts_of(api) == [str(each.message_id) for each in (first, second, third)]
+
+
+def test_failed_messages_are_counted_by_topic_and_reason(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    orders = [shop.publish_order(f"00000077{n}") for n in range(2)]
+    consume()
+    shop.query("UPDATE {prefix}zithara_delivery_failure SET first_failed_at = NOW(3) - INTERVAL 2 HOUR LIMIT 1")
+    broken = [shop.publish_body(topic, "{nonsense") for topic in (TOPIC_ORDER, TOPIC_CUSTOMER)]
+    consume()
+    queues = find_queues(database, TOPICS, {})
+    found = failed.summary(database, failed.matching(database, everything), queues)
+    assert [(each.topic, each.reason, each.messages, each.newest_id) for each in found] == [
+        (TOPIC_ORDER, "http_400", 2, orders[1].message_id),
+        (TOPIC_ORDER, "not_json", 1, broken[0].message_id),
+        (TOPIC_CUSTOMER, "not_json", 1, broken[1].message_id),
+    ]
+    ages = [datetime.now(timezone.utc).timestamp() - each.since_utc for each in found]
+    assert 7190 < ages[0] < 7300 and ages[1] < 60 and "discard" in found[1].remedy
+
+
+def test_a_long_selection_is_counted_in_parts(
+    shop: Shop, database: Database, everything: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(25)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "PAGE", 7)
+    (found,) = failed.summary(database, failed.matching(database, everything), find_queues(database, TOPICS, {}))
+    ((newest,),) = shop.query("SELECT MAX(id) FROM {prefix}queue_message")
+    assert (found.reason, found.messages, found.newest_id) == ("unrecorded", 25, newest)
 
 
 def test_many_are_retried_batch_by_batch_with_progress(

@@ -7,9 +7,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import wraps
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
 
@@ -18,12 +20,19 @@ from zithara_worker.cli.rendering import Duration, duration, printable, table
 from zithara_worker.cli.root import EXIT_FAILED, Context
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.failures import Selection
-from zithara_worker.magento.shop import read_configuration
+from zithara_worker.magento.shop import QueueRow, read_configuration
 from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPICS
 from zithara_worker.operations import failed as operations
+from zithara_worker.operations.failed import iso
 from zithara_worker.operations.queues import queues_present
+from zithara_worker.operations.reasons import remedy
 from zithara_worker.processors import ShopContext
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[str]
+else:
+    _ParamType = click.ParamType  # generic only in the newest versions, and there for type checkers alone
 
 #: From how many messages on a progress bar is shown.
 _MANY = 100
@@ -38,42 +47,125 @@ def failed() -> None:
 
     \b
     Examples:
+      zithara-worker failed summary
       zithara-worker failed list --topic zithara.order.events --newer-than 1d
       zithara-worker failed show 1234
       zithara-worker failed retry --all --reason http_500
     """
 
 
-def _selecting(*, reason: Sequence[str] = ("--reason", "--reason-code")) -> Callable[..., Any]:
-    """Options that say which messages are meant; `reason`: what the one for the reason of the failure is called."""
+class ReasonCode(_ParamType):
+    """A code of docs/reasons.md."""
 
-    def add(command: Callable[..., Any]) -> Callable[..., Any]:
-        for option in (
-            click.option("--newer-than", type=Duration(), metavar="AGE", help="Failed more recently than this."),
-            click.option("--older-than", type=Duration(), metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
-            click.option("--group", metavar="KEY", help="Only of this message group, such as order:000000101."),
-            click.option(*reason, "reasons", multiple=True, metavar="CODE", help="Only what failed with this reason."),
-            click.option("--topic", "topics", type=click.Choice(TOPICS), multiple=True, help="Only of this topic."),
-        ):
-            command = option(command)
-        return command
+    name = "code"
 
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if remedy(str(value)) is None:
+            self.fail(
+                f"{value!r} is no reason code: --reason selects what failed with a code, such as http_400 "
+                "('failed summary' shows those there are); words of your own go into --note",
+                param,
+                ctx,
+            )
+        return str(value)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """What the operator's options select."""
+
+    topics: tuple[str, ...]
+    reasons: tuple[str, ...]
+    group: str | None
+    older_than: float | None
+    newer_than: float | None
+
+    @property
+    def narrowed(self) -> bool:
+        return bool(self.topics or self.reasons or self.group or self.older_than or self.newer_than)
+
+
+def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that say which messages are meant, as one argument `choice`."""
+
+    @wraps(command)
+    def gathered(*arguments: Any, **options: Any) -> Any:
+        names = ("topics", "reasons", "group", "older_than", "newer_than")
+        return command(*arguments, choice=Choice(**{name: options.pop(name) for name in names}), **options)
+
+    add: Callable[..., Any] = gathered
+    for option in (
+        click.option("--newer-than", type=Duration(), metavar="AGE", help="Failed more recently than this."),
+        click.option("--older-than", type=Duration(), metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
+        click.option("--group", metavar="KEY", help="Only of this message group, such as order:000000101."),
+        click.option(
+            "--reason",
+            "reasons",
+            type=ReasonCode(),
+            multiple=True,
+            metavar="CODE",
+            help="Only what failed with this reason.",
+        ),
+        click.option("--topic", "topics", type=click.Choice(TOPICS), multiple=True, help="Only of this topic."),
+    ):
+        add = option(add)
     return add
 
 
+def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the commands that change messages share: which, and whether to ask."""
+    for option in (
+        click.option("--yes", is_flag=True, help="Do not ask, however many they are."),
+        _selecting,
+        click.option("--all", "every", is_flag=True, help="All of them, or all that the options select."),
+        click.argument("ids", type=int, nargs=-1, metavar="[ID]..."),
+    ):
+        command = option(command)
+    return command
+
+
+@failed.command()
+@_selecting
+@click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a topic and reason.")
+@click.pass_obj
+def summary(context: Context, choice: Choice, as_json: bool) -> None:
+    """The failed messages counted by topic and reason: since when, the newest as an example, and what to do.
+
+    \b
+    Examples:
+      zithara-worker failed summary
+      zithara-worker failed summary --newer-than 1d --json
+    """
+    with shop_database(context) as database:
+        queues = _queues(database, context, choice)
+        found = operations.summary(database, operations.matching(database, _selection(queues, choice)), queues)
+    if as_json:
+        values = [
+            {
+                **{name: value for name, value in asdict(each).items() if name != "since_utc"},
+                "since": iso(each.since_utc),
+            }
+            for each in found
+        ]
+        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        return
+    if not found:
+        click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
+    for line in _counted(found):
+        click.echo(line)
+    for reason, text in {each.reason: each.remedy for each in found}.items():
+        click.echo(f"{printable(reason)}: {text or 'see docs/reasons.md'}")
+
+
 @failed.command("list")
-@_selecting()
+@_selecting
 @click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest N of them.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a message.")
 @click.pass_obj
 def list_command(
     context: Context,
-    topics: tuple[str, ...],
-    reasons: tuple[str, ...],
-    group: str | None,
-    older_than: float | None,
-    newer_than: float | None,
+    choice: Choice,
     waiting: bool,
     limit: int,
     as_json: bool,
@@ -88,13 +180,13 @@ def list_command(
       zithara-worker failed list --reason http_400 --older-than 2d --json
     """
     with shop_database(context) as database:
-        selection = _selection(database, context, topics, reasons, group, older_than, newer_than, waiting=waiting)
+        selection = _selection(_queues(database, context, choice), choice, waiting=waiting)
         found, total = operations.newest(database, selection, limit=limit)
     if as_json:
         click.echo(json.dumps([operations.as_json(each) for each in found], ensure_ascii=False, indent=2))
         return
     if not found:
-        click.echo("no failed messages" + (" among those" if topics or reasons or group or older_than else ""))
+        click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
         return
     now = datetime.now(timezone.utc).timestamp()
     lines = table(
@@ -102,12 +194,14 @@ def list_command(
         [
             (
                 str(each.message_id),
-                (each.topic or "-").removeprefix("zithara.").removesuffix(".events"),
+                _short(each.topic or "-"),
                 each.status.name.lower().replace("_required", ""),
                 duration(now - (each.last_failed_utc or each.updated_at_utc)) + " ago",
                 str(each.attempts),
                 str(each.http_status or "-"),
-                printable(each.reason) + (" (newer delivered)" if each.newer_delivered else ""),
+                printable(each.reason)
+                + (" (newer delivered)" if each.newer_delivered else "")
+                + (f" ({each.unwitnessed} unwitnessed)" if each.unwitnessed else ""),
                 printable(operations.as_json(each)["group"] or "-", width=40),
             )
             for each in found
@@ -133,7 +227,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
     """
     zithara = context.configured.settings.zithara
     with shop_database(context) as database:
-        queues, _ = queues_present(database, context.configured.settings.queues)
+        queues = _queues(database, context)
         found, _ = operations.find(database, [queue.queue_id for queue in queues], [id])
         if not found:
             _fail(f"there is no message {id} in the queues {', '.join(queue.name for queue in queues)}")
@@ -154,50 +248,52 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
 
 
 @failed.command()
-@click.argument("ids", type=int, nargs=-1, metavar="[ID]...")
-@click.option("--all", "every", is_flag=True, help="All of them, or all that the options select.")
-@_selecting()
-@click.option("--force", is_flag=True, help="Also where newer data of the same group has been delivered since.")
-@click.option("--json", "as_json", is_flag=True, help='One JSON object: {"retried", "overtaken", "not_failed"}.')
+@_changing
+@click.option("--force", is_flag=True, help="Also where it overwrites newer data of the same group with older.")
+@click.option("--note", default="", metavar="TEXT", help="Why; kept in the message's history and the audit file.")
+@click.option(
+    "--json", "as_json", is_flag=True, help='One JSON object: {"retried", "overtaken", "passed", "not_failed"}.'
+)
 @click.pass_obj
 def retry(
     context: Context,
     ids: tuple[int, ...],
     every: bool,
-    topics: tuple[str, ...],
-    reasons: tuple[str, ...],
-    group: str | None,
-    older_than: float | None,
-    newer_than: float | None,
+    choice: Choice,
+    yes: bool,
     force: bool,
+    note: str,
     as_json: bool,
 ) -> None:
-    """Put failed messages back on the queue, with all attempts before them.
+    """Put failed messages back on the queue, with all attempts before them; by ID, discarded ones too.
 
-    A message whose order, customer or cart has had newer data delivered since would overwrite that with older data:
-    it is left alone, unless --force. Exit code 1 when a message was left alone or is not in ERROR.
+    A message that would overwrite newer data of its order, customer or cart with older is left alone, unless --force:
+    where newer data has been delivered since, and where a newer message is on its way. A newer one that only waits is
+    delivered after it. Exit code 1 when a message was left alone, or is neither in ERROR nor discarded.
 
     \b
     Examples:
-      zithara-worker failed retry 1234 1235
+      zithara-worker failed retry 1234
       zithara-worker failed retry --all --topic zithara.order.events --reason http_400
     """
-    narrowed = bool(topics or reasons or group or older_than or newer_than)
     with shop_database(context) as database, audit_file(context) as audit:
-        relation_ids, unknown = _chosen(
-            database, context, ids, every, narrowed, (topics, reasons, group, older_than, newer_than)
-        )
+        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="put back on the queue")
         with _progress(len(relation_ids), "retrying") as on_progress:
             done = operations.retry(
-                database, relation_ids, by=operator(), force=force, audit=audit, on_progress=on_progress
+                database, relation_ids, by=operator(), force=force, note=note, audit=audit, on_progress=on_progress
             )
     not_failed = (*done.not_failed, *unknown)
     if as_json:
-        value = {"retried": done.retried, "overtaken": done.overtaken, "not_failed": not_failed}
+        value = {
+            "retried": done.retried,
+            "overtaken": done.overtaken,
+            "passed": [{"id": id, "newer_id": newer} for id, newer in done.passed],
+            "not_failed": not_failed,
+        }
         click.echo(json.dumps(value))
     else:
         click.echo(f"{len(done.retried)} put back on the queue")
-        _say_not_failed(not_failed)
+        _say_not_failed(not_failed, "neither in ERROR nor discarded")
         if done.overtaken:
             click.echo(
                 f"{len(done.overtaken)} left alone, because newer data of the same order, customer or cart has been "
@@ -205,71 +301,71 @@ def retry(
                 "use --force, or discard them",
                 err=True,
             )
-    if done.overtaken or not_failed:
+        if done.passed:
+            pairs = [f"{id} behind {newer}" for id, newer in done.passed]
+            click.echo(
+                f"{len(done.passed)} left alone, because a newer message of the same order, customer or cart is on its "
+                f"way and may arrive first ({_some(pairs)}): give the command again when that one is delivered or has "
+                "failed ('failed show ID' tells), or use --force",
+                err=True,
+            )
+    if done.overtaken or done.passed or not_failed:
         sys.exit(EXIT_FAILED)
 
 
 @failed.command()
-@click.argument("ids", type=int, nargs=-1, metavar="[ID]...")
-@click.option("--all", "every", is_flag=True, help="All of them, or all that the options select.")
-@_selecting(reason=("--reason-code",))
-@click.option("--reason", required=True, metavar="TEXT", help="Why; kept in the log and the audit file.")
+@_changing
+@click.option(
+    "--note", required=True, metavar="TEXT", help="Why; kept in the message's history, the log and the audit file."
+)
 @click.option("--json", "as_json", is_flag=True, help='One JSON object: {"discarded", "not_failed"}.')
 @click.pass_obj
 def discard(
     context: Context,
     ids: tuple[int, ...],
     every: bool,
-    topics: tuple[str, ...],
-    reasons: tuple[str, ...],
-    group: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-    reason: str,
+    choice: Choice,
+    yes: bool,
+    note: str,
     as_json: bool,
 ) -> None:
-    """Give failed messages up for good: they become COMPLETE without having been delivered.
+    """Give failed messages up: they become COMPLETE without having been delivered.
+
+    'failed retry ID' takes one back, until Magento's cleanup deletes it (7 days after the discard).
 
     \b
     Examples:
-      zithara-worker failed discard 1234 --reason "test order"
-      zithara-worker failed discard --all --reason-code not_json --reason "broken extension, since removed"
+      zithara-worker failed discard 1234 --note "test order"
+      zithara-worker failed discard --all --reason not_json --note "broken extension, since removed"
     """
-    narrowed = bool(topics or reasons or group or older_than or newer_than)
-    if not reason.strip():
-        raise click.UsageError("--reason must say why")
+    if not note.strip():
+        raise click.UsageError("--note must say why")
     with shop_database(context) as database, audit_file(context) as audit:
-        relation_ids, unknown = _chosen(
-            database, context, ids, every, narrowed, (topics, reasons, group, older_than, newer_than)
-        )
+        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
         with _progress(len(relation_ids), "discarding") as on_progress:
             done = operations.discard(
-                database, relation_ids, by=operator(), reason=reason, audit=audit, on_progress=on_progress
+                database, relation_ids, by=operator(), note=note, audit=audit, on_progress=on_progress
             )
     not_failed = (*done.not_failed, *unknown)
     if as_json:
         click.echo(json.dumps({"discarded": done.discarded, "not_failed": not_failed}))
     else:
         click.echo(f"{len(done.discarded)} discarded")
-        _say_not_failed(not_failed)
+        _say_not_failed(not_failed, "not in ERROR")
     if not_failed:
         sys.exit(EXIT_FAILED)
 
 
 @failed.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-", metavar="[FILE]")
-@_selecting()
+@_selecting
 @click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.pass_obj
 def export(
     context: Context,
     file: Path,
-    topics: tuple[str, ...],
-    reasons: tuple[str, ...],
-    group: str | None,
-    older_than: float | None,
-    newer_than: float | None,
+    choice: Choice,
     waiting: bool,
     overwrite: bool,
 ) -> None:
@@ -282,7 +378,7 @@ def export(
       zithara-worker failed export failed-$(date +%F).jsonl
     """
     with shop_database(context) as database:
-        selection = _selection(database, context, topics, reasons, group, older_than, newer_than, waiting=waiting)
+        selection = _selection(_queues(database, context, choice), choice, waiting=waiting)
         relation_ids = operations.matching(database, selection)
         written = 0
         with _output(file, overwrite=overwrite) as stream, _progress(len(relation_ids), "exporting") as on_progress:
@@ -296,48 +392,48 @@ def export(
 # ---------------------------------------------------------------- which messages
 
 
-def _selection(
-    database: Database,
-    context: Context,
-    topics: tuple[str, ...],
-    reasons: tuple[str, ...],
-    group: str | None,
-    older_than: float | None,
-    newer_than: float | None,
-    *,
-    waiting: bool = False,
-) -> Selection:
-    queues, _ = queues_present(database, context.configured.settings.queues, topics or TOPICS)
+def _queues(database: Database, context: Context, choice: Choice | None = None) -> list[QueueRow]:
+    topics = choice.topics if choice and choice.topics else TOPICS
+    return queues_present(database, context.configured.settings.queues, topics)[0]
+
+
+def _selection(queues: Sequence[QueueRow], choice: Choice, *, waiting: bool = False) -> Selection:
     return Selection(
         queue_ids=[queue.queue_id for queue in queues],
         statuses=(Status.ERROR, Status.RETRY_REQUIRED) if waiting else (Status.ERROR,),
-        reasons=reasons,
-        group_key=group,
-        older_than_seconds=older_than,
-        newer_than_seconds=newer_than,
+        reasons=choice.reasons,
+        group_key=choice.group,
+        older_than_seconds=choice.older_than,
+        newer_than_seconds=choice.newer_than,
     )
 
 
 def _chosen(
-    database: Database,
-    context: Context,
-    ids: tuple[int, ...],
-    every: bool,
-    narrowed: bool,
-    options: tuple[tuple[str, ...], tuple[str, ...], str | None, float | None, float | None],
+    database: Database, context: Context, ids: tuple[int, ...], every: bool, choice: Choice, *, yes: bool, what: str
 ) -> tuple[Sequence[int], tuple[int, ...]]:
-    """The relation ids that are meant, and ids that no message has."""
-    if ids and (every or narrowed):
+    """The relation ids that are meant, and ids that no message has. Asks before many are `what` ("discarded")."""
+    if ids and (every or choice.narrowed):
         raise click.UsageError("give IDs, or --all with options that select, not both")
     if not ids and not every:
-        raise click.UsageError(
-            "which messages? Give IDs, or --all (with --topic, --reason-code or an age, if you like)"
-        )
+        raise click.UsageError("which messages? Give IDs, or --all (with --topic, --reason or an age, if you like)")
+    unknown: tuple[int, ...] = ()
+    queues = _queues(database, context, choice)
     if ids:
-        queues, _ = queues_present(database, context.configured.settings.queues)
         found, unknown = operations.find(database, [queue.queue_id for queue in queues], list(dict.fromkeys(ids)))
-        return [each.id for each in found], unknown
-    return operations.matching(database, _selection(database, context, *options)), ()
+        chosen: Sequence[int] = [each.id for each in found]
+    else:
+        chosen = operations.matching(database, _selection(queues, choice))
+    if chosen and (every or len(chosen) > 1):
+        for line in _counted(operations.summary(database, chosen, queues)):
+            click.echo(line, err=True)
+        many = f"{len(chosen)} message{'s' if len(chosen) > 1 else ''}"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError(
+                    f"{many} would be {what}, and there is no terminal to ask: give --yes if they are the ones you mean"
+                )
+            click.confirm(f"Shall {many} be {what}?", abort=True, err=True)
+    return chosen, unknown
 
 
 # ---------------------------------------------------------------- printing
@@ -378,22 +474,54 @@ def _output(file: Path, *, overwrite: bool) -> Iterator[TextIO]:
         raise
 
 
+def _counted(found: Sequence[operations.Reason]) -> list[str]:
+    now = datetime.now(timezone.utc).timestamp()
+    return (
+        table(
+            ("TOPIC", "REASON", "MESSAGES", "SINCE", "NEWEST"),
+            [
+                (
+                    _short(each.topic),
+                    printable(each.reason),
+                    str(each.messages),
+                    duration(now - each.since_utc) + " ago",
+                    str(each.newest_id),
+                )
+                for each in found
+            ],
+            left=(0, 1),
+        )
+        if found
+        else []
+    )
+
+
+def _short(topic: str) -> str:
+    return topic.removeprefix("zithara.").removesuffix(".events")
+
+
 def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
     yield f"message     {value['id']} (row {value['relation_id']} of {value['queue']})"
     yield f"topic       {value['topic']}"
     yield f"group       {printable(value['group'])}"
-    yield f"status      {value['status']}, {value['attempts']} attempts"
+    retried = f", {value['retries']} times retried by an operator" if value["retries"] else ""
+    yield f"status      {value['status']}, {value['attempts']} attempts{retried}"
+    if value["discarded_at"]:
+        yield f"discarded   {value['discarded_at']}; 'failed retry {value['id']}' takes it back"
     http = f", HTTP {value['http_status']}" if value["http_status"] else ""
     yield f"reason      {printable(value['reason'])}{http}"
     if value["detail"]:
         yield f"answer      {printable(value['detail'])}"
+    if value["unwitnessed"]:
+        yield (f"unwitnessed {value['unwitnessed']} attempts: it is not given up until another message succeeds there")
     if value["first_failed_at"]:
         yield f"failed      first {value['first_failed_at']}, last {value['last_failed_at']}"
     for each in value["history"]:
         what = f"operator: {each['act']}" if "act" in each else f"{each.get('reason')}"
         code = f" HTTP {each['http_status']}" if each.get("http_status") else ""
         who = each.get("operator") or each.get("worker") or ""
-        yield f"  {printable(each.get('at'))}  {printable(what)}{code}  {printable(who)}"
+        note = f": {each['note']}" if each.get("note") else ""
+        yield f"  {printable(each.get('at'))}  {printable(what)}{code}  {printable(who + note)}"
     if value["newer_delivered"]:
         yield "warning     newer data of this group has been delivered since: a retry would overwrite it (--force)"
     for each in value["later"]:
@@ -412,13 +540,13 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         yield f"  none: {request['error']['code']}: {printable(request['error']['detail'])}"
 
 
-def _say_not_failed(ids: Sequence[int]) -> None:
+def _say_not_failed(ids: Sequence[int], what: str) -> None:
     if ids:
-        click.echo(f"{len(ids)} not in ERROR, or not there, and left as they are ({_some(ids)})", err=True)
+        click.echo(f"{len(ids)} {what}, or not there, and left as they are ({_some(ids)})", err=True)
 
 
-def _some(ids: Sequence[int]) -> str:
-    return ", ".join(str(id) for id in ids[:10]) + (" ..." if len(ids) > 10 else "")
+def _some(values: Sequence[object]) -> str:
+    return ", ".join(str(each) for each in values[:10]) + (" ..." if len(values) > 10 else "")
 
 
 def _fail(text: str) -> NoReturn:

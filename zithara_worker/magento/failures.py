@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from itertools import islice
 from typing import Any
 
 from zithara_worker.magento.database import Database
@@ -57,7 +58,22 @@ class Failure:
     first_failed_utc: float | None
     last_failed_utc: float | None
     newer_delivered: bool
+    #: Attempts of these after which nothing shows that the path served anybody; how often an operator asked for a retry
+    unwitnessed: int
+    retries: int
+    discarded_utc: float | None
     history: tuple[dict[str, Any], ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counted:
+    """Messages of one queue that failed for one reason. `newest_id`: the newest message among them, as an example."""
+
+    queue_id: int
+    reason: str
+    messages: int
+    since_utc: float
+    newest_id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,49 +186,126 @@ def later_messages(database: Database, failure: Failure, *, limit: int) -> list[
     ]
 
 
-def retry(database: Database, failed: Sequence[Failure], *, by: str, force: bool) -> tuple[set[int], set[int]]:
-    """ERROR -> RETRY_REQUIRED, with all attempts before it; (relation ids that were, relation ids left out because
-    newer data of their group has been delivered). What is no longer in ERROR is in neither.
+def count(database: Database, relation_ids: Iterable[int]) -> list[Counted]:
+    """These messages by queue and reason; what is no longer there is not counted."""
+    total: dict[tuple[int, str], Counted] = {}
+    rest = iter(relation_ids)
+    while page := list(islice(rest, PAGE)):
+        for row in database.rows("failed_counts", ids=page):
+            place = (int(row["queue_id"]), str(row["reason"]))
+            before = total.get(place)
+            total[place] = Counted(
+                queue_id=place[0],
+                reason=place[1],
+                messages=int(row["messages"]) + (before.messages if before else 0),
+                since_utc=min(float(row["since"]), before.since_utc) if before else float(row["since"]),
+                newest_id=max(int(row["newest"]), before.newest_id if before else 0),
+            )
+    return sorted(total.values(), key=lambda each: (each.queue_id, -each.messages, each.reason))
 
-    A due row for its group wakes the workers with their next poll; where the group is busy, a sweep finds the message.
+
+@dataclass(slots=True)
+class Retry:
+    """What came of a retry, as relation ids. What is neither in ERROR nor discarded any more is in none of them."""
+
+    retried: set[int] = field(default_factory=set)
+    #: Newer data of their group has been delivered since they failed
+    overtaken: set[int] = field(default_factory=set)
+    #: A newer message of their group is on its way: relation id -> message id of that one
+    passed: dict[int, int] = field(default_factory=dict)
+
+
+def retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retry:
+    """ERROR, or COMPLETE where an operator discarded it, -> RETRY_REQUIRED, with all attempts before it.
+
+    Unless `force`, only what surely goes before everything newer of its group. The oldest becomes the head of a group
+    that has none in the same transaction, and takes the place of a newer head that only waits for its next attempt; the
+    others follow, since whoever settles a head makes the oldest pending failed message of its group the next one. A
+    newer message on its way may arrive before it or after it: then it is left alone.
+    `failed` has topic and group of each (`completed`).
     """
-    return database.again_on_contention(lambda: _retry(database, failed, by=by, force=force))
+    return database.again_on_contention(lambda: _retry(database, failed, by=by, note=note, force=force))
 
 
-def _retry(database: Database, failed: Sequence[Failure], *, by: str, force: bool) -> tuple[set[int], set[int]]:
+def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retry:
+    done = Retry()
     with database.transaction():
-        found = _still_failed(database, failed)
-        overtaken = set() if force else {id for id, newer in found.items() if newer}
-        wanted = sorted(found.keys() - overtaken)
+        found = _undelivered(database, failed)
+        if not force:
+            done.overtaken = {id for id, (_, newer) in found.items() if newer}
+        wanted = sorted(
+            (each for each in failed if each.id in found and each.id not in done.overtaken),
+            key=lambda each: each.message_id,
+        )
+        if not wanted:
+            return done
+        # The oldest of a group comes first, and INSERT IGNORE keeps the first.
+        database.insert_rows(
+            "failed_wake", [(each.queue_id, each.group_key, each.id, each.message_id) for each in wanted]
+        )
+        if not force:
+            done.passed = _go_first(database, wanted)
+            wanted = [each for each in wanted if each.id not in done.passed]
+        done.retried = {each.id for each in wanted}
         if wanted:
-            database.execute("failed_retry", ids=wanted)
-            # The oldest of a group becomes its head: INSERT IGNORE keeps the first.
-            heads = [
-                (each.queue_id, each.group_key, each.id, each.message_id)
-                for each in sorted(failed, key=lambda each: each.message_id)
-                if each.id in found and each.id not in overtaken and each.group_key
-            ]
-            if heads:
-                database.insert_rows("failed_wake", heads)
-            database.execute("failures_noted", ids=wanted, line=_act("retry", by))
-    return set(wanted), overtaken
+            _recorded(database, wanted)
+            database.execute("failed_retry", ids=sorted(done.retried))
+            database.execute("failures_retried", ids=sorted(done.retried), line=_act("retry", by, note))
+    return done
 
 
-def discard(database: Database, failed: Sequence[Failure]) -> set[int]:
-    """ERROR -> COMPLETE, and what was recorded of it goes; the relation ids that were still in ERROR.
+def _go_first(database: Database, wanted: Sequence[Failure]) -> dict[int, int]:
+    """Puts each before the newer messages of its group; relation id -> the newer message, where that cannot be done."""
+    passed: dict[int, int] = {}
+    for queue_id in sorted({each.queue_id for each in wanted}):
+        here = [each for each in wanted if each.queue_id == queue_id]
+        keys = sorted({str(each.group_key) for each in here})
+        heads = {row["group_key"]: row for row in database.rows("failed_heads", queue_id=queue_id, group_keys=keys)}
+        for each in here:
+            head = heads[each.group_key]
+            if int(head["message_id"]) <= each.message_id:
+                continue
+            if head["worker_id"] is None and head["supersedes"] is None and head["recorded"]:
+                head.update(id=each.id, message_id=each.message_id)
+                database.execute(
+                    "failed_first",
+                    queue_id=queue_id,
+                    group_key=each.group_key,
+                    id=each.id,
+                    message_id=each.message_id,
+                )
+            else:
+                passed[each.id] = int(head["message_id"])
+    return passed
 
-    The caller keeps a record: nothing in the database tells afterwards that the message was not delivered.
+
+def discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
+    """ERROR -> COMPLETE; the relation ids that were still in ERROR. What was recorded of them stays, with who and why,
+    until Magento's cleanup deletes the message: so long `retry` can take it back. `failed` has topic and group of each.
     """
-    return database.again_on_contention(lambda: _discard(database, failed))
+    return database.again_on_contention(lambda: _discard(database, failed, by=by, note=note))
 
 
-def _discard(database: Database, failed: Sequence[Failure]) -> set[int]:
+def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
     with database.transaction():
-        wanted = sorted(_still_failed(database, failed))
+        found = _undelivered(database, failed)
+        wanted = sorted(id for id, (status, _) in found.items() if status is Status.ERROR)
         if wanted:
+            _recorded(database, [each for each in failed if each.id in wanted])
             database.execute("failed_discard", ids=wanted)
-            database.execute("failures_gone", ids=wanted)
+            database.execute("failures_discarded", ids=wanted, line=_act("discard", by, note))
     return set(wanted)
+
+
+def _recorded(database: Database, failed: Iterable[Failure]) -> None:
+    """Sees to it that each has a row of zithara_delivery_failure."""
+    rows = [
+        (each.id, each.queue_id, each.message_id, each.topic, each.group_key)
+        for each in failed
+        if each.reason == UNRECORDED
+    ]
+    if rows:
+        database.insert_rows("failures_unrecorded", rows)
 
 
 def forget_deleted(database: Database) -> int:
@@ -226,15 +319,15 @@ def forget_deleted(database: Database) -> int:
             return forgotten
 
 
-def _still_failed(database: Database, failed: Sequence[Failure]) -> dict[int, bool]:
-    """Locks the rows; relation id -> whether newer data was delivered, of those that are still in ERROR."""
+def _undelivered(database: Database, failed: Sequence[Failure]) -> dict[int, tuple[Status, bool]]:
+    """Locks what is in ERROR or discarded; relation id -> its status, and whether newer data was delivered since."""
     rows = database.rows("failures_lock", ids=sorted(each.id for each in failed))
-    return {int(row["id"]): bool(row["newer_delivered"]) for row in rows if int(row["status"]) == Status.ERROR}
+    return {int(row["id"]): (Status(int(row["status"])), bool(row["newer_delivered"])) for row in rows}
 
 
-def _act(act: str, by: str) -> str:
+def _act(act: str, by: str, note: str) -> str:
     at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"at": at, "operator": by, "act": act})
+    return json.dumps({"at": at, "operator": by, "act": act, **({"note": note[:1000]} if note else {})})
 
 
 def _in_pieces(database: Database, message_id: int) -> str:
@@ -260,13 +353,16 @@ def _failure(row: dict[str, Any]) -> Failure:
         updated_at_utc=float(row["updated_at"]),
         topic=row["topic_name"],
         group_key=row["group_key"],
-        attempts=int(row["attempts"] or row["number_of_trials"]),
+        attempts=int(row["number_of_trials"] if row["attempts"] is None else row["attempts"]),
         reason=str(row["reason_code"] or UNRECORDED),
         http_status=None if row["http_status"] is None else int(row["http_status"]),
         detail=str(row["detail"] or ""),
         first_failed_utc=None if row["first_failed_at"] is None else float(row["first_failed_at"]),
         last_failed_utc=None if row["last_failed_at"] is None else float(row["last_failed_at"]),
         newer_delivered=bool(row["newer_delivered"]),
+        unwitnessed=int(row["unwitnessed"] or 0),
+        retries=int(row["retries"] or 0),
+        discarded_utc=None if row["discarded_at"] is None else float(row["discarded_at"]),
         history=tuple(_attempts(str(row["history"] or ""))),
     )
 

@@ -193,21 +193,34 @@ class Settle:
                 topic=each.message.topic,
                 outcome=each.outcome,
             )
-        if not complete:
-            return
         again = [each.message.id for each in complete if _has_history(each.message)]
         again += [id for id, _ in _superseded(complete)]
         if again:
             self._database.execute("failures_gone", ids=sorted(again))
-        newest: dict[str, int] = {}
-        for each in complete:
-            if each.outcome.kind is OutcomeKind.DELIVERED:
-                newest[each.message.group_key] = each.message.message_id
-        if newest:
-            rows = self._database.rows("failures_of_groups", queue_id=self._queue_id, group_keys=sorted(newest))
-            overtaken = [int(row["id"]) for row in rows if int(row["message_id"]) < newest[row["group_key"]]]
-            if overtaken:
-                self._database.execute("failures_overtaken", ids=overtaken)
+        ended = [*complete, *by_kind[OutcomeKind.FAILED]]
+        if not ended:
+            return
+        newest = {
+            each.message.group_key: each.message.message_id
+            for each in complete
+            if each.outcome.kind is OutcomeKind.DELIVERED
+        }
+        rows = self._database.rows(
+            "failures_of_groups",
+            queue_id=self._queue_id,
+            group_keys=sorted({each.message.group_key for each in ended}),
+        )
+        overtaken = [int(row["id"]) for row in rows if int(row["message_id"]) < newest.get(row["group_key"], 0)]
+        if overtaken:
+            self._database.execute("failures_overtaken", ids=overtaken)
+        # Several that an operator retried, or a head that made way for an older one: nothing newer may pass them now.
+        waiting = [
+            (self._queue_id, row["group_key"], int(row["id"]), int(row["message_id"]))
+            for row in rows
+            if int(row["status"]) == Status.RETRY_REQUIRED
+        ]
+        if waiting:
+            self._database.insert_rows("failed_wake", waiting)
 
     def refund(self, messages: Iterable[Message]) -> int:
         """Gives back the attempt of messages that were settled RETRY just before their host was known to be down.

@@ -7,6 +7,7 @@ Source of the codes: Magento\\MysqlMq\\Model\\QueueManagement (MESSAGE_STATUS_*)
     IN_PROGRESS 3            --lease expired, taken over-->  IN_PROGRESS 3, trials + 1 (by way of RETRY_REQUIRED)
     ERROR 6                  --operator retries-->   RETRY_REQUIRED 5, trials 0   (`failures.retry`)
     ERROR 6                  --operator discards-->  COMPLETE 4                   (`failures.discard`)
+    COMPLETE 4, discarded    --operator retries-->   RETRY_REQUIRED 5, trials 0   (`failures.retry`)
 """
 
 from __future__ import annotations

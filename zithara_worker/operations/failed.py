@@ -21,9 +21,11 @@ from zithara_worker.logs import masked
 from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.failures import Failure, Selection
+from zithara_worker.magento.shop import QueueRow
 from zithara_worker.magento.statuses import Status
 from zithara_worker.operations.pause import Audit
 from zithara_worker.operations.preview import preview
+from zithara_worker.operations.reasons import remedy
 from zithara_worker.processors import ShopContext, identify
 
 log = logging.getLogger(__name__)
@@ -38,12 +40,28 @@ _NUMBERS = re.compile(r"(^|_)(ids?|sku|number|total|price|amount|qty|quantity|da
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """What failed of one topic for one reason, since when, with one example, and what a person can do about it."""
+
+    topic: str
+    reason: str
+    messages: int
+    since_utc: float
+    newest_id: int
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Retried:
-    """What came of a retry, as message ids. `overtaken`: left alone, newer data of their group has been delivered."""
+    """What came of a retry, as message ids. `overtaken`: left alone, newer data of their group has been delivered.
+
+    `passed`: left alone, because a newer message of their group is on its way: (message id, that one's).
+    """
 
     retried: tuple[int, ...]
     overtaken: tuple[int, ...]
-    #: Asked for by id, but there is no such message in ERROR (any more)
+    passed: tuple[tuple[int, int], ...]
+    #: Asked for by id, but there is no such message in ERROR or discarded (any more)
     not_failed: tuple[int, ...]
 
 
@@ -77,6 +95,22 @@ def find(
     return found, tuple(id for id in message_ids if id not in relations)
 
 
+def summary(database: Database, relation_ids: Iterable[int], queues: Sequence[QueueRow]) -> list[Reason]:
+    """These messages by topic and reason, most first within a topic. `queues`: at least those they are in."""
+    topics = {queue.queue_id: queue.topic for queue in queues}
+    return [
+        Reason(
+            topic=topics[each.queue_id],
+            reason=each.reason,
+            messages=each.messages,
+            since_utc=each.since_utc,
+            newest_id=each.newest_id,
+            remedy=remedy(each.reason) or "",
+        )
+        for each in failures.count(database, relation_ids)
+    ]
+
+
 def retry(
     database: Database,
     relation_ids: Sequence[int],
@@ -84,26 +118,38 @@ def retry(
     by: str,
     force: bool,
     audit: Audit,
+    note: str = "",
     on_progress: Callable[[int], object] = int,
 ) -> Retried:
-    """Puts failed messages back on the queue with all attempts before them; workers see them with their next poll.
+    """Puts failed or discarded messages back on the queue with all attempts before them; workers see them with their
+    next poll.
 
-    A message whose group has had newer data delivered would overwrite it with older: it is left alone unless `force`.
+    A message that would overwrite newer data of its group with older is left alone unless `force`: where newer data
+    has been delivered, and where a newer message is on its way. One that only waits goes after it.
     `on_progress` is called with the number of messages of each batch.
     """
     retried: list[int] = []
     overtaken: list[int] = []
+    passed: list[tuple[int, int]] = []
     not_failed: list[int] = []
     for batch in _batches(relation_ids):
         failed = _with_groups(database, failures.by_ids(database, batch))
-        done, left_alone = failures.retry(database, failed, by=by, force=force)
-        message_ids = {each.id: each.message_id for each in failed}
-        retried += [message_ids[id] for id in sorted(done)]
-        overtaken += [message_ids[id] for id in sorted(left_alone)]
-        not_failed += [each.message_id for each in failed if each.id not in done and each.id not in left_alone]
-        _tell("retry", [message_ids[id] for id in sorted(done)], by=by, reason="", audit=audit, forced=force)
+        done = failures.retry(database, failed, by=by, note=note, force=force)
+        for each in failed:
+            if each.id in done.retried:
+                retried.append(each.message_id)
+            elif each.id in done.overtaken:
+                overtaken.append(each.message_id)
+            elif each.id in done.passed:
+                passed.append((each.message_id, done.passed[each.id]))
+            else:
+                not_failed.append(each.message_id)
+        message_ids = [each.message_id for each in failed if each.id in done.retried]
+        _tell("retry", message_ids, by=by, note=note, audit=audit, forced=force)
         on_progress(len(batch))
-    return Retried(retried=tuple(retried), overtaken=tuple(overtaken), not_failed=tuple(not_failed))
+    return Retried(
+        retried=tuple(retried), overtaken=tuple(overtaken), passed=tuple(passed), not_failed=tuple(not_failed)
+    )
 
 
 def discard(
@@ -111,19 +157,20 @@ def discard(
     relation_ids: Sequence[int],
     *,
     by: str,
-    reason: str,
+    note: str,
     audit: Audit,
     on_progress: Callable[[int], object] = int,
 ) -> Discarded:
-    """Sets failed messages COMPLETE though they were not delivered; log and audit file keep who, when and why."""
+    """Sets failed messages COMPLETE though they were not delivered; history, log and audit file keep who, when and why.
+    `retry` takes them back while Magento keeps them."""
     discarded: list[int] = []
     not_failed: list[int] = []
     for batch in _batches(relation_ids):
-        failed = failures.by_ids(database, batch)
-        done = failures.discard(database, failed)
+        failed = _with_groups(database, failures.by_ids(database, batch))
+        done = failures.discard(database, failed, by=by, note=note)
         discarded += [each.message_id for each in failed if each.id in done]
         not_failed += [each.message_id for each in failed if each.id not in done]
-        _tell("discard", [each.message_id for each in failed if each.id in done], by=by, reason=reason, audit=audit)
+        _tell("discard", [each.message_id for each in failed if each.id in done], by=by, note=note, audit=audit)
         on_progress(len(batch))
     return Discarded(discarded=tuple(discarded), not_failed=tuple(not_failed))
 
@@ -183,6 +230,9 @@ def as_json(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
         "last_failed_at": iso(failure.last_failed_utc),
         "updated_at": iso(failure.updated_at_utc),
         "newer_delivered": failure.newer_delivered,
+        "unwitnessed": failure.unwitnessed,
+        "retries": failure.retries,
+        "discarded_at": iso(failure.discarded_utc),
         "history": list(failure.history),
     }
 
@@ -210,7 +260,7 @@ def _with_topics(database: Database, found: Sequence[Failure]) -> list[Failure]:
 
 
 def _with_groups(database: Database, found: Sequence[Failure]) -> list[Failure]:
-    """Fills in topic and group where nothing was recorded, so that a retry can wake the workers."""
+    """Fills in topic and group where nothing was recorded; a message that was deleted meanwhile is left out."""
     unknown = [each.message_id for each in found if each.group_key is None]
     if not unknown:
         return list(found)
@@ -220,21 +270,23 @@ def _with_groups(database: Database, found: Sequence[Failure]) -> list[Failure]:
     }
     return [
         failures.completed(each, topic=known[each.message_id][0], group_key=known[each.message_id][1])
-        if each.message_id in known
+        if each.group_key is None
         else each
         for each in found
+        if each.group_key is not None or each.message_id in known
     ]
 
 
-def _tell(action: str, message_ids: Sequence[int], *, by: str, reason: str, audit: Audit, **more: Any) -> None:
+def _tell(action: str, message_ids: Sequence[int], *, by: str, note: str, audit: Audit, **more: Any) -> None:
     if not message_ids:
         return
-    audit([operator_action(action, who=by, message_ids=message_ids, reason=reason, **more)])
+    said = {"note": note} if note else {}
+    audit([operator_action(action, who=by, message_ids=message_ids, **said, **more)])
     log.info(
         "operator: %s of %d messages",
         action,
         len(message_ids),
-        extra={"event": f"operator_{action}", "operator": by, "message_ids": list(message_ids), "reason": reason},
+        extra={"event": f"operator_{action}", "operator": by, "message_ids": list(message_ids), **said},
     )
 
 
