@@ -338,12 +338,19 @@ UPDATE {prefix}zithara_webhook_config
 SET access_token = %(token)s, token_expiry = FROM_UNIXTIME(%(expires_at)s)
 WHERE config_id = %(config_id)s
 
--- token_lock --
--- Held by the connection, so a worker that dies frees it. Lower case and short: MySQL folds case and cuts at 64.
-SELECT GET_LOCK(%(name)s, %(seconds)s) AS got
+-- ============================== what one process of the fleet may do at a time ==============================
 
--- token_unlock --
-SELECT RELEASE_LOCK(%(name)s) AS released
+-- lock_take --
+-- Locks one row of ours, by its primary key, and only within this statement; so do the two below.
+INSERT IGNORE INTO {prefix}zithara_lock (name, owner, lease_until)
+VALUES (%(name)s, %(owner)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
+
+-- lock_take_over --
+UPDATE {prefix}zithara_lock SET owner = %(owner)s, lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
+WHERE name = %(name)s AND (owner = %(owner)s OR lease_until < NOW(3))
+
+-- lock_free --
+DELETE FROM {prefix}zithara_lock WHERE name = %(name)s AND owner = %(owner)s
 
 -- ============================== publish ==============================
 

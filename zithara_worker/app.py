@@ -322,7 +322,8 @@ class Worker:
             base_url=settings.zithara.base_url,
             client_id=settings.zithara.client_id,
             client_secret=settings.zithara.client_secret,
-            store=DatabaseTokenStore(lambda: open_database(settings), database_name=settings.database.name),
+            store=DatabaseTokenStore(lambda: open_database(settings), owner=worker_id),
+            pause=stopping.wait,
             clock=self._utc,
             http=transport,
         )

@@ -35,8 +35,11 @@ class Store:
     def save(self, token: StoredToken) -> None:
         self.token = token
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def lock(self) -> bool:
+        return True
+
+    def opened(self) -> AbstractContextManager[Store]:
+        return nullcontext(self)
 
 
 class Delivery:

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 import traceback
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 
 import pytest
-from zithara_doubles import Clock, MemoryStore
+from zithara_doubles import Clock, MemoryStore, Pauses
 
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
@@ -78,9 +78,10 @@ def test_a_token_that_is_about_to_end_is_renewed(
 
 def test_a_token_is_kept_until_a_minute_before_its_end(tokens: TokenSource, store: MemoryStore, clock: Clock) -> None:
     first = tokens.get()
+    loads = store.loads
     clock.now += 3600 - 61
     assert tokens.get() == first
-    assert store.loads == 1
+    assert store.loads == loads
 
     clock.now += 2
     assert tokens.get() != first
@@ -248,13 +249,19 @@ class BrokenStore(MemoryStore):
             raise self._error
         super().save(token)
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        if self._where == "exclusive":
+    def lock(self) -> bool:
+        if self._where == "lock":
             raise self._error
-        return super().exclusive()
+        return super().lock()
 
 
-def source(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport) -> TokenSource:
+def source(
+    api: FakeZithara,
+    store: MemoryStore,
+    clock: Clock,
+    transport: Transport,
+    pause: Callable[[float], object] = time.sleep,
+) -> TokenSource:
     return TokenSource(
         base_url=api.base_url,
         client_id=api.client_id,
@@ -262,17 +269,66 @@ def source(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transp
         store=store,
         clock=clock,
         http=transport,
+        pause=pause,
     )
 
 
-@pytest.mark.parametrize("where", ["load", "exclusive"])
-def test_a_database_that_is_away_is_a_passing_failure(
-    api: FakeZithara, clock: Clock, transport: Transport, where: str
+@pytest.mark.parametrize("where", ["load", "lock"])
+@pytest.mark.parametrize("error", [DatabaseUnavailable("gone away"), ConfigurationError("gone away: refused the user")])
+def test_a_database_that_cannot_be_asked_is_a_passing_failure(
+    api: FakeZithara, clock: Clock, transport: Transport, where: str, error: Exception
 ) -> None:
-    store = BrokenStore(where, DatabaseUnavailable("gone away"))
+    store = BrokenStore(where, error)
 
     with pytest.raises(TokenUnavailable, match="gone away"):
         source(api, store, clock, transport).get()
+    assert api.request_count == 0
+
+
+def test_a_lock_that_the_database_refuses_is_no_reason_not_to_deliver(
+    api: FakeZithara, clock: Clock, transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = BrokenStore("lock", ShopError("INSERT command denied on zithara_lock: grant it"))
+
+    assert source(api, store, clock, transport).get().startswith("sandbox-token")
+    assert store.token is not None
+    (told,) = (record for record in caplog.records if record.levelname == "WARNING")
+    assert (told.event, "grant it" in told.detail) == ("token_not_locked", True)
+
+
+def test_what_another_worker_gets_meanwhile_is_used_without_its_lock(
+    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+) -> None:
+    store.locked_elsewhere = True
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> bool:
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            store.token = stored(clock, "of-another-worker")
+        return False
+
+    assert source(api, store, clock, transport, pause).get() == "of-another-worker"
+    assert (pauses, api.request_count) == ([0.2] * 3, 0)
+
+
+def test_a_worker_that_renews_for_ever_does_not_stop_the_others(
+    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+) -> None:
+    store.locked_elsewhere = True
+    pauses = Pauses()
+
+    assert source(api, store, clock, transport, pauses).get().startswith("sandbox-token")
+    assert sum(pauses) == pytest.approx(15)
+
+
+def test_a_worker_that_stops_does_not_wait_for_anothers_token(
+    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+) -> None:
+    store.locked_elsewhere = True
+
+    with pytest.raises(TokenUnavailable, match="stopped"):
+        source(api, store, clock, transport, lambda seconds: True).get()
     assert api.request_count == 0
 
 

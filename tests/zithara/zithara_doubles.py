@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count
-from types import TracebackType
 
 from zithara_worker.zithara.tokens import StoredToken
 
@@ -16,42 +15,53 @@ Script = Callable[[socket.socket, int], None]
 
 
 class MemoryStore:
-    """The shop's token row. Counts, and says whether somebody saved without holding the lock."""
+    """The shop's token row and its lock. Counts, and says whether somebody saved without holding the lock."""
 
     def __init__(self, token: StoredToken | None = None) -> None:
         self.token = token
         self.loads = 0
-        self.saves = 0
         self.saved_unlocked = False
-        self._lock = threading.RLock()
-        self._held = False
+        #: Whether a worker that is not among those of the test holds the lock.
+        self.locked_elsewhere = False
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def opened(self) -> Iterator[MemoryRow]:
+        row = MemoryRow(self)
+        try:
+            yield row
+        finally:
+            if row.locked:
+                self._lock.release()
 
     def load(self) -> StoredToken | None:
         self.loads += 1
         return self.token
 
     def save(self, token: StoredToken) -> None:
-        self.saves += 1
-        self.saved_unlocked |= not self._held
         self.token = token
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        return _Held(self)
+    def lock(self) -> bool:
+        return not self.locked_elsewhere and self._lock.acquire(blocking=False)
 
 
-class _Held:
+class MemoryRow:
+    """One use of a MemoryStore."""
+
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
+        self.locked = False
 
-    def __enter__(self) -> None:
-        self._store._lock.acquire()
-        self._store._held = True
+    def load(self) -> StoredToken | None:
+        return self._store.load()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._store._held = False
-        self._store._lock.release()
+    def save(self, token: StoredToken) -> None:
+        self._store.saved_unlocked |= not self.locked
+        self._store.save(token)
+
+    def lock(self) -> bool:
+        self.locked = self.locked or self._store.lock()
+        return self.locked
 
 
 class RawServer:

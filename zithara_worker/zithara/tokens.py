@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from zithara_worker.errors import DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.settings import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.answers import Answer, describe, effective_status, excerpt
@@ -29,6 +30,10 @@ TOKEN_PATH = "/generate-access-token"  # noqa: S105 - a path, and no password
 MARGIN_SECONDS = 60.0
 #: What an answer without `expires_in` means (Helper/Data).
 DEFAULT_LIFETIME_SECONDS = 3600.0
+#: Seconds to wait for another worker that renews the token, and between two looks at what it wrote. No longer: messages
+#: wait meanwhile, and a second token harms nobody.
+WAIT_SECONDS = 15.0
+LOOK_SECONDS = 0.2
 #: After a failure everybody gets the same failure for so long: 64 threads need not ask a sick API 64 times.
 FAILURE_SECONDS = 1.0
 MASK = "[masked]"
@@ -57,14 +62,20 @@ class StoredToken:
     expires_at_utc: float
 
 
-class TokenStore(Protocol):
-    """Where PHP and all workers share the token. Any call may raise DatabaseUnavailable or ShopError."""
+class SharedToken(Protocol):
+    """The token that PHP and all workers share. Any call may raise one of our errors."""
 
     def load(self) -> StoredToken | None: ...
     def save(self, token: StoredToken) -> None: ...
-    def exclusive(self) -> AbstractContextManager[None]:
-        """Keeps other workers from renewing at the same time."""
+    def lock(self) -> bool:
+        """Keeps other workers from renewing until this use ends; False when one of them does it already."""
         ...
+
+
+class TokenStore(Protocol):
+    """Where the shared token is."""
+
+    def opened(self) -> AbstractContextManager[SharedToken]: ...
 
 
 class Http(Protocol):
@@ -80,7 +91,8 @@ class _Current:
 
 
 class TokenSource:
-    """Gives every thread the same token. `clock`: seconds since the epoch.
+    """Gives every thread the same token. `clock`: seconds since the epoch. `pause` waits for so many seconds, or less
+    and with True when the process is to stop.
 
     Raises UrlRefused (a ConfigurationError) when `base_url` is unfit for a secret.
     """
@@ -94,6 +106,7 @@ class TokenSource:
         store: TokenStore,
         clock: Callable[[], float],
         http: Http,
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
         self._endpoint = endpoint_of(base_url.rstrip("/") + TOKEN_PATH)
         self._client_id = client_id
@@ -101,6 +114,7 @@ class TokenSource:
         self._store = store
         self._clock = clock
         self._http = http
+        self._pause = pause
         self._lock = threading.Lock()
         self._current: _Current | None = None
         self._rejected: str | None = None
@@ -159,23 +173,56 @@ class TokenSource:
             raise
 
     def _renew_alone(self) -> str:
-        asked: StoredToken | None = None
         try:
-            with self._store.exclusive():
-                stored = self._store.load()
-                if stored is not None and self._is_usable(stored):
+            with self._store.opened() as shared:
+                stored = self._from_others(shared)
+                if stored is not None:
                     self._adopt(stored, use_until_utc=stored.expires_at_utc - MARGIN_SECONDS)
                     return stored.token
                 asked = self._ask()
-                self._store.save(asked)
-        except (DatabaseUnavailable, ShopError) as error:
-            if asked is None:
-                raise TokenUnavailable(f"the shop's access token cannot be read: {error}") from error
+                self._share(asked, shared)
+                return asked.token
+        except (TokenUnavailable, CredentialsRefused):
+            raise
+        except ZitharaWorkerError as error:
+            raise TokenUnavailable(f"the shop's access token cannot be read: {error}") from error
+
+    def _from_others(self, shared: SharedToken) -> StoredToken | None:
+        """A usable token that is there or that another worker gets just now; None when it is for us to ask for one."""
+        stored = shared.load()
+        if stored is not None and self._is_usable(stored):
+            return stored
+        for _ in range(round(WAIT_SECONDS / LOOK_SECONDS)):
+            locked = self._locked(shared)
+            stored = shared.load()
+            if stored is not None and self._is_usable(stored):
+                return stored
+            if locked:
+                return None
+            if self._pause(LOOK_SECONDS):
+                raise TokenUnavailable("stopped while another worker renewed the access token")
+        return None
+
+    @staticmethod
+    def _locked(shared: SharedToken) -> bool:
+        try:
+            return shared.lock()
+        except ShopError as error:
+            log.warning(
+                "several workers may renew the access token at the same time",
+                extra={"event": "token_not_locked", "detail": str(error)},
+            )
+            return True
+
+    @staticmethod
+    def _share(asked: StoredToken, shared: SharedToken) -> None:
+        try:
+            shared.save(asked)
+        except ZitharaWorkerError as error:
             log.warning(
                 "access token not saved in the shop: PHP and other workers will ask for their own",
                 extra={"event": "token_not_saved", "detail": str(error)},
             )
-        return asked.token
 
     def _is_usable(self, stored: StoredToken) -> bool:
         return (

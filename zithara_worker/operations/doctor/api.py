@@ -31,8 +31,11 @@ class _NoStore:
     def save(self, token: StoredToken) -> None:
         return
 
-    def exclusive(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def lock(self) -> bool:
+        return True
+
+    def opened(self) -> AbstractContextManager[_NoStore]:
+        return nullcontext(self)
 
 
 class _Remembering:
