@@ -557,6 +557,9 @@ LIMIT %(limit)s
 SHOW SESSION VARIABLES WHERE Variable_name IN
   ('transaction_isolation', 'tx_isolation', 'binlog_format', 'log_bin', 'time_zone', 'read_only', 'innodb_read_only')
 
+-- cipher --
+SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher'
+
 -- tables_present --
 SELECT table_name AS name, engine AS engine, table_comment AS comment FROM information_schema.tables
 WHERE table_schema = DATABASE() AND table_name IN %(tables)s

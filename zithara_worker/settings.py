@@ -434,7 +434,9 @@ class DatabaseSettings(_Section):
     name: str = _key("magento", _text(), "Name of the shop's database.")
     table_prefix: str = _key("", _table_prefix(), "Prefix of the shop's table names.")
     ssl_ca: Path | None = _key(
-        None, _path(), "Certificate authority (PEM) of the database server; given: the connection is encrypted."
+        None,
+        _path(),
+        "Certificate authority (PEM) of the database server; given: nothing is sent to a server without TLS.",
     )
 
     def _contradictions(self) -> Iterator[str]:

@@ -15,16 +15,17 @@ from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import pymysql
+from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 from pymysql.cursors import Cursor, DictCursor
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
 from zithara_worker.magento import statements
-from zithara_worker.settings import DatabaseSettings
+from zithara_worker.settings import DatabaseSettings, is_loopback
 
 #: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
 #: which is well below any sensible lease.
@@ -59,6 +60,11 @@ _RAISED = (pymysql.err.Error, OSError, *_GARBLED)
 
 _SHARED = re.compile(r"%\((\w+)\)s")
 
+#: The client's error number for a connection that cannot be encrypted (CR_SSL_CONNECTION_ERROR), and for a way to log
+#: in that it does not know (CR_AUTH_PLUGIN_CANNOT_LOAD).
+_NO_TLS = 2026
+_NO_SUCH_LOGIN = 2059
+
 T = TypeVar("T")
 
 
@@ -73,6 +79,13 @@ def _translated(error: Exception) -> ZitharaWorkerError:
             f"the database refused the user ({text}): correct [database] user and password, or create the user with "
             "the grants that 'zithara-worker install --print' shows"
         )
+    if code == _NO_TLS:
+        return ConfigurationError(
+            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
+            "Set up TLS on the server, or correct [database] host and port"
+        )
+    if code == _NO_SUCH_LOGIN:
+        return ConfigurationError(f"logging in to the database: {text}")
     if code in _NO_SUCH_DATABASE:
         return ConfigurationError(f"{text}: correct [database] name")
     if code in _NO_SUCH_TABLE:
@@ -100,6 +113,49 @@ def _translated(error: Exception) -> ZitharaWorkerError:
     )
 
 
+if TYPE_CHECKING:
+    _Base = Connection[Cursor]
+else:  # no generic class at run time
+    _Base = Connection
+
+
+class _Connection(_Base):
+    """Sends nothing in clear where encryption was asked for.
+
+    PyMySQL before 1.2 goes on in clear when the server, or who stands in for it, offers no TLS. `write_packet` is what
+    it sends each packet of the log-in by, the request for TLS itself first.
+    """
+
+    server_capabilities: int
+
+    def __init__(self, *, encrypted: bool, **arguments: Any) -> None:
+        self._encrypted = encrypted
+        super().__init__(**arguments)
+
+    def write_packet(self, payload: bytes) -> None:
+        if self._encrypted and not self.server_capabilities & CLIENT.SSL:
+            raise pymysql.err.OperationalError(_NO_TLS, f"the server at {self.host}:{self.port} offers no TLS")
+        super().write_packet(payload)
+
+
+class _Refused:
+    """A way to log in that tells the server the password as it is, whoever the server may be."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._host = connection.host
+
+    def authenticate(self, packet: object) -> NoReturn:
+        raise pymysql.err.OperationalError(
+            _NO_SUCH_LOGIN,
+            f"{self._host} asks for the password in clear ({' or '.join(_IN_CLEAR)}), which it is not told over a "
+            "connection without [database] ssl_ca: set it, or use unix_socket",
+        )
+
+
+#: Ways to log in by the password itself: PAM and LDAP need them. Anybody who answers in the server's place may ask.
+_IN_CLEAR = ("mysql_clear_password", "dialog")
+
+
 class Database:
     """One session on the shop's database, opened on first use and again after it was lost.
 
@@ -117,7 +173,7 @@ class Database:
         self._settings = settings
         self._clock = clock
         self._sleep = sleep
-        self._connection: pymysql.connections.Connection[Any] | None = None
+        self._connection: _Connection | None = None
         self._texts = statements.named("queries.sql")
         self._places: dict[str, str] = {"prefix": statements.validated_prefix(settings.table_prefix)}
         self._filled: dict[str, str] = {}
@@ -141,6 +197,16 @@ class Database:
         self._open()
         return "pending" in self._places
 
+    @property
+    def cipher(self) -> str:
+        """What encrypts the session, e.g. TLS_AES_256_GCM_SHA384; empty over a socket, or in clear."""
+        return str(self.rows("cipher")[0]["Value"])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no network lies between this program and the server."""
+        return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -148,7 +214,7 @@ class Database:
             with suppress(pymysql.err.Error, OSError):
                 connection.close()
 
-    def _open(self) -> pymysql.connections.Connection[Any]:
+    def _open(self) -> _Connection:
         if self._connection is None:
             try:
                 self._connection = self._connected()
@@ -163,16 +229,19 @@ class Database:
                 raise _translated(error) from error
         return self._connection
 
-    def _connected(self) -> pymysql.connections.Connection[Any]:
+    def _connected(self) -> _Connection:
         settings = self._settings
         unix_socket = settings.unix_socket or _default_socket(settings)
         where: dict[str, Any] = (
             {"unix_socket": unix_socket} if unix_socket else {"host": settings.host, "port": settings.port}
         )
         if settings.ssl_ca:
-            where["ssl"] = ssl.create_default_context(cafile=str(settings.ssl_ca))
-        connection: pymysql.connections.Connection[Any] = pymysql.connect(
+            where["ssl"] = _trusting(settings.ssl_ca)
+        elif not unix_socket:
+            where["auth_plugin_map"] = dict.fromkeys(_IN_CLEAR, _Refused)
+        connection = _Connection(
             **where,
+            encrypted=bool(settings.ssl_ca),
             user=settings.user,
             # As bytes: pymysql would encode a text as Latin-1.
             password=settings.password.reveal().encode(),
@@ -358,6 +427,16 @@ def _default_socket(settings: DatabaseSettings) -> str:
     if settings.host != "localhost" or settings.port != DEFAULT_PORT or settings.ssl_ca:
         return ""
     return next((path for path in SOCKETS if Path(path).is_socket()), "")
+
+
+def _trusting(ssl_ca: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ssl_ca))
+    except OSError as error:  # an ssl.SSLError is one, too
+        raise ConfigurationError(
+            f"[database] ssl_ca: {ssl_ca} cannot be used: {error.strerror or error}; name a PEM file that the worker's "
+            "user may read"
+        ) from error
 
 
 def _connected_socket(path: str) -> socket.socket:

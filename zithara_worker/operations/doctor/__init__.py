@@ -68,6 +68,8 @@ class Doctor:
         tables = [*self._guarded("tables.magento", lambda: database.magento_tables(self.database))]
         tables += self._guarded("tables.worker", lambda: database.worker_tables(self.database))
         yield from tables
+        verified = self.configured.settings.database.ssl_ca is not None
+        yield from self._guarded("database.encryption", lambda: database.encryption(self.database, verified=verified))
         yield from self._guarded("database.isolation", lambda: database.session(self.database))
         yield from self._guarded("database.clock", lambda: database.clock(self.database, self.utc))
         if not database.has_queue_tables(self.database):

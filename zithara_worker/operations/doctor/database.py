@@ -55,6 +55,21 @@ def server(database: Database) -> Iterator[Finding]:
         yield ok("database", f"{name}, {database.prefix or 'no'} table prefix")
 
 
+def encryption(database: Database, *, verified: bool) -> Iterator[Finding]:
+    """`verified`: ssl_ca is set. PyMySQL 1.2 encrypts without it too, whoever it is that answers."""
+    cipher = database.cipher
+    found = f"encrypted ({cipher})" if cipher else "not encrypted"
+    if database.is_local or (cipher and verified):
+        yield ok("database.encryption", found if cipher else f"{found}, within this host")
+        return
+    yield warning(
+        "database.encryption",
+        f"the connection is {found}{', but not checked to be with the right server' if cipher else ''}: customers' "
+        "data and the shop's secret pass over the network",
+        "set [database] ssl_ca to the certificate authority of the database server",
+    )
+
+
 def has_queue_tables(database: Database) -> bool:
     """Whether this is a shop's database at all: without these nothing else can be looked at."""
     names = [database.prefix + table for table in ("queue", "queue_message", "queue_message_status")]
