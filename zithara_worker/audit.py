@@ -18,6 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from zithara_worker.appending import is_named, open_for_append
+
 log = logging.getLogger(__name__)
 
 #: Lines kept in memory while the file cannot be written. A worker that must audit stops claiming long before.
@@ -158,14 +160,10 @@ class AuditFile:
     def _open(self) -> int:
         """The open file. Opens it anew when its name belongs to another file by now."""
         if self._descriptor is not None:
-            mine = os.fstat(self._descriptor)
-            named = None
-            with suppress(FileNotFoundError):
-                named = self._path.stat()
-            if named is not None and (named.st_dev, named.st_ino) == (mine.st_dev, mine.st_ino):
+            if is_named(self._descriptor, self._path):
                 return self._descriptor
             self._close()
-        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        self._descriptor = open_for_append(self._path)
         return self._descriptor
 
     def _close(self) -> None:

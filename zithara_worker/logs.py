@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.handlers
 import math
+import os
 import re
 import sys
 import threading
@@ -28,9 +28,11 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TextIO
 
+from zithara_worker.appending import is_named, open_for_append
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Message
 from zithara_worker.settings import LoggingSettings
@@ -383,20 +385,51 @@ class _Handler(logging.Handler):
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         # logging's own would print the record unmasked, each time: a full disk would flood the journal.
+        self._complain("cannot write the log")
+
+    def _complain(self, what: str) -> None:
         now = time.monotonic()
         if now - self._complained_at >= 60:
             self._complained_at = now
             # Standard error itself may be what is broken; there is nobody left to tell then.
             with suppress(OSError, ValueError):
-                sys.stderr.write(f"zithara-worker: cannot write the log: {sys.exc_info()[1]!r}\n")
+                sys.stderr.write(f"zithara-worker: {what}: {sys.exc_info()[1]!r}\n")
 
 
 class _ToStream(_Handler, _StreamHandler):
     pass
 
 
-class _ToFile(_Handler, logging.handlers.WatchedFileHandler):
-    """Goes on in a new file when logrotate has moved the old one away."""
+class _ToFile(_ToStream):
+    """Goes on in a new file when logrotate has moved the old one away. Raises OSError when it cannot be opened."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        super().__init__(self._opened())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if _held_back.get() is None:
+            self.reopen()
+        super().emit(record)
+
+    def reopen(self) -> None:
+        """With the lock held. Where the new file cannot be opened, the old one stays in use, and this is said."""
+        try:
+            if is_named(self.stream.fileno(), self._path):
+                return
+            old, self.stream = self.stream, self._opened()
+        except (OSError, ValueError):  # ValueError: closed meanwhile
+            self._complain(f"cannot go on in {self._path}")
+        else:
+            old.close()
+
+    def close(self) -> None:
+        super().close()
+        with suppress(OSError):
+            self.stream.close()
+
+    def _opened(self) -> TextIO:
+        return os.fdopen(open_for_append(self._path), "a", encoding="utf-8", errors="backslashreplace")
 
 
 def configure(
@@ -412,11 +445,11 @@ def configure(
         handler = _ToStream(stream or sys.stderr)
     else:
         try:
-            handler = _ToFile(settings.file, encoding="utf-8", errors="backslashreplace")
+            handler = _ToFile(settings.file)
         except OSError as error:
             raise ConfigurationError(
-                f"[logging] file: cannot open {settings.file} for writing: {error.strerror}; create its directory for "
-                "the user of the worker, or leave file empty to log to standard error"
+                f"[logging] file: cannot open {settings.file} for writing: {error.strerror}; name a file in a "
+                "directory of the worker's user, or leave file empty to log to standard error"
             ) from error
     handler.watch_repetition(monotonic)
     fields = _Fields(mask=settings.mask)
@@ -443,7 +476,7 @@ def reopen_files() -> None:
         if isinstance(handler, _ToFile):
             handler.acquire()
             try:
-                handler.reopenIfNeeded()
+                handler.reopen()
             finally:
                 handler.release()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -90,37 +91,38 @@ def test_rotated_file_is_followed_at_once(tmp_path: Path) -> None:
     assert [line["n"] for line in lines(path)] == [2]
 
 
-def test_reopen_follows_a_name_that_leads_elsewhere(tmp_path: Path) -> None:
-    first, second, name = tmp_path / "first", tmp_path / "second", tmp_path / "audit.log"
-    name.symlink_to(first)
+def test_reopen_follows_a_name_that_became_another_file(tmp_path: Path) -> None:
+    name, moved = tmp_path / "audit.log", tmp_path / "moved"
     file = AuditFile(name)
     file.append([{"n": 1}])
-    name.unlink()
-    name.symlink_to(second)
+    name.rename(moved)
     file.reopen()
     file.append([{"n": 2}])
     file.close()
-    assert [line["n"] for line in lines(second)] == [2]
+    assert [[line["n"] for line in lines(path)] for path in (moved, name)] == [[1], [2]]
 
 
 def test_full_disk_keeps_the_lines_and_writes_them_in_order_later(
-    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level("INFO")
-    name, disk = tmp_path / "audit.log", tmp_path / "disk"
-    name.symlink_to("/dev/full")
-    file = AuditFile(name, required=True, monotonic=clock)
+    path = tmp_path / "audit.log"
+
+    def full(descriptor: int, written: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(audit.os, "write", full)
+    file = AuditFile(path, required=True, monotonic=clock)
     assert file.ready()
     file.append([{"n": 1}])
     assert file.problem == "No space left on device" and not file.ready()
-    name.unlink()
-    name.symlink_to(disk)
+    monkeypatch.undo()
     assert not file.ready(), "tried again within a second"
     clock.now += 1.0
     assert file.ready()
     file.append([{"n": 2}])
     file.close()
-    assert [line["n"] for line in lines(disk)] == [1, 2]
+    assert [line["n"] for line in lines(path)] == [1, 2]
     assert (file.lines_written, file.lines_lost) == (2, 0)
     assert [record.event for record in caplog.records] == ["audit_unwritable", "audit_writable"]  # type: ignore[attr-defined]
 

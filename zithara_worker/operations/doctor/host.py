@@ -148,6 +148,12 @@ def _log_file(check: str, path: Path, *, required: bool) -> Finding:
         )
     if path.is_dir():
         return failed(check, f"{path} is a directory", f"name a file in [logging] {check.removeprefix('log.')}")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return failed(
+            check,
+            f"{path} is a link or no regular file, which the worker does not open",
+            f"remove it, or name another file in [logging] {check.removeprefix('log.')}",
+        )
     if not os.access(path if path.exists() else folder, os.W_OK):
         return failed(
             check, f"{user} may not write {path}", f"chown it, or its directory {folder}, to the worker's user"
