@@ -564,6 +564,10 @@ SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher'
 SELECT table_name AS name, engine AS engine, table_comment AS comment FROM information_schema.tables
 WHERE table_schema = DATABASE() AND table_name IN %(tables)s
 
+-- column_present --
+SELECT column_name AS name FROM information_schema.columns
+WHERE table_schema = DATABASE() AND table_name = %(table)s AND column_name = %(column)s
+
 -- newest_of_queue --
 SELECT message_id, status, UNIX_TIMESTAMP(updated_at) AS updated_at
 FROM {prefix}queue_message_status FORCE INDEX ({unique})

@@ -29,8 +29,9 @@ from zithara_worker.delivery.backoff import RetryPolicy, delay_before
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.delivery.rate import TokenBucket
-from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
 from zithara_worker.listening import Listening, Running
+from zithara_worker.magento import schema
 from zithara_worker.magento.crypt import decrypt, is_encrypted
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.deployment_config import deployment_config
@@ -268,24 +269,28 @@ class Worker:
             self._audit = AuditFile(wanted, required=settings.audit_required, monotonic=self._monotonic, utc=self._utc)
 
     def _connected(self, database: Database, topics: Sequence[str]) -> tuple[Configured, ShopConfiguration, Any]:
+        schema.require(database)
         shop = read_configuration(database, deployment_config(self._configured.settings.magento.root))
         configured = complete(self._configured, shop)
         return configured, shop, find_queues(database, topics, configured.settings.queues)
 
     def _wait_for(self, connect: Callable[[], Any]) -> Any:
-        """Tries until the database answers, or None when stopped; complains once a minute."""
+        """Tries until the database answers and has our tables, or None when stopped; complains once a minute."""
         pause, complain_at = 0.2, 0.0
         while not self._stopping.is_set():
             try:
                 return connect()
-            except DatabaseUnavailable as error:
+            except (DatabaseUnavailable, SchemaOutdated) as error:
+                outdated = isinstance(error, SchemaOutdated)
                 if self._monotonic() >= complain_at:
                     complain_at = self._monotonic() + 60
                     log.warning(
-                        "database not available, waiting for it",
-                        extra={"event": "database_away", "detail": str(error)},
+                        "tables of an older version, waiting for 'zithara-worker install'"
+                        if outdated
+                        else "database not available, waiting for it",
+                        extra={"event": "schema_outdated" if outdated else "database_away", "detail": str(error)},
                     )
-                self._notifier.waiting("waits for the database")
+                self._notifier.waiting("waits for zithara-worker install" if outdated else "waits for the database")
                 self._notifier.alive()
                 self._stopping.wait(pause)
                 pause = min(5.0, pause * 2)

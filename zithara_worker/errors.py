@@ -5,6 +5,7 @@
       DatabaseUnavailable    wait and retry; nothing is wrong with any message          (exit 75)
         Contention           others hold what we need: the session is good, and nothing is in doubt
       ShopError              the shop lacks something: `doctor` and the text name the remedy (exit 1)
+        SchemaOutdated       our tables are of an older version: `consume` waits for `install`
       MessageRejected        one message cannot become a request; the others are not concerned
 
 What a delivery may bring is not an error but an `Outcome` (see `messages`). `cli/` alone turns classes into exit codes.
@@ -31,6 +32,10 @@ class Contention(DatabaseUnavailable):
 
 class ShopError(ZitharaWorkerError):
     """The shop's database lacks a table, a row or a privilege that the worker needs."""
+
+
+class SchemaOutdated(ShopError):
+    """The worker's own tables were made by an older version."""
 
 
 class MessageRejected(ZitharaWorkerError):

@@ -303,6 +303,16 @@ def test_a_shop_without_the_workers_tables_is_told_what_to_run(
     assert shop.rows()[0].message_id == int(published.stdout)
 
 
+def test_an_upgrade_is_printed_by_itself(worker_config: Config) -> None:
+    config = ("--config", str(worker_config()))
+    assert run(*config, "install", "--from", "1").returncode == 2
+    assert run(*config, "install", "--print", "--from", "2").returncode == 2, "there is nothing newer"
+    printed = run(*config, "install", "--print", "--from", "1").stdout
+    assert "ADD COLUMN claim" in printed and "GRANT" in printed
+    assert "CREATE TABLE IF NOT EXISTS zithara_message_group" not in printed
+    assert "ADD COLUMN" not in run(*config, "install", "--print").stdout
+
+
 def test_a_queue_row_that_is_missing_is_named(shop: Shop, worker_config: Config) -> None:
     shop.query("DELETE FROM queue WHERE name = 'zithara_cart_queue'")
     done = run("--config", str(worker_config()), "consume", "--all", "--stop-when-empty")

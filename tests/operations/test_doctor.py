@@ -137,9 +137,20 @@ def test_missing_tables_of_ours_fail(make_shop: Callable[..., Shop], examine: Ex
     assert found["tables.worker"].level is Level.FAILED and "install" in found["tables.worker"].remedy
 
 
-def test_tables_of_another_version_fail(shop: Shop, examine: Examine) -> None:
-    shop.query("ALTER TABLE {prefix}zithara_message_group COMMENT = 'zithara-worker schema 99'")
-    assert "schema 99" in examine()["tables.worker"].found
+@pytest.mark.parametrize(
+    ("comment", "level", "told", "remedy"),
+    [
+        ("zithara-worker schema 1", Level.FAILED, "schema 1, this program needs schema 2", "zithara-worker install"),
+        ("zithara-worker schema 99", Level.WARNING, "schema 99, which a newer version made", "update zithara-worker"),
+        ("my comment", Level.FAILED, "names no schema", "COMMENT = 'zithara-worker schema 2'"),
+    ],
+)
+def test_tables_of_another_version_are_told(
+    shop: Shop, examine: Examine, comment: str, level: Level, told: str, remedy: str
+) -> None:
+    shop.query("ALTER TABLE {prefix}zithara_message_group COMMENT = %s", (comment,))
+    found = examine()["tables.worker"]
+    assert found.level is level and told in found.found and remedy in found.remedy
 
 
 def test_tables_without_transactions_fail(shop: Shop, examine: Examine) -> None:
@@ -157,6 +168,7 @@ def test_tables_without_transactions_fail(shop: Shop, examine: Examine) -> None:
         ("UPDATE (access_token) ON {name}.zithara_webhook_config", "UPDATE on zithara_webhook_config"),
         ("DELETE ON {name}.zithara_delivery_failure", "DELETE on zithara_delivery_failure"),
         ("INSERT ON {name}.zithara_topic_control", "INSERT on zithara_topic_control"),
+        ("DELETE ON {name}.zithara_lock", "DELETE on zithara_lock"),
     ],
 )
 def test_each_privilege_that_is_lacking_is_named(shop: Shop, examine: Examine, grant: str, named: str) -> None:

@@ -9,7 +9,7 @@ from importlib import resources
 from zithara_worker.errors import ConfigurationError
 
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
-_NAME = re.compile(r"^-- (\w+) --$", re.MULTILINE)
+_NAME = re.compile(r"^-- ([\w.]+) --$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
 
 
@@ -41,5 +41,10 @@ def script(filename: str, *, prefix: str, **places: str) -> list[str]:
 
 def named(filename: str) -> dict[str, str]:
     """The statements of a file in which `-- name --` opens each: name -> text, comments removed."""
-    parts = _NAME.split(read(filename))
+    return sections(read(filename))
+
+
+def sections(text: str) -> dict[str, str]:
+    """The same for a text that is no file of ours."""
+    parts = _NAME.split(text)
     return {name: re.sub(r"\s*--[^\n]*", "", text).strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}

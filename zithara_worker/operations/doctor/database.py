@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from zithara_worker.errors import ShopError
-from zithara_worker.magento import fleet
+from zithara_worker.magento import fleet, schema
 from zithara_worker.magento.database import Database, knows_skip_locked
 from zithara_worker.operations.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.operations.install import TABLES
@@ -21,8 +21,6 @@ MAGENTO_TABLES = (
     "core_config_data",
     "zithara_webhook_config",
 )
-#: The version in the comment of zithara_message_group (sql/schema.sql).
-SCHEMA = "zithara-worker schema 2"
 #: Table and verbs; each is tried by the statement privilege_<table>_<verb>.
 PRIVILEGES = (
     ("queue", ("select",)),
@@ -92,6 +90,15 @@ def magento_tables(database: Database) -> Iterator[Finding]:
 
 
 def worker_tables(database: Database) -> Iterator[Finding]:
+    version = schema.installed(database)
+    if 0 < version < schema.VERSION:
+        yield failed(
+            "tables.worker",
+            f"the tables are of schema {version}, this program needs schema {schema.VERSION}: its workers wait",
+            "run 'zithara-worker install' of this version as a user who may alter them, and the GRANT statements of "
+            "its --print; no worker, not even one of the older version, need stop for it",
+        )
+        return
     rows = database.rows("tables_present", tables=[database.prefix + table for table in TABLES])
     found = {str(row["name"]): row for row in rows}
     missing = [database.prefix + table for table in TABLES if database.prefix + table not in found]
@@ -102,12 +109,18 @@ def worker_tables(database: Database) -> Iterator[Finding]:
             "run 'zithara-worker install' as a user who may create tables, and the GRANT statements of its --print",
         )
         return
-    version = str(found[database.prefix + "zithara_message_group"]["comment"])
-    if version != SCHEMA:
+    if version == 0:
         yield failed(
             "tables.worker",
-            f"the tables say {version!r}, this program needs {SCHEMA!r}",
-            "run 'zithara-worker install' of this version, and update the workers of all hosts",
+            f"the comment of {database.prefix}zithara_message_group names no schema: something else has altered it",
+            f"ALTER TABLE {database.prefix}zithara_message_group COMMENT = 'zithara-worker schema {schema.VERSION}'",
+        )
+        return
+    if version > schema.VERSION:
+        yield warning(
+            "tables.worker",
+            f"the tables are of schema {version}, which a newer version made; this one goes on with them",
+            "update zithara-worker on this host",
         )
         return
     plain = sorted(name for name, row in found.items() if str(row["engine"]).lower() != "innodb")
@@ -118,7 +131,7 @@ def worker_tables(database: Database) -> Iterator[Finding]:
             "; ".join(f"ALTER TABLE {name} ENGINE=InnoDB" for name in plain),
         )
         return
-    yield ok("tables.worker", f"{len(found)} tables, {version}")
+    yield ok("tables.worker", f"{len(found)} tables, schema {version}")
 
 
 def privileges(database: Database) -> Iterator[Finding]:

@@ -1,0 +1,44 @@
+-- From schema 1 to schema 2, in place and while workers of both versions run: those of version 0.1 go on with schema 2.
+-- `-- table.column --` opens what adds a column; `zithara-worker install` leaves out what is there already, so an upgrade that
+-- was interrupted is finished by running it again. By hand, leave out what the server calls a duplicate column.
+-- The comment of zithara_message_group comes last: from then on the tables count as schema 2.
+
+-- zithara_message_group.claim --
+ALTER TABLE {prefix}zithara_message_group
+  ADD COLUMN claim BIGINT UNSIGNED NOT NULL DEFAULT 0
+  COMMENT 'the claim of that worker which won the group: every statement of the claim names it' AFTER worker_id;
+
+-- zithara_message_group.suspect --
+ALTER TABLE {prefix}zithara_message_group
+  ADD COLUMN suspect TINYINT(1) NOT NULL DEFAULT 0
+  COMMENT 'its last worker died while it held the head: the head is delivered alone' AFTER claim;
+
+-- zithara_delivery_failure.unwitnessed --
+ALTER TABLE {prefix}zithara_delivery_failure
+  ADD COLUMN unwitnessed INT UNSIGNED NOT NULL DEFAULT 0
+  COMMENT 'those of them after which nothing shows that the path served anybody' AFTER attempts;
+
+-- zithara_delivery_failure.retries --
+ALTER TABLE {prefix}zithara_delivery_failure
+  ADD COLUMN retries INT UNSIGNED NOT NULL DEFAULT 0
+  COMMENT 'how often an operator asked for a retry' AFTER unwitnessed;
+
+-- zithara_delivery_failure.discarded_at --
+ALTER TABLE {prefix}zithara_delivery_failure
+  ADD COLUMN discarded_at DATETIME(3) NULL
+  COMMENT 'an operator decided that the message is not delivered' AFTER newer_delivered;
+
+-- zithara_delivery_failure.attempts --
+ALTER TABLE {prefix}zithara_delivery_failure
+  MODIFY COLUMN attempts INT UNSIGNED NOT NULL COMMENT 'our failed attempts, without what PHP consumers tried';
+
+-- zithara_lock --
+CREATE TABLE IF NOT EXISTS {prefix}zithara_lock (
+  name        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  owner       VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  lease_until DATETIME(3) NOT NULL,
+  PRIMARY KEY (name)
+) ENGINE=InnoDB;
+
+-- zithara_message_group --
+ALTER TABLE {prefix}zithara_message_group COMMENT='zithara-worker schema 2';
