@@ -6,7 +6,7 @@ One for the life of a process: it answers while the database is away, and throug
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from zithara_worker.zithara.tokens import TokenSource
 
 if TYPE_CHECKING:
     from zithara_worker.web.server import Listener, Reply
-    from zithara_worker.web.sight import Watch
+    from zithara_worker.web.sight import Queue, Watch
     from zithara_worker.worker.exposition import Depth, Exposition, State
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ class Listening:
             log.error("%s (going on without metrics)", error, extra={"event": "listen_failed"})
             return
         self._listener = listener
-        self._watch = Watch(lambda: self._database(settings), self._queues, monotonic=self._monotonic)
+        self._watch = Watch(lambda: self._database(settings), self._overrides, monotonic=self._monotonic)
         self._watch.start()
 
     def attach(self, running: Running) -> None:
@@ -202,9 +202,9 @@ class Listening:
         running = self._running
         return self._open_database(running.settings if running else first)
 
-    def _queues(self) -> Sequence[QueueRow] | None:
+    def _overrides(self) -> Mapping[str, str] | None:
         running = self._running
-        return running.rows if running else None
+        return running.settings.queues if running else None
 
     def _state(self) -> State:
         from zithara_worker.worker.exposition import State
@@ -213,38 +213,40 @@ class Listening:
         if running is None:
             return State(ready=False, database_up=False, shop_enabled=False, token_refreshes=self._earlier_refreshes)
         vitals, states = running.loop.vitals(), running.courier.states()
-        depths, took = self._depths()
+        sight, problem = self._watch.latest() if self._watch else (None, None)
+        if problem is not None:
+            sight = None
+        queues = sight.queues if sight else ()
+        paused = {queue.topic: bool(queue.paused_by) for queue in queues}
+        paused.update((row.topic, row.topic in vitals.paused) for row in running.rows)
         return State(
             ready=health.ready,
             database_up=vitals.database_up,
             shop_enabled=vitals.consumable,
-            topics=tuple(row.topic for row in running.rows),
-            paused=frozenset(vitals.paused),
+            paused=paused,
             concurrency=running.settings.worker.concurrency,
             breakers={target.value: status.breaker.state.value for target, status in states.items()},
             throttled_seconds={target.value: status.throttled_seconds for target, status in states.items()},
             token_refreshes=self._earlier_refreshes + running.tokens.refresh_count,
-            depths=depths,
-            depths_read_seconds=took,
+            depths=_depths(queues) if sight else None,
+            depths_read_seconds=sight.took_seconds if sight else 0.0,
+            living={queue.topic: queue.workers for queue in queues},
             audit_writable=None if running.audit is None else running.audit.problem is None,
             audit_lines=running.audit.lines_written if running.audit else 0,
             audit_lines_lost=running.audit.lines_lost if running.audit else 0,
         )
 
-    def _depths(self) -> tuple[tuple[Depth, ...] | None, float]:
-        from zithara_worker.worker.exposition import Depth
 
-        sight, problem = self._watch.latest() if self._watch else (None, None)
-        if sight is None or problem is not None:
-            return None, 0.0
-        depths = tuple(
-            Depth(
-                topic=queue.topic,
-                status=status.name.lower(),
-                messages=count,
-                oldest_age_seconds=round(queue.oldest_ages.get(status, 0.0), 3),
-            )
-            for queue in sight.queues
-            for status, count in queue.counts.items()
+def _depths(queues: Sequence[Queue]) -> tuple[Depth, ...]:
+    from zithara_worker.worker.exposition import Depth
+
+    return tuple(
+        Depth(
+            topic=queue.topic,
+            status=status.name.lower(),
+            messages=count,
+            oldest_age_seconds=round(queue.oldest_ages.get(status, 0.0), 3),
         )
-        return depths, sight.took_seconds
+        for queue in queues
+        for status, count in queue.counts.items()
+    )

@@ -10,8 +10,10 @@ import struct
 import subprocess
 from collections.abc import Mapping
 from contextlib import closing
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,6 +45,7 @@ def sight(*, topic: str = TOPIC, pause: str = "", worker: str = "shop1") -> Sigh
         counts={Status.NEW: 12_345, Status.IN_PROGRESS: 16, Status.RETRY_REQUIRED: 3, Status.ERROR: 2},
         oldest_ages={Status.NEW: 240.0, Status.RETRY_REQUIRED: 90.0},
         next_retry_seconds=25.0,
+        workers=1,
         paused_by=pause,
         pause_reason=pause,
     )
@@ -94,7 +97,7 @@ class _Outline(HTMLParser):
 
 def test_page_says_how_the_queue_is() -> None:
     words = " ".join(_Outline(rendered(sight())).text.replace("\u202f", " ").split())
-    for expected in ("12 345", "next in 25 s", "4 min", "shop1", "webhook half-open", "This worker is ready."):
+    for expected in ("12 345", "next in 25 s", "4 min", "shop1", "webhook half-open", "its breaker is half-open"):
         assert expected in words, expected
 
 
@@ -158,6 +161,56 @@ def test_bars_stand_upon_each_other_and_stay_within() -> None:
     ]
 
 
+# ---------------------------------------------------------------- the banner
+
+
+def healthy() -> Sight:
+    seen = sight()
+    (running,) = seen.workers
+    return replace(seen, workers=(replace(running, breakers={"api": "closed"}),))
+
+
+def with_queue(seen: Sight, **changes: Any) -> Sight:
+    return replace(seen, queues=tuple(replace(queue, **changes) for queue in seen.queues))
+
+
+def test_banner_is_green_when_every_topic_is_served_and_no_queue_is_late() -> None:
+    document = rendered(healthy())
+    assert 'class="good">Every topic is served' in document and "needs a look" not in document
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"workers": 0}, f"no living worker serves {TOPIC}: start one"),
+        ({"oldest_ages": {Status.NEW: 1200.0}}, f"{TOPIC} is late, its oldest new message waits for 20"),
+        ({"paused_by": "anna"}, f"topic {TOPIC} is paused"),
+    ],
+)
+def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(changes: dict[str, Any], told: str) -> None:
+    document = rendered(with_queue(healthy(), **changes))
+    assert told in document and 'class="good"' not in document
+
+
+def test_banner_tells_the_breakers_of_all_living_workers() -> None:
+    seen = sight()
+    (running,) = seen.workers
+    assert "webhook is taken to be down by worker shop1 4711" in rendered(seen)
+    dead = replace(seen, workers=(running, replace(running, id="w2", pid=4712, alive=False)))
+    assert "worker shop1 4712" not in rendered(dead)
+
+
+def test_a_pause_that_health_tells_too_is_told_once() -> None:
+    note = f"topic {TOPIC} is paused: 'zithara-worker resume {TOPIC}' goes on"
+    document = rendered(with_queue(healthy(), paused_by="anna"), notes=(note,))
+    assert document.count("is paused:") == 1
+
+
+def test_a_paused_queue_is_not_called_late() -> None:
+    document = rendered(with_queue(healthy(), paused_by="anna", oldest_ages={Status.NEW: 1200.0}))
+    assert "is late" not in document
+
+
 # ---------------------------------------------------------------- in a browser
 
 
@@ -197,4 +250,4 @@ def test_browser_runs_nothing_that_came_with_a_message(tmp_path: Path) -> None:
     listener.start()
     with closing(listener):
         seen = chromium(tmp_path, "--dump-dom", f"http://{listener.address}/")
-    assert "<title>zithara-worker: not ready</title>" in seen and "<script" not in seen
+    assert "<title>zithara-worker: needs a look</title>" in seen and "<script" not in seen

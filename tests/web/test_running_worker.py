@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_ORDER
+from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 
@@ -58,6 +58,20 @@ def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., 
         assert worker.wait() == 0
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"http://{address}/healthz")
+
+
+def test_each_process_shows_the_topics_of_all(shop: Shop, worker_config: Callable[..., Path]) -> None:
+    """A process for each topic, as the package has it, and nobody serves the orders."""
+    shop.publish_order("000000034")
+    with WorkerProcess(worker_config(metrics=ANYWHERE), "consume", TOPIC_CART) as worker:
+        address = address_of(worker)
+        eventually(lambda: metric(address, "queue_messages", topic=TOPIC_ORDER, status="new") == 1.0)
+        eventually(lambda: metric(address, "living_workers", topic=TOPIC_CART) == 1.0, within=15)
+        assert metric(address, "living_workers", topic=TOPIC_ORDER) == 0.0
+        assert metric(address, "topic_paused", topic=TOPIC_ORDER) == 0.0
+        page = httpx.get(f"http://{address}/").text
+        assert f"no living worker serves {TOPIC_ORDER}" in page and 'class="good"' not in page
+        assert f"no living worker serves {TOPIC_CART}" not in page
 
 
 def test_reload_keeps_port_and_counters(shop: Shop, worker_config: Callable[..., Path]) -> None:

@@ -137,8 +137,8 @@ def test_value_at_a_bound_belongs_below_it() -> None:
 
 def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics) -> None:
     state = State(
-        topics=(ORDER, CART),
-        paused=frozenset({CART}),
+        paused={ORDER: False, CART: True},
+        living={ORDER: 0, CART: 2},
         breakers={"api": "half-open"},
         token_refreshes=3,
         depths=(Depth(topic=ORDER, status="new", messages=12, oldest_age_seconds=4.5),),
@@ -147,6 +147,7 @@ def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics)
     )
     seen = samples(metrics, state)
     assert (seen["topic_paused", (ORDER,)], seen["topic_paused", (CART,)]) == (0.0, 1.0)
+    assert (seen["living_workers", (ORDER,)], seen["living_workers", (CART,)]) == (0.0, 2.0)
     assert [seen["breaker_state", (each, "api")] for each in ("closed", "half-open", "open")] == [0.0, 1.0, 0.0]
     assert seen["token_refreshes_total", ()] == 3.0
     assert seen["queue_messages", ("new", ORDER)] == 12.0
@@ -180,7 +181,12 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
     metrics.settled(ORDER, Settled(settled), 0.001)
     depth = Depth(topic=ORDER, status="new", messages=1, oldest_age_seconds=1.0)
     state = State(
-        topics=(ORDER,), breakers={"api": "open"}, throttled_seconds={"api": 1.0}, depths=(depth,), audit_writable=True
+        paused={ORDER: True},
+        living={ORDER: 1},
+        breakers={"api": "open"},
+        throttled_seconds={"api": 1.0},
+        depths=(depth,),
+        audit_writable=True,
     )
     text = Exposition(metrics.numbers, lambda: state).encoded("text/plain")[0].decode()
     shown = set()

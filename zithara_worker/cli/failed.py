@@ -20,12 +20,11 @@ from zithara_worker.cli.rendering import Duration, duration, printable, table
 from zithara_worker.cli.root import EXIT_FAILED, Context
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.failures import Selection
-from zithara_worker.magento.shop import QueueRow, read_configuration
+from zithara_worker.magento.shop import QueueRow, queues_present, read_configuration
 from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPICS
 from zithara_worker.operations import failed as operations
 from zithara_worker.operations.failed import iso
-from zithara_worker.operations.queues import queues_present
 from zithara_worker.operations.reasons import remedy
 from zithara_worker.processors import ShopContext
 

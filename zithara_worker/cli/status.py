@@ -26,7 +26,8 @@ from zithara_worker.cli.rendering import (
 )
 from zithara_worker.cli.root import Context
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.operations.status import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, as_json
+from zithara_worker.magento.fleet import DEAD_AFTER_SECONDS
+from zithara_worker.operations.status import FleetStatus, TopicStatus, WorkerStatus, as_json
 from zithara_worker.operations.status import status as read_status
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
@@ -213,6 +214,9 @@ def _notes(found: FleetStatus) -> Iterator[str]:
         name = _short(topic.topic)
         if topic.queue is None:
             yield _colour("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
+        elif not topic.workers and found.workers:
+            start = f"start one with 'zithara-worker consume {topic.topic}'"
+            yield _colour("red", f"{name}: no living worker serves it; {start}", bold=True)
         if topic.pause is not None:
             since = duration(found.at_utc - topic.pause.paused_at_utc)
             reason = f": {printable(topic.pause.reason)}" if topic.pause.reason else ""

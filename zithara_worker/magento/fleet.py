@@ -6,7 +6,8 @@ All times are seconds since the epoch on the database's clock, which is the cloc
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,9 @@ from zithara_worker.magento.statuses import Status
 
 #: Upper bounds of the response-time buckets in zithara_worker.minutes, milliseconds; the last bucket has none.
 BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
+
+#: Seconds without a sign of life after which a worker counts as dead; it gives one every 5 s.
+DEAD_AFTER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +133,14 @@ def workers(database: Database) -> list[WorkerRow]:
         )
         for row in database.rows("workers")
     ]
+
+
+def living_by_topic(rows: Iterable[WorkerRow], now: float) -> Counter[str]:
+    """Topic -> living workers that serve it, whichever process and host they are; 0 for a topic that none serves.
+
+    `now`: the database's clock (`now_utc`).
+    """
+    return Counter(topic for row in rows if now - row.last_seen_utc < DEAD_AFTER_SECONDS for topic in set(row.topics))
 
 
 def _object(text: Any) -> Mapping[str, Any]:

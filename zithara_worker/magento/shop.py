@@ -15,6 +15,7 @@ from zithara_worker.magento.database import Database
 from zithara_worker.magento.deployment_config import DeploymentConfig
 from zithara_worker.magento.env_php import Unknown
 from zithara_worker.magento.topics import PHP_SIDE
+from zithara_worker.messages import TOPICS
 from zithara_worker.settings import Secret
 
 #: system/mysqlmq/ and Magento's defaults (its config.xml), in minutes; 0 or less switches a rule off.
@@ -206,3 +207,21 @@ def _candidates(topic: str, overrides: Mapping[str, str]) -> Collection[str]:
     if topic in overrides:
         return (overrides[topic],)
     return (PHP_SIDE[topic].queue, topic) if topic in PHP_SIDE else (topic,)
+
+
+def queues_present(
+    database: Database, overrides: Mapping[str, str], topics: Sequence[str] = TOPICS
+) -> tuple[list[QueueRow], list[str]]:
+    """The queues of these topics, and the topics that have none. Raises ShopError when there is none at all."""
+    present: list[QueueRow] = []
+    missing: list[str] = []
+    problem: ShopError | None = None
+    for topic in topics:
+        try:
+            present += find_queues(database, [topic], overrides)
+        except ShopError as error:
+            problem = error
+            missing.append(topic)
+    if not present and problem is not None:
+        raise problem
+    return present, missing

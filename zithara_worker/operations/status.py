@@ -8,15 +8,12 @@ from typing import Any
 
 from zithara_worker.magento import control, fleet
 from zithara_worker.magento.database import Database
-from zithara_worker.magento.fleet import BUCKETS_MS, Count, Groups, Held, WorkerRow
-from zithara_worker.magento.shop import QueueRow
+from zithara_worker.magento.fleet import BUCKETS_MS, DEAD_AFTER_SECONDS, Count, Groups, Held, WorkerRow
+from zithara_worker.magento.shop import QueueRow, queues_present
 from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPICS, OutcomeKind
 from zithara_worker.operations.failed import iso
-from zithara_worker.operations.queues import queues_present
 
-#: Seconds without a sign of life after which a worker counts as dead; it gives one every 5 s.
-DEAD_AFTER_SECONDS = 30.0
 #: Minutes, the running one included, over which rates and response times are taken.
 RATE_MINUTES = 5
 #: Minutes of history that are shown.
@@ -68,6 +65,8 @@ class TopicStatus:
     oldest_error_seconds: float | None
     #: Until the next retry is due; 0 = now
     retry_due_seconds: float | None
+    #: Living workers that serve it
+    workers: int
     groups_in_flight: int
     groups_waiting: int
     leases_expired: int
@@ -128,6 +127,7 @@ def status(
     paused = control.paused(database)
     rows = fleet.workers(database)
     held = fleet.held_by_worker(database)
+    living = fleet.living_by_topic(rows, now)
     by_topic = [
         _topic_status(
             queue,
@@ -136,11 +136,12 @@ def status(
             groups=groups.get(queue.queue_id, Groups()),
             complete=complete.get(queue.queue_id, 0) if full else None,
             pause=paused.get(queue.topic),
+            workers=living[queue.topic],
             rows=rows,
         )
         for queue in queues
     ]
-    by_topic += [_absent(topic, now, paused.get(topic)) for topic in missing]
+    by_topic += [_absent(topic, now, paused.get(topic), living[topic]) for topic in missing]
     return FleetStatus(
         at_utc=now,
         topics=tuple(sorted(by_topic, key=lambda each: list(topics).index(each.topic))),
@@ -198,6 +199,7 @@ def _topic_status(
     groups: Groups,
     complete: int | None,
     pause: control.Pause | None,
+    workers: int,
     rows: Sequence[WorkerRow],
 ) -> TopicStatus:
     of = {status: counts.get((queue.queue_id, status), Count(messages=0, oldest_utc=None)) for status in Status}
@@ -216,6 +218,7 @@ def _topic_status(
         oldest_retry_seconds=_age(of[Status.RETRY_REQUIRED], now),
         oldest_error_seconds=_age(of[Status.ERROR], now),
         retry_due_seconds=None if groups.next_due_utc is None else max(0.0, groups.next_due_utc - now),
+        workers=workers,
         groups_in_flight=groups.in_flight,
         groups_waiting=groups.waiting,
         leases_expired=groups.expired,
@@ -226,7 +229,7 @@ def _topic_status(
     )
 
 
-def _absent(topic: str, now: float, pause: control.Pause | None) -> TopicStatus:
+def _absent(topic: str, now: float, pause: control.Pause | None, workers: int) -> TopicStatus:
     return TopicStatus(
         topic=topic,
         queue=None,
@@ -240,6 +243,7 @@ def _absent(topic: str, now: float, pause: control.Pause | None) -> TopicStatus:
         oldest_retry_seconds=None,
         oldest_error_seconds=None,
         retry_due_seconds=None,
+        workers=workers,
         groups_in_flight=0,
         groups_waiting=0,
         leases_expired=0,

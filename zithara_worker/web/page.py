@@ -16,7 +16,7 @@ from time import gmtime, strftime
 from zithara_worker.magento.statuses import Status
 from zithara_worker.version import VERSION
 from zithara_worker.web.charts import bars, lines, round_top
-from zithara_worker.web.sight import MINUTES, SILENT_SECONDS, Minute, Queue, Sight, Worker, percentile, summed
+from zithara_worker.web.sight import AGED_SECONDS, MINUTES, Minute, Queue, Sight, Worker, percentile, summed
 
 REFRESH_SECONDS = 10
 #: Minutes, the running one included, whose rates the table shows.
@@ -42,7 +42,9 @@ def render(
     notes: Sequence[str],
 ) -> str:
     """The whole document. `problem`: why the sight is old or missing. `reasons`, `notes`: those of /healthz."""
-    parts = [_banner(reasons, notes, problem)]
+    bad, warn = _fleet(sight) if sight is not None else ([], [])
+    reasons = [*reasons, *bad]
+    parts = [_banner(reasons, [*dict.fromkeys([*notes, *warn])], problem)]
     if sight is not None:
         parts += [
             _queues(sight),
@@ -62,8 +64,33 @@ def render(
 
 def _title(sight: Sight | None, reasons: Sequence[str]) -> str:
     if reasons:
-        return "not ready"
+        return "needs a look"
     return "running" if sight is None else f"{_count(sum(each.pending for each in sight.queues))} waiting"
+
+
+def _fleet(sight: Sight) -> tuple[list[str], list[str]]:
+    """What is wrong with the whole fleet, and what else a person may want to know; each with what to do."""
+    bad = []
+    warn = []
+    for queue in sight.queues:
+        age = queue.oldest_ages.get(Status.NEW, 0.0)
+        if not queue.workers:
+            bad.append(f"no living worker serves {queue.topic}: start one ('zithara-worker consume {queue.topic}')")
+        if queue.paused_by:
+            warn.append(f"topic {queue.topic} is paused: 'zithara-worker resume {queue.topic}' goes on")
+        elif age > AGED_SECONDS and queue.workers:
+            bad.append(
+                f"{queue.topic} is late, its oldest new message waits for {_span(age)}: look at the breakers and the "
+                "workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
+            )
+    for worker in sight.workers:
+        for target, state in sorted(worker.breakers.items()):
+            if worker.alive and state != "closed":
+                warn.append(
+                    f"{target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is {state}: "
+                    "probes find out when it is back"
+                )
+    return bad, warn
 
 
 def _banner(reasons: Sequence[str], notes: Sequence[str], problem: str | None) -> str:
@@ -71,7 +98,7 @@ def _banner(reasons: Sequence[str], notes: Sequence[str], problem: str | None) -
     lines_of += [f'<p class="warn">{escape(each)}</p>' for each in notes]
     if problem:
         lines_of.append(f'<p class="bad">The queues cannot be counted: {escape(problem)}</p>')
-    return "".join(lines_of) or '<p class="good">This worker is ready.</p>'
+    return "".join(lines_of) or '<p class="good">Every topic is served, and no queue is late.</p>'
 
 
 # ---------------------------------------------------------------- queues
@@ -179,7 +206,6 @@ def _workers(sight: Sight) -> str:
 
 
 def _worker(worker: Worker) -> str:
-    silent = worker.silent_seconds > SILENT_SECONDS
     shut = [f"{target} {state}" for target, state in sorted(worker.breakers.items()) if state != "closed"]
     address = f"<small>{escape(worker.metrics_address)}</small>" if worker.metrics_address else ""
     topics = ", ".join(each.removeprefix("zithara.").removesuffix(".events") for each in worker.topics)
@@ -187,7 +213,7 @@ def _worker(worker: Worker) -> str:
         ("Process", str(worker.pid), ""),
         ("Version", escape(worker.version), ""),
         ("Since", _span(worker.age_seconds), ""),
-        ("Seen", f"{_span(worker.silent_seconds)} ago", "bad" if silent else ""),
+        ("Seen", f"{_span(worker.silent_seconds)} ago", "" if worker.alive else "bad"),
         ("In flight", _count(worker.in_flight), ""),
         ("Breakers", escape(", ".join(shut)) or "closed", "bad" if shut else ""),
         ("Topics", escape(topics), ""),

@@ -17,7 +17,7 @@ from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.magento import control, fleet
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.fleet import BUCKETS_MS
-from zithara_worker.magento.shop import QueueRow
+from zithara_worker.magento.shop import queues_present
 from zithara_worker.magento.statuses import Status
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,8 @@ LOG_SECONDS = 60.0
 #: So long a request waits for a look under way.
 PATIENCE_SECONDS = 2.0
 MINUTES = 60
-#: A worker that was not seen for so long is shown as silent.
-SILENT_SECONDS = 30.0
+#: A new message that waits for so long means that its queue does not keep up; the alert ZitharaWorkerQueueOld as well.
+AGED_SECONDS = 900.0
 #: The statuses that are counted; completed messages are not.
 COUNTED = (Status.NEW, Status.IN_PROGRESS, Status.RETRY_REQUIRED, Status.ERROR)
 
@@ -45,6 +45,8 @@ class Queue:
     counts: Mapping[Status, int]
     oldest_ages: Mapping[Status, float]
     next_retry_seconds: float | None
+    #: Living workers that serve it
+    workers: int = 0
     paused_by: str = ""
     pause_reason: str = ""
 
@@ -84,6 +86,7 @@ class Worker:
     silent_seconds: float
     in_flight: int
     metrics_address: str | None
+    alive: bool = True
     #: Target -> breaker state, as the worker last told.
     breakers: Mapping[str, str] = field(default_factory=dict)
 
@@ -99,14 +102,19 @@ class Sight:
     took_seconds: float = 0.0
 
 
-def look(database: Database, rows: Sequence[QueueRow]) -> Sight:
-    """Raises DatabaseUnavailable and ShopError."""
+def look(database: Database, overrides: Mapping[str, str]) -> Sight:
+    """All of the module's queues, whichever of them this worker serves; those that do not exist are left out.
+
+    `overrides`: topic -> queue name, as configured. Raises DatabaseUnavailable; ShopError when there is no queue.
+    """
+    rows, _ = queues_present(database, overrides)
     ids = [row.queue_id for row in rows]
     now = fleet.now_utc(database)
     counts = fleet.count_by_status(database, ids)
     groups = fleet.count_groups(database, ids)
     paused = control.paused(database)
     seen = fleet.workers(database)
+    living = fleet.living_by_topic(seen, now)
     queues = []
     for row in rows:
         of_queue = {status: counts.get((row.queue_id, status)) for status in COUNTED}
@@ -123,6 +131,7 @@ def look(database: Database, rows: Sequence[QueueRow]) -> Sight:
                     if each and each.oldest_utc is not None
                 },
                 next_retry_seconds=None if due is None else max(0.0, due - now),
+                workers=living[row.topic],
                 paused_by=pause.paused_by if pause else "",
                 pause_reason=pause.reason if pause else "",
             )
@@ -138,6 +147,7 @@ def look(database: Database, rows: Sequence[QueueRow]) -> Sight:
             silent_seconds=max(0.0, now - each.last_seen_utc),
             in_flight=each.in_flight,
             metrics_address=each.metrics_address,
+            alive=now - each.last_seen_utc < fleet.DEAD_AFTER_SECONDS,
             breakers=_breakers(each.state),
         )
         for each in seen
@@ -221,18 +231,19 @@ class Watch:
     """Keeps the last sight, and the backlog by minute for the last hour. A thread of its own looks: a database that
     does not answer keeps nobody waiting.
 
-    `open_database` makes a session that is not connected yet; `rows` tells the queues, None while nobody knows them.
+    `open_database` makes a session that is not connected yet; `overrides` tells the names of queues that are not the
+    module's, None before the first connection.
     """
 
     def __init__(
         self,
         open_database: Callable[[], Database],
-        rows: Callable[[], Sequence[QueueRow] | None],
+        overrides: Callable[[], Mapping[str, str] | None],
         *,
         monotonic: Callable[[], float],
     ) -> None:
         self._open_database = open_database
-        self._rows = rows
+        self._overrides = overrides
         self._monotonic = monotonic
         self._changed = threading.Condition()
         # Guarded by the condition's lock.
@@ -275,7 +286,7 @@ class Watch:
             with self._changed:
                 self._wanted = False
                 self._problem = problem
-                pause = LOOK_SECONDS if self._rows() is not None else 0.5
+                pause = LOOK_SECONDS if self._overrides() is not None else 0.5
                 self._next_at = self._monotonic() + max(pause, took / LOOK_SHARE)
                 if sight is not None:
                     self._sight = replace(sight, took_seconds=took)
@@ -288,13 +299,13 @@ class Watch:
                     return
 
     def _look(self) -> tuple[Sight | None, str | None, float]:
-        rows = self._rows()
-        if rows is None:
+        overrides = self._overrides()
+        if overrides is None:
             return None, "the database is not available yet", 0.0
         before = self._monotonic()
         database = self._open_database()
         try:
-            return look(database, rows), None, self._monotonic() - before
+            return look(database, overrides), None, self._monotonic() - before
         except ZitharaWorkerError as error:
             if before >= self._complain_at:
                 self._complain_at = before + LOG_SECONDS

@@ -45,8 +45,9 @@ class State:
     ready: bool = True
     database_up: bool = True
     shop_enabled: bool = True
-    topics: tuple[str, ...] = ()
-    paused: frozenset[str] = frozenset()
+    #: Topic -> whether an operator paused it; topic -> living workers that serve it, of the whole fleet
+    paused: Mapping[str, bool] = field(default_factory=dict)
+    living: Mapping[str, int] = field(default_factory=dict)
     concurrency: int = 0
     breakers: Mapping[str, str] = field(default_factory=dict)
     throttled_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -94,7 +95,15 @@ def _from_state(state: State) -> Iterator[Metric]:
     yield _gauge("concurrency", "Requests that may be in flight at once.", float(state.concurrency))
     yield _labelled(
         GaugeMetricFamily(f"{PREFIX}_topic_paused", "1 when an operator paused the topic.", labels=["topic"]),
-        {(topic,): float(topic in state.paused) for topic in state.topics},
+        {(topic,): float(paused) for topic, paused in sorted(state.paused.items())},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            f"{PREFIX}_living_workers",
+            "Workers of the whole fleet that serve the topic and were seen within 30 seconds.",
+            labels=["topic"],
+        ),
+        {(topic,): float(workers) for topic, workers in sorted(state.living.items())},
     )
     yield _labelled(
         GaugeMetricFamily(

@@ -10,13 +10,11 @@ from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.magento import control, fleet
 from zithara_worker.magento.consumers_runner import started_by_cron
 from zithara_worker.magento.database import Database
-from zithara_worker.magento.shop import QueueRow, find_queues
+from zithara_worker.magento.shop import QueueRow, find_queues, queues_present
 from zithara_worker.magento.statuses import Status
 from zithara_worker.magento.topics import PHP_SIDE, message_code
 from zithara_worker.messages import TOPICS
 from zithara_worker.operations.doctor.finding import Finding, failed, ok, spoken, warning
-from zithara_worker.operations.queues import queues_present
-from zithara_worker.operations.status import DEAD_AFTER_SECONDS
 
 #: Message ids back from the newest in which messages without a queue are looked for.
 LOOK_BACK = 50_000
@@ -240,9 +238,9 @@ def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iter
 
 def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
     """Whether somebody serves each topic."""
-    alive = [worker for worker in fleet.workers(database) if now - worker.last_seen_utc < DEAD_AFTER_SECONDS]
-    served = {topic for worker in alive for topic in worker.topics}
-    missing = [queue.topic for queue in queues if queue.topic not in served]
+    rows = fleet.workers(database)
+    living = fleet.living_by_topic(rows, now)
+    missing = [queue.topic for queue in queues if not living[queue.topic]]
     if missing:
         yield warning(
             "workers",
@@ -250,7 +248,7 @@ def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Itera
             "start one: 'zithara-worker consume --all', or the supervisor or systemd program",
         )
     else:
-        yield ok("workers", f"{len(alive)} alive, every topic is served")
+        yield ok("workers", "every topic is served by a living worker")
 
 
 def paused(database: Database, now: float) -> Iterator[Finding]:
