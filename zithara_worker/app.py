@@ -12,14 +12,15 @@ import os
 import random
 import secrets
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any
 
 from zithara_worker import config, logs
@@ -34,12 +35,12 @@ from zithara_worker.listening import Listening, Running
 from zithara_worker.magento import schema
 from zithara_worker.magento.crypt import decrypt, is_encrypted
 from zithara_worker.magento.database import Database
-from zithara_worker.magento.deployment_config import deployment_config
+from zithara_worker.magento.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.magento.env_php import read_env_php
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Identity, Registry
-from zithara_worker.magento.shop import ShopConfiguration, find_queues, read_configuration
+from zithara_worker.magento.shop import QueueRow, ShopConfiguration, find_queues, read_configuration
 from zithara_worker.magento.token_store import DatabaseTokenStore
 from zithara_worker.messages import (
     TOPIC_CART,
@@ -59,16 +60,17 @@ from zithara_worker.processors import ShopContext, identify, process, supersedes
 from zithara_worker.settings import SECTIONS, LoggingSettings, Settings
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
-from zithara_worker.worker.duties import Duties
+from zithara_worker.worker.duties import Duties, PoisonPill
 from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.loop import Loop, Wish
 from zithara_worker.worker.metrics import WorkerMetrics
 from zithara_worker.worker.notify import Notifier
 from zithara_worker.worker.outcomes import log_settled
+from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.tokens import TokenSource
-from zithara_worker.zithara.transport import Transport, tls_context
+from zithara_worker.zithara.transport import Transport, endpoint_of, tls_context
 
 __all__ = ["Limits", "Worker", "configure", "open_database"]
 
@@ -139,6 +141,22 @@ def _env_php(root: Path) -> Path:
     return root / "app" / "etc" / "env.php"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ready:
+    """A configuration that has been tried out, with what was opened for it: nothing is left that it could fail for."""
+
+    #: As far as it goes without a database
+    base: Configured
+    #: With what the shop says
+    configured: Configured
+    shop: ShopConfiguration
+    files: DeploymentConfig | None
+    rows: Sequence[QueueRow]
+    database: Database
+    tls: ssl.SSLContext
+    audit: AuditFile | None
+
+
 class Worker:
     """Takes and delivers messages until it is stopped or its limits are reached.
 
@@ -167,10 +185,18 @@ class Worker:
         self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
         self._audit: AuditFile | None = None
         self._stopping = threading.Event()
-        self._asked_to_reload = False
+        self._topics: Sequence[str] = ()
+        self._reload = Reload(self._prepare_next, monotonic=monotonic)
+        self._poison_pill = PoisonPill()
+        self._in_force: _Ready | None = None
+        self._next: _Ready | None = None
         self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
         self._listening = Listening(
-            self._metrics, open_database=open_database, stopping=self._stopping.is_set, monotonic=monotonic
+            self._metrics,
+            open_database=open_database,
+            stopping=self._stopping.is_set,
+            configuration_problem=lambda: self._reload.problem,
+            monotonic=monotonic,
         )
 
     def stop(self) -> None:
@@ -179,8 +205,8 @@ class Worker:
         self._inbox.put(Wish.STOP)
 
     def reload(self) -> None:
-        """Read the configuration again and reopen the log files, once what is in flight is done. As `stop`."""
-        self._asked_to_reload = True
+        """Reopen the log files, read the configuration again, and go on with it if it can be used. As `stop`."""
+        self._reload.ask()
         self._inbox.put(Wish.RELOAD)
 
     def run(
@@ -193,93 +219,45 @@ class Worker:
         if stop is not None:
             threading.Thread(target=self._stop_after, args=(stop,), name="stop-watch", daemon=True).start()
         limits = limits or Limits()
-        started = self._monotonic()
+        self._topics = topics
+        end = End.STOPPED
         try:
-            while True:
-                end, settled = self._run_once(topics, limits)
-                if end is not End.RELOAD or self._stopping.is_set():
-                    log.info("stopped", extra={"event": "stopped", "why": end.value})
-                    return end
-                self._read_again()
-                limits = _remaining(limits, settled, self._monotonic() - started)
+            ready = self._first()
+            while ready is not None:
                 started = self._monotonic()
+                end, settled = self._run_once(ready, limits)
+                if end is not End.RELOAD or self._stopping.is_set():
+                    break
+                log.info("configuration read again", extra={"event": "reloaded"})
+                limits = _remaining(limits, settled, self._monotonic() - started)
+                ready, self._next = self._next, None
+            log.info("stopped", extra={"event": "stopped", "why": end.value})
+            return end
         finally:
             self._listening.close()
-            self._use_audit(None)
+            if self._next is not None:
+                self._next.database.close()
+            if self._audit is not None:
+                self._audit.close()
 
     def _stop_after(self, event: threading.Event) -> None:
         event.wait()
         self.stop()
 
-    def _read_again(self) -> None:
-        self._asked_to_reload = False
-        if self._reconfigure is not None:
-            try:
-                self._configured = self._reconfigure()
-                logs.configure(self._configured.settings.logging)
-            except (ZitharaWorkerError, OSError) as error:
-                log.error(
-                    "the configuration cannot be read again; going on with the one in force",
-                    extra={"event": "reload_failed", "detail": str(error)},
-                )
-                return
-        log.info("configuration read again", extra={"event": "reloaded"})
+    # ---------------------------------------------------------------- configurations
 
-    def _run_once(self, topics: Sequence[str], limits: Limits) -> tuple[End, int]:
-        settings = self._configured.settings
-        self._listening.serve(settings)
-        self._use_audit(settings.logging)
-        database = open_database(settings, clock=self._clock)
-        try:
-            opened = self._wait_for(lambda: self._connected(database, topics))
-            if opened is None:
-                return End.STOPPED, 0
-            configured, shop, rows = opened
-            logs.warn_of(configured.warnings[len(self._configured.warnings) :])
-            with self._loop(database, configured, shop, rows, limits) as (loop, registry):
-                log.info(
-                    "started",
-                    extra={
-                        "event": "started",
-                        "topics": list(topics),
-                        "database": database.version,
-                        "base_url": configured.settings.zithara.base_url,
-                    },
-                )
-                self._notifier.ready(f"takes {', '.join(topics)}")
-                end = loop.run()
-                try:
-                    registry.gone()
-                except DatabaseUnavailable as error:
-                    log.info("left no word in the registry", extra={"event": "registry_away", "detail": str(error)})
-                return end, loop.settled_count
-        finally:
-            database.close()
-
-    def _use_audit(self, settings: LoggingSettings | None) -> None:
-        """Goes on with the audit file that these settings name, opened anew; None closes it."""
-        wanted = settings.audit_file if settings else None
-        if self._audit is not None:
-            if settings is not None and self._audit.is_for(wanted, required=settings.audit_required):
-                self._audit.reopen()
-                return
-            self._audit.close()
-        self._audit = None
-        if settings is not None and wanted is not None:
-            self._audit = AuditFile(wanted, required=settings.audit_required, monotonic=self._monotonic, utc=self._utc)
-
-    def _connected(self, database: Database, topics: Sequence[str]) -> tuple[Configured, ShopConfiguration, Any]:
-        schema.require(database)
-        shop = read_configuration(database, deployment_config(self._configured.settings.magento.root))
-        configured = complete(self._configured, shop)
-        return configured, shop, find_queues(database, topics, configured.settings.queues)
-
-    def _wait_for(self, connect: Callable[[], Any]) -> Any:
-        """Tries until the database answers and has our tables, or None when stopped; complains once a minute."""
-        pause, complain_at = 0.2, 0.0
+    def _first(self) -> _Ready | None:
+        """The first configuration, once the database answers and has our tables; None when stopped before. Complains
+        once a minute."""
+        base, pause, complain_at = self._configured, 0.2, 0.0
         while not self._stopping.is_set():
+            if self._reload.wanted:
+                base = self._read_while_waiting(base)
+            self._listening.serve(base.settings)
             try:
-                return connect()
+                return self._prepare(base)
+            except ConfigurationError:
+                raise  # also of a database that refuses us: nothing is in force that one could wait with
             except (DatabaseUnavailable, SchemaOutdated) as error:
                 outdated = isinstance(error, SchemaOutdated)
                 if self._monotonic() >= complain_at:
@@ -290,24 +268,129 @@ class Worker:
                         else "database not available, waiting for it",
                         extra={"event": "schema_outdated" if outdated else "database_away", "detail": str(error)},
                     )
-                self._notifier.waiting("waits for zithara-worker install" if outdated else "waits for the database")
-                self._notifier.alive()
-                self._stopping.wait(pause)
-                pause = min(5.0, pause * 2)
+            self._notifier.waiting("waits for zithara-worker install" if outdated else "waits for the database")
+            self._notifier.alive()
+            # Not on the event: its lock, which `stop` takes within a signal handler, may be held by this very thread.
+            with suppress(Empty):
+                self._inbox.get(timeout=pause)
+            pause = min(5.0, pause * 2)
         return None
 
+    def _read_while_waiting(self, base: Configured) -> Configured:
+        self._reload.wanted = False
+        if self._reconfigure is None:
+            return base
+        try:
+            read = self._reconfigure()
+            logs.configure(read.settings.logging)
+        except (ZitharaWorkerError, OSError) as error:
+            self._reload.failed(str(error))
+            return base
+        self._reload.problem = None
+        log.info("configuration read again", extra={"event": "reloaded"})
+        return read
+
+    def _prepare_next(self, database_up: bool) -> bool:
+        """Tries the configuration out beside the loop at work; see `Reload`."""
+        in_force = self._in_force
+        if in_force is None:
+            return False
+        logs.reopen_files()
+        if self._audit is not None:
+            self._audit.reopen()
+        base = self._reconfigure() if self._reconfigure else in_force.base
+        if not database_up and base == in_force.base:
+            return False
+        ready = self._prepare(base)
+        try:
+            if ready.audit is not None and ready.audit is not self._audit and not ready.audit.ready():
+                raise ConfigurationError(
+                    f"[logging] audit_file {base.settings.logging.audit_file} cannot be written: {ready.audit.problem}"
+                )
+            if self._reconfigure:
+                logs.configure(base.settings.logging)
+        except ConfigurationError:
+            ready.database.close()
+            raise
+        # What is in flight is settled by the loop at work, which could not do so with a password that is good no more.
+        in_force.database.log_in_as(base.settings.database)
+        self._next = ready
+        return True
+
+    def _prepare(self, base: Configured) -> _Ready:
+        """Opens and checks all that the configuration needs. Raises ConfigurationError, ShopError,
+        DatabaseUnavailable."""
+        settings = base.settings
+        files = deployment_config(settings.magento.root)
+        database = open_database(settings, clock=self._clock)
+        try:
+            schema.require(database)
+            shop = read_configuration(database, files)
+            configured = complete(base, shop)
+            rows = find_queues(database, self._topics, settings.queues)
+            endpoint_of(settings.zithara.base_url)
+            tls = tls_context(verify=settings.zithara.verify, ca_file=str(settings.zithara.ca_file or ""))
+        except BaseException:
+            database.close()
+            raise
+        return _Ready(
+            base=base,
+            configured=configured,
+            shop=shop,
+            files=files,
+            rows=rows,
+            database=database,
+            tls=tls,
+            audit=self._audit_for(settings.logging),
+        )
+
+    def _audit_for(self, settings: LoggingSettings) -> AuditFile | None:
+        """The audit that these settings want: the one at work, if it is the same."""
+        wanted, required = settings.audit_file, settings.audit_required
+        if wanted is None:
+            return None
+        if self._audit is not None and self._audit.is_for(wanted, required=required):
+            return self._audit
+        return AuditFile(wanted, required=required, monotonic=self._monotonic, utc=self._utc)
+
+    # ---------------------------------------------------------------- one loop
+
+    def _run_once(self, ready: _Ready, limits: Limits) -> tuple[End, int]:
+        self._in_force = ready
+        if self._audit is not None and self._audit is not ready.audit:
+            self._audit.close()
+        self._audit = ready.audit
+        self._listening.serve(ready.base.settings)
+        logs.warn_of(ready.configured.warnings[len(ready.base.warnings) :])
+        try:
+            with self._loop(ready, limits) as (loop, registry):
+                log.info(
+                    "started",
+                    extra={
+                        "event": "started",
+                        "topics": list(self._topics),
+                        "database": ready.database.version,
+                        "base_url": ready.configured.settings.zithara.base_url,
+                    },
+                )
+                self._notifier.ready(f"takes {', '.join(self._topics)}")
+                end = loop.run()
+                try:
+                    registry.gone()
+                except ZitharaWorkerError as error:
+                    log.info("left no word in the registry", extra={"event": "registry_away", "detail": str(error)})
+                return end, loop.settled_count
+        finally:
+            ready.database.close()
+
     @contextmanager
-    def _loop(
-        self, database: Database, configured: Configured, shop: ShopConfiguration, rows: Any, limits: Limits
-    ) -> Iterator[tuple[Loop, Registry]]:
+    def _loop(self, ready: _Ready, limits: Limits) -> Iterator[tuple[Loop, Registry]]:
         """Builds one loop with everything it needs, and takes it down again."""
-        settings = configured.settings
+        settings, database, shop, rows = ready.configured.settings, ready.database, ready.shop, ready.rows
         # An inbox of its own: nothing that an earlier loop left behind may reach this one.
         inbox = self._inbox = SimpleQueue()
         if self._stopping.is_set():
             inbox.put(Wish.STOP)
-        if self._asked_to_reload:
-            inbox.put(Wish.RELOAD)
         worker_id = f"{socket.gethostname()[:32]}-{os.getpid()}-{secrets.token_hex(4)}"
         identity = Identity(
             id=worker_id,
@@ -318,7 +401,7 @@ class Worker:
         )
         registry = Registry(database, identity)
         transport = Transport(
-            tls=tls_context(verify=settings.zithara.verify, ca_file=str(settings.zithara.ca_file or "")),
+            tls=ready.tls,
             timeout_seconds=settings.zithara.timeout,
         )
         stopping = threading.Event()
@@ -393,7 +476,8 @@ class Worker:
                     queues=[queue for queue, _ in queues],
                     registry=registry,
                     configuration=shop,
-                    files=deployment_config(settings.magento.root),
+                    files=ready.files,
+                    poison_pill=self._poison_pill,
                     states=lambda: _states(courier),
                     minutes=self._stats.minutes,
                     metrics_address=self._listening.address,
@@ -401,6 +485,7 @@ class Worker:
                     monotonic=self._monotonic,
                     poll_interval_seconds=settings.worker.poll_interval,
                 ),
+                reload=self._reload,
                 leases=Leases(
                     database,
                     worker_id=worker_id,

@@ -4,6 +4,7 @@
       ConfigurationError     the operator fixes a file, an option or the environment   (exit 78)
       DatabaseUnavailable    wait and retry; nothing is wrong with any message          (exit 75)
         Contention           others hold what we need: the session is good, and nothing is in doubt
+        DatabaseRefused      wrong user, password or name: a configuration error, too; a worker at work waits
       ShopError              the shop lacks something: `doctor` and the text name the remedy (exit 1)
         SchemaOutdated       our tables are of an older version: `consume` waits for `install`
       MessageRejected        one message cannot become a request; the others are not concerned
@@ -28,6 +29,10 @@ class DatabaseUnavailable(ZitharaWorkerError):
 
 class Contention(DatabaseUnavailable):
     """Others were faster, several times: the transaction was rolled back and may simply be run again later."""
+
+
+class DatabaseRefused(ConfigurationError, DatabaseUnavailable):
+    """The server does not let us in: wrong at a start, but a worker at work waits for its new password."""
 
 
 class ShopError(ZitharaWorkerError):

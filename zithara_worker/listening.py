@@ -52,7 +52,8 @@ class Running:
 class Listening:
     """Serves what `[metrics] listen` says. `open_database`: makes a session, not yet connected, for these settings.
 
-    `stopping` tells whether the worker was asked to stop.
+    `stopping` tells whether the worker was asked to stop, `configuration_problem` why a changed configuration cannot be
+    used.
     """
 
     def __init__(
@@ -61,11 +62,13 @@ class Listening:
         *,
         open_database: Callable[[Settings], Database],
         stopping: Callable[[], bool],
+        configuration_problem: Callable[[], str | None],
         monotonic: Callable[[], float],
     ) -> None:
         self._metrics = metrics
         self._open_database = open_database
         self._stopping = stopping
+        self._configuration_problem = configuration_problem
         self._monotonic = monotonic
         self._running: Running | None = None
         self._listen = ""
@@ -147,6 +150,7 @@ class Listening:
             },
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
+            configuration_problem=self._configuration_problem(),
         )
 
     def _healthz(self, accept: str) -> Reply:

@@ -12,6 +12,7 @@ import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from pymysql.constants import CLIENT
 from pymysql.cursors import Cursor, DictCursor
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
-from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError, ZitharaWorkerError
 from zithara_worker.magento import statements
 from zithara_worker.settings import DatabaseSettings, is_loopback
 
@@ -75,19 +76,19 @@ def _translated(error: Exception) -> ZitharaWorkerError:
     if code in _CONTENTION:
         return Contention(text)
     if code in _ACCESS_DENIED:
-        return ConfigurationError(
+        return DatabaseRefused(
             f"the database refused the user ({text}): correct [database] user and password, or create the user with "
             "the grants that 'zithara-worker install --print' shows"
         )
     if code == _NO_TLS:
-        return ConfigurationError(
+        return DatabaseRefused(
             f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
             "Set up TLS on the server, or correct [database] host and port"
         )
     if code == _NO_SUCH_LOGIN:
-        return ConfigurationError(f"logging in to the database: {text}")
+        return DatabaseRefused(f"logging in to the database: {text}")
     if code in _NO_SUCH_DATABASE:
-        return ConfigurationError(f"{text}: correct [database] name")
+        return DatabaseRefused(f"{text}: correct [database] name")
     if code in _NO_SUCH_TABLE:
         return ShopError(
             f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
@@ -207,6 +208,14 @@ class Database:
         """Whether no network lies between this program and the server."""
         return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
 
+    def log_in_as(self, settings: DatabaseSettings) -> None:
+        """From the next connection on with the user and password of these settings, if they mean the same database."""
+        mine = self._settings
+        if settings == replace(
+            mine, user=settings.user, password=settings.password, password_file=settings.password_file
+        ):
+            self._settings = settings
+
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -223,7 +232,7 @@ class Database:
             except RuntimeError as error:
                 # pymysql asks for a package that it does not depend on, by its name.
                 self.close()
-                raise ConfigurationError(f"the database's way to log in needs more: {error}") from error
+                raise DatabaseRefused(f"the database's way to log in needs more: {error}") from error
             except _RAISED as error:
                 self.close()
                 raise _translated(error) from error
@@ -433,7 +442,7 @@ def _trusting(ssl_ca: Path) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=str(ssl_ca))
     except OSError as error:  # an ssl.SSLError is one, too
-        raise ConfigurationError(
+        raise DatabaseRefused(
             f"[database] ssl_ca: {ssl_ca} cannot be used: {error.strerror or error}; name a PEM file that the worker's "
             "user may read"
         ) from error

@@ -119,4 +119,16 @@ A value that only PHP can work out (`getenv()` in `env.php`) is unknown to the w
 minutes, because an event whose lifetime is taken for too long is deleted undelivered. For the same reason the shorter
 lifetime is assumed where `core_config_data` and `config.php` differ: the messages are kept alive a little more often
 than they need.
+
+## When the configuration changes
+
+A running worker reads its configuration again on SIGHUP, and when the shop's settings or credentials change. The new
+one is tried out first: every value, the files it names, a session on its database, the shop's rows, TLS. Only then
+what is in flight is finished, and the worker goes on with it. One that cannot be used leaves the one in force: the
+log says why (`reload_failed`, at once and once a minute), `/healthz` and the status page repeat it, and the worker
+tries again every 5 seconds until it can be used. Only at its very first start, where none is in force, the worker
+ends with exit code 78.
+
+A database that refuses the user while the worker runs (a rotated password) is waited for like one that is away; the
+configuration, `password_file` and `env.php` included, is read again meanwhile, so that the new password is found.
 """

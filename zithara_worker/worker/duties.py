@@ -46,6 +46,17 @@ class Timer:
         self.next_at = now + (self.interval if interval is None else interval)
 
 
+class PoisonPill:
+    """Whether the shop has asked its consumers to restart since this process began: the first version seen counts."""
+
+    def __init__(self) -> None:
+        self._first: tuple[str | None] | None = None
+
+    def is_changed(self, version: str | None) -> bool:
+        self._first = self._first or (version,)
+        return version != self._first[0]
+
+
 class Duties:
     """Runs what is due, and keeps what it found.
 
@@ -61,6 +72,7 @@ class Duties:
         registry: Registry,
         configuration: ShopConfiguration,
         files: DeploymentConfig | None,
+        poison_pill: PoisonPill,
         states: Callable[[], Mapping[str, Any]],
         minutes: Callable[[], Mapping[str, Any]],
         metrics_address: str | None,
@@ -72,6 +84,7 @@ class Duties:
         self._queues = {queue.queue_id: queue for queue in queues}
         self._registry = registry
         self._files = files
+        self._poison_pill = poison_pill
         self._in_force = configuration
         self._latest = configuration
         self._states = states
@@ -87,12 +100,12 @@ class Duties:
         self._complain = Timer(LOG_INTERVAL)
         self._sweep_turn = 0
         self._generation = 0
-        self._poison_pill: str | None = None
-        self._pill_known = False
         #: Whether the shop wants its messages delivered at all
         self.consumable = True
         #: Paused topics
         self.paused: frozenset[str] = frozenset()
+        #: Whether the shop differs from what the settings in force were made from
+        self.changed = False
         #: Why the loop should end, as the shop wishes
         self.end: End | None = None
 
@@ -147,9 +160,7 @@ class Duties:
                     extra={"event": "paused" if queue.topic in paused else "resumed", "topic": queue.topic},
                 )
         self.paused = paused
-        if not self._pill_known:
-            self._pill_known, self._poison_pill = True, pill
-        elif pill != self._poison_pill:
+        if self._poison_pill.is_changed(pill):
             log.info("the shop asked its consumers to restart", extra={"event": "poison_pill"})
             self.end = self.end or End.POISON_PILL
 
@@ -172,12 +183,14 @@ class Duties:
         elif consumable and not self.consumable:
             log.info("the shop has switched Zithara on again", extra={"event": "shop_enabled"})
         self.consumable = consumable
-        if consumable and self._latest.values != self._in_force.values:
+        latest, in_force = self._latest, self._in_force
+        changed = consumable and (latest.values, latest.unknown) != (in_force.values, in_force.unknown)
+        if changed and not self.changed:
             log.info(
-                "the shop's credentials or URLs changed: reading the configuration again",
+                "the shop's credentials or settings changed: reading the configuration again",
                 extra={"event": "shop_changed"},
             )
-            self.end = self.end or End.RELOAD
+        self.changed = changed
 
     def _sweep_one(self) -> None:
         """Queues take turns, so that an idle worker stays quiet however many topics it serves."""

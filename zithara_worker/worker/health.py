@@ -29,11 +29,18 @@ class Health:
 
 
 def judge(
-    vitals: Vitals | None, now: float, *, breakers: Mapping[str, str], stopping: bool, audit_problem: str | None
+    vitals: Vitals | None,
+    now: float,
+    *,
+    breakers: Mapping[str, str],
+    stopping: bool,
+    audit_problem: str | None,
+    configuration_problem: str | None = None,
 ) -> Health:
     """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
 
     `breakers`: target -> state. `audit_problem`: why no audit line can be written, where one must.
+    `configuration_problem`: why a changed configuration cannot be used.
     """
     reasons: list[str] = []
     notes: list[str] = []
@@ -61,5 +68,7 @@ def judge(
         reasons += told
     else:
         notes += told
+    if configuration_problem is not None:
+        notes.append(f"the changed configuration cannot be used, the one in force stays: {configuration_problem}")
     notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in vitals.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE
-from zithara_worker.errors import Contention, DatabaseUnavailable
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
@@ -33,6 +33,7 @@ from zithara_worker.messages import (
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
 from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.outcomes import Outcomes
+from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.stats import Stats
 
 log = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ SHORT_LINGER = 0.005
 
 
 class Wish(Enum):
-    """What an operator asks of a running loop; goes through the inbox, so that it ends every wait."""
+    """What an operator asks of a running loop; goes through the inbox, so that it ends every wait. RELOAD does no more
+    than that: see `Reload`."""
 
     STOP = "stop"
     RELOAD = "reload"
@@ -138,6 +140,7 @@ class Loop:
         *,
         queues: Sequence[tuple[MessageQueue, Target]],
         duties: Duties,
+        reload: Reload,
         leases: Leases,
         gate: Gate,
         pool: Pool,
@@ -160,6 +163,7 @@ class Loop:
     ) -> None:
         self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
         self._duties = duties
+        self._reload = reload
         self._leases = leases
         self._gate = gate
         self._pool = pool
@@ -195,6 +199,7 @@ class Loop:
         self._complain = Timer(LOG_INTERVAL)
         self._database_retry = DATABASE_RETRY[0]
         self._database_down_until: float | None = None
+        self._refused = False
         self._more = False
         self._turn = 0
 
@@ -234,6 +239,9 @@ class Loop:
         self._collect(self._patience())
         self._sign.alive()
         now = self._turned_at = self._monotonic()
+        if self._reload.is_ready(database_up=self._database_down_until is None):
+            self._end = self._end or End.RELOAD
+            return
         if self._database_down_until is not None and now < self._database_down_until:
             return
         try:
@@ -242,6 +250,8 @@ class Loop:
             self._settle()
             self._duties.run(now, in_flight=len(self._in_hand))
             self._end = self._end or self._duties.end
+            if self._duties.changed:
+                self._reload.want()
             self._claim()
             self._database_up()
         except Contention as error:
@@ -287,8 +297,6 @@ class Loop:
     def _take_in(self, item: tuple[Message, Outcome] | Wish) -> None:
         if item is Wish.STOP:
             self._end = self._end or End.STOPPED
-        elif item is Wish.RELOAD:
-            self._end = self._end or End.RELOAD
         elif not isinstance(item, Wish):
             self._results.append(item)
 
@@ -296,12 +304,17 @@ class Loop:
 
     def _database_away(self, error: DatabaseUnavailable) -> None:
         now = self._monotonic()
-        if self._complain.due(now):
+        refused = isinstance(error, DatabaseRefused)
+        if refused:
+            # The configuration may have the new password by now.
+            self._reload.want()
+        if self._complain.due(now) or (refused and not self._refused):
             self._complain.set(now)
             log.warning(
                 "database not available, waiting for it",
                 extra={"event": "database_away", "detail": str(error), "in_hand": len(self._in_hand)},
             )
+        self._refused = refused
         self._in_doubt = True
         self._database_down_until = now + self._database_retry
         self._database_retry = min(self._database_retry * 2, DATABASE_RETRY[1])
