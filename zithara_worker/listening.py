@@ -17,7 +17,7 @@ from zithara_worker.magento.database import Database
 from zithara_worker.magento.shop import QueueRow
 from zithara_worker.messages import Target
 from zithara_worker.settings import Settings
-from zithara_worker.worker.health import Health, judge
+from zithara_worker.worker.health import Health, judge, longest_delivery_seconds
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.metrics import WorkerMetrics
 from zithara_worker.zithara.tokens import TokenSource
@@ -151,6 +151,7 @@ class Listening:
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
             configuration_problem=self._configuration_problem(),
+            longest_delivery_seconds=longest_delivery_seconds(running.settings),
         )
 
     def _healthz(self, accept: str) -> Reply:

@@ -41,9 +41,12 @@ class DeliveryPool:
         self._open: dict[int, Message] = {}
         self._being_passed_on = 0
         self._stopped = False
+        # When each thread began with the message that it has, None without one. A place a thread: no lock is needed.
+        self._begun_at: list[float | None] = [None] * size
         # Daemons: a second signal, or an answer that never comes, must not keep the process.
         self._threads = [
-            threading.Thread(target=self._run, name=f"delivery-{number}", daemon=True) for number in range(size)
+            threading.Thread(target=self._run, args=(number,), name=f"delivery-{number}", daemon=True)
+            for number in range(size)
         ]
         for thread in self._threads:
             thread.start()
@@ -53,6 +56,12 @@ class DeliveryPool:
         """Messages submitted whose result has not been passed on: waiting for a thread, or with one."""
         with self._lock:
             return len(self._open) + self._being_passed_on
+
+    @property
+    def oldest_seconds(self) -> float:
+        """For how long the message that has been longest with a thread has been there; 0 when none is."""
+        begun = min((at for at in self._begun_at if at is not None), default=None)
+        return 0.0 if begun is None else self._monotonic() - begun
 
     def submit(self, message: Message, request: Request) -> None:
         """Hands a message over. After `stop` it comes straight back, released."""
@@ -102,9 +111,10 @@ class DeliveryPool:
             self._open.clear()
         return late
 
-    def _run(self) -> None:
+    def _run(self, number: int) -> None:
         while (item := self._waiting.get()) is not None:
             serial, message, request = item
+            self._begun_at[number] = self._monotonic()
             logs.about(message)
             try:
                 outcome = self._deliver(message, request)
@@ -117,6 +127,7 @@ class DeliveryPool:
                 outcome = Outcome(
                     kind=OutcomeKind.RETRY, reason=reasons.INTERNAL_ERROR, detail=f"{type(error).__name__}, see the log"
                 )
+            self._begun_at[number] = None
             with self._lock:
                 if self._open.pop(serial, None) is None:
                     continue  # given up by `stop`

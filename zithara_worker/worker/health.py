@@ -5,16 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from zithara_worker.settings import Settings
 from zithara_worker.worker.loop import Vitals
 
 #: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
 #: and a turn has several.
 STUCK_SECONDS = 90.0
+#: Exchanges that one delivery may be made of, each with [zithara] timeout: the request, two more where there was no
+#: connection, a new token, and the request with it.
+EXCHANGES = 5
+
+
+def longest_delivery_seconds(settings: Settings) -> float:
+    """A delivery that has been under way for so long hangs: no answer, no rate limit and no retry explains it."""
+    worker = settings.worker
+    waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
+    return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`live`: the loop turns; a supervisor may restart what is not. `ready`: messages can be taken and delivered.
+    """`live`: the loop turns and no delivery hangs; a supervisor may restart what is not. `ready`: messages can be
+    taken and delivered.
 
     `reasons`: why not; `notes`: what else a person may want to know. Sentences, each with what to do or to expect.
     """
@@ -36,6 +48,7 @@ def judge(
     stopping: bool,
     audit_problem: str | None,
     configuration_problem: str | None = None,
+    longest_delivery_seconds: float = float("inf"),
 ) -> Health:
     """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
 
@@ -54,6 +67,12 @@ def judge(
     if silent > vitals.patience_seconds + STUCK_SECONDS:
         live = False
         reasons.append(f"the loop has not turned for {silent:.0f} seconds: restart the worker, and keep its log")
+    if vitals.oldest_request_seconds > longest_delivery_seconds:
+        live = False
+        reasons.append(
+            f"a delivery has been under way for {vitals.oldest_request_seconds:.0f} seconds, which no timeout "
+            "explains: restart the worker, and keep its log"
+        )
     if not vitals.database_up:
         reasons.append("the database is not available: the worker waits for it, its log tells the error")
     if not vitals.consumable:

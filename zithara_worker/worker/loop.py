@@ -60,6 +60,8 @@ class Wish(Enum):
 class Pool(Protocol):
     """The delivery threads, as the loop needs them."""
 
+    @property
+    def oldest_seconds(self) -> float: ...
     def submit(self, message: Message, request: Request) -> None: ...
     def drain(self) -> list[Message]: ...
 
@@ -113,7 +115,7 @@ class Unsigned:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vitals:
     """How the loop is. `turned_at`: its last turn, on the monotonic clock; `patience_seconds`: the longest rest between
-    two turns."""
+    two turns. `oldest_request_seconds`: for how long the oldest request in flight has been with its thread."""
 
     turned_at: float
     patience_seconds: float
@@ -121,6 +123,7 @@ class Vitals:
     consumable: bool
     paused: tuple[str, ...]
     in_hand: int
+    oldest_request_seconds: float = 0.0
 
 
 @dataclass(slots=True)
@@ -224,6 +227,7 @@ class Loop:
             consumable=self._duties.consumable,
             paused=tuple(lane.queue.topic for lane in self._lanes.values() if self._is_paused(lane)),
             in_hand=len(self._in_hand),
+            oldest_request_seconds=self._pool.oldest_seconds,
         )
 
     def run(self) -> End:
