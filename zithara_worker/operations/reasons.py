@@ -51,6 +51,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "shutdown": "Nothing.",
     "late": "Raise `shutdown_timeout` above `[zithara] timeout` if it happens often.",
     "lease_lost": "Look for a host that was suspended or starved.",
+    "shop_unread": "The log's `database_away` line has the error.",
     "worker_died": "Look at that worker's log and the kernel's for memory.",
     "body_too_large": "Raise it, then retry.",
     "internal_error": "Report it.",

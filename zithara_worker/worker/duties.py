@@ -121,8 +121,7 @@ class Duties:
     def run(self, now: float, *, in_flight: int) -> None:
         """Does what is due. Raises DatabaseUnavailable."""
         if self._look_at_shop.due(now):
-            self._look_at_shop.set(now)
-            self._obey_shop()
+            self.look_at_shop()
         if self._poll.due(now):
             self._poll.set(now)
             self.poll()
@@ -169,7 +168,9 @@ class Duties:
         before, self._generation = self._generation, self._database.generation
         return before != 0 and before != self._generation
 
-    def _obey_shop(self) -> None:
+    def look_at_shop(self) -> None:
+        """Reads the shop's settings and rows afresh, and obeys its switches. Raises DatabaseUnavailable, ShopError."""
+        self._look_at_shop.set(self._monotonic())
         self._latest = read_configuration(self._database, self._files)
         self._on_configuration(self._latest)
         consumable = self._latest.consumable

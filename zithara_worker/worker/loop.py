@@ -15,8 +15,8 @@ from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
-from zithara_worker.delivery.reasons import LATE
-from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
@@ -30,6 +30,7 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
+from zithara_worker.processors.reasons import UNKNOWN_CONFIG_ID
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
 from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.outcomes import Outcomes
@@ -193,6 +194,7 @@ class Loop:
         )
         self._in_hand: dict[int, Message] = {}
         self._results: list[tuple[Message, Outcome]] = []
+        self._doubtful: list[tuple[Message, Event]] = []
         self._unsettled: list[Settlement] = []
         self._in_doubt = False
         self._settled_count = 0
@@ -415,6 +417,7 @@ class Loop:
                     self._in_hand[message.id] = message
                     lane.in_hand += 1
                     self._start(message, content)
+                self._start_doubtful()
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
                 self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
 
@@ -438,8 +441,9 @@ class Loop:
             room = min(room, self._limits.max_messages - self._settled_count - len(self._in_hand))
         return room
 
-    def _start(self, message: Message, content: Event | Rejection) -> None:
-        """Turns a message into a request and hands it out; what cannot be sent has its outcome at once."""
+    def _start(self, message: Message, content: Event | Rejection, *, final: bool = False) -> None:
+        """Turns a message into a request and hands it out; what cannot be sent has its outcome at once. `final`: the
+        shop has been looked at since the claim."""
         if isinstance(content, Rejection):
             self._results.append((message, _refused(content)))
             return
@@ -457,8 +461,24 @@ class Loop:
             self._pool.submit(message, step)
         elif isinstance(step, Skip):
             self._results.append((message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason)))
+        elif step.code == UNKNOWN_CONFIG_ID and not final:
+            self._doubtful.append((message, content))
         else:
             self._results.append((message, _refused(step)))
+
+    def _start_doubtful(self) -> None:
+        """Looks at the shop afresh, once for all, before a message is rejected for a row that it may have by now."""
+        doubtful, self._doubtful = self._doubtful, []
+        if not doubtful:
+            return
+        try:
+            self._duties.look_at_shop()
+        except ZitharaWorkerError:
+            for message, _ in doubtful:
+                self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason=SHOP_UNREAD)))
+            raise
+        for message, content in doubtful:
+            self._start(message, content, final=True)
 
     # ---------------------------------------------------------------- the end
 

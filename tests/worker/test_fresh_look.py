@@ -1,0 +1,99 @@
+"""A webhook that names a configuration row: rejected only after a look at the table that is newer than its claim."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from support.waiting import eventually
+from support.workers import settings_of
+
+from zithara_worker import Settings, Worker
+from zithara_worker.app import Limits
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.messages import TOPIC_WEBHOOK
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings import MetricsSettings, WorkerSettings, ZitharaSettings
+from zithara_worker.worker import duties
+
+Looks = list[object]
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    """The looks at the shop of the duties; none comes by time but the first."""
+    made: Looks = []
+    original = duties.read_configuration
+
+    def look(*arguments: object) -> object:
+        made.append(arguments)
+        return original(*arguments)  # type: ignore[arg-type]  # passed through
+
+    monkeypatch.setattr(duties, "read_configuration", look)
+    monkeypatch.setattr(duties, "SHOP_INTERVAL", 3600.0)
+    return made
+
+
+@pytest.fixture
+def worker(shop: Shop, api: FakeZithara) -> Worker:
+    return Worker(
+        Settings(
+            database=settings_of(shop),
+            zithara=ZitharaSettings(base_url=api.base_url, client_id=api.client_id, client_secret=api.client_secret),
+            worker=WorkerSettings(poll_interval=0.05),
+            metrics=MetricsSettings(listen=""),
+        )
+    )
+
+
+@contextmanager
+def running(worker: Worker) -> Iterator[None]:
+    thread = threading.Thread(target=worker.run, args=([TOPIC_WEBHOOK],))
+    thread.start()
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join()
+
+
+def test_a_webhook_of_a_row_saved_a_moment_ago_is_delivered(
+    shop: Shop, api: FakeZithara, worker: Worker, looks: Looks
+) -> None:
+    with running(worker):
+        eventually(lambda: looks)
+        shop.configure_webhook(config_id=2, webhook_url=api.webhook_url, is_active=False)
+        shop.publish_webhook(config_id=2)
+        eventually(lambda: shop.statuses() in ([4], [6]))
+    assert shop.statuses() == [4]
+    assert len(looks) == 2
+
+
+def test_many_webhooks_of_a_dead_row_cost_one_look_a_claim(shop: Shop, worker: Worker, looks: Looks) -> None:
+    for number in range(250):
+        shop.publish_webhook(config_id=7, payload={"order_id": number})
+    worker.run([TOPIC_WEBHOOK], limits=Limits(stop_when_empty=True))
+    assert shop.status_counts() == {6: 250}
+    assert len(looks) <= 1 + 6, "batches of 100 at most"
+
+
+def test_what_cannot_be_looked_up_is_given_back_and_tried_again(
+    shop: Shop, worker: Worker, looks: Looks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: Callable[..., object] = duties.read_configuration
+
+    def fails_once(*arguments: object) -> object:
+        found = counted(*arguments)
+        if len(looks) == 2:
+            raise DatabaseUnavailable("gone")
+        return found
+
+    monkeypatch.setattr(duties, "read_configuration", fails_once)
+    shop.publish_webhook(config_id=7)
+    with running(worker):
+        eventually(lambda: shop.statuses() == [6])
+    assert [row.number_of_trials for row in shop.rows()] == [1]
+    assert len(looks) == 3
