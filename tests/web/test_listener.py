@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from http import HTTPStatus
 
 import httpx
@@ -123,12 +123,71 @@ def test_crowd_is_turned_away_and_comes_in_later(listeners: ExitStack) -> None:
 
 
 def test_silent_client_is_left_after_a_while(listeners: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server._Handler, "timeout", 0.1)
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.1)
     address = started(listeners).address
     with socket.create_connection(address.split(":")) as wire:
         wire.settimeout(5)
         wire.sendall(b"GET / HT")
         assert wire.recv(100) == b""
+
+
+def test_a_client_that_drips_bytes_has_no_more_time_than_one_that_is_silent(
+    listeners: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.2)
+    address = started(listeners).address
+    ended = threading.Event()
+    with socket.create_connection(address.split(":")) as wire:
+
+        def drip() -> None:
+            with suppress(OSError):
+                while not ended.wait(0.02):
+                    wire.sendall(b"G")
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        wire.settimeout(5)
+        with suppress(ConnectionResetError):
+            assert wire.recv(100) == b""
+        ended.set()
+        dripping.join()
+
+
+def test_slow_clients_in_all_places_make_room_for_a_request(listeners: ExitStack) -> None:
+    address = started(listeners).address
+    slow = [listeners.enter_context(socket.create_connection(address.split(":"))) for _ in range(server.MOST_AT_ONCE)]
+    for wire in slow:
+        wire.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
+    for _ in range(3 * server.MOST_AT_ONCE):
+        assert httpx.get(f"http://{address}/").text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("localhost:9209", "127.0.0.1", "[::1]:9209", "10.0.0.7:9209", "worker:9209", "")),
+        *((host, 421) for host in ("evil.example", "evil.example:9209", "127.0.0.1.evil.example", "[::1", "a.b@c.d")),
+    ],
+)
+def test_only_who_asks_for_this_host_is_answered(listeners: ExitStack, host: str, status: int) -> None:
+    address = started(listeners).address
+    assert httpx.get(f"http://{address}/", headers={"Host": host}).status_code == status
+
+
+def test_the_name_in_listen_and_the_hosts_own_are_its_own(
+    listeners: ExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Shop1.example.org")
+    listener = started(listeners)
+    assert httpx.get(f"http://{listener.address}/", headers={"Host": "shop1.example.org:9209"}).status_code == 200
+    assert httpx.get(f"http://{listener.address}/", headers={"Host": "shop2.example.org:9209"}).status_code == 421
+
+
+def test_listening_on_all_addresses_is_warned_of(listeners: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    started(listeners)
+    assert "all addresses" not in caplog.text
+    started(listeners, "0.0.0.0:0")
+    assert "all addresses" in caplog.text
 
 
 def test_json_is_whole_whatever_it_holds() -> None:

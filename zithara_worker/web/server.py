@@ -7,6 +7,7 @@ than a handful at once.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import logging
 import socket
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 
 #: Ports that are tried after the first one when that is taken.
 NEXT_PORTS = 15
-#: A client that says nothing for so long is left; requests answered at once.
-CLIENT_TIMEOUT_SECONDS = 10.0
+#: What a connection may last as a whole, however slowly bytes drip; requests answered at once.
+REQUEST_SECONDS = 5.0
 MOST_AT_ONCE = 8
 
 
@@ -78,6 +79,13 @@ class Listener:
             extra={"event": "listening", "address": self.address},
         )
 
+        if self._server.server_address[0] in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
+            log.warning(
+                "[metrics] listen is on all addresses of this host: whoever reaches it can read topics, counts "
+                "and errors; name one address, or let a firewall admit the monitoring only",
+                extra={"event": "configuration_warning"},
+            )
+
     def close(self) -> None:
         """Frees the port. Requests under way are left to their threads, which end with the process."""
         server, self._server = self._server, None
@@ -116,7 +124,12 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, routes: Routes, family: int) -> None:
         self.address_family = family
         self.routes = routes
+        #: Names by which this host may be asked for, besides those without a dot and addresses
+        self.names = {host.lower(), socket.gethostname().lower()}
         self.places = threading.BoundedSemaphore(MOST_AT_ONCE)
+        #: Connections that wait for their client, the oldest first: they make room when all places are taken.
+        self.waiting: dict[socket.socket, None] = {}
+        self.waiting_lock = threading.Lock()
         self.closing = threading.Event()
         super().__init__((host, port), _Handler)
 
@@ -146,11 +159,12 @@ class _Server(ThreadingHTTPServer):
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.places.acquire(blocking=False):
+        if not self.places.acquire(blocking=False) and not self._made_room():
             with suppress(OSError):
                 request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             self.shutdown_request(request)
             return
+        self.wait_for_client(request)
         try:
             super().process_request(request, client_address)
         except BaseException:
@@ -158,19 +172,67 @@ class _Server(ThreadingHTTPServer):
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        deadline = threading.Timer(REQUEST_SECONDS, _hang_up, [request])
+        deadline.daemon = True
+        deadline.start()
         try:
             super().process_request_thread(request, client_address)
         finally:
+            deadline.cancel()
+            self.work_for_client(request)
             self.places.release()
+
+    def wait_for_client(self, request: socket.socket) -> None:
+        with self.waiting_lock:
+            self.waiting[request] = None
+
+    def work_for_client(self, request: socket.socket) -> None:
+        with self.waiting_lock:
+            self.waiting.pop(request, None)
+
+    def _made_room(self) -> bool:
+        """Hangs up on the client that has been slow for longest, and takes its place; False when none is slow."""
+        with self.waiting_lock:
+            slowest = next(iter(self.waiting), None)
+            if slowest is None:
+                return False
+            del self.waiting[slowest]
+            _hang_up(slowest)
+        return self.places.acquire(timeout=1.0)
+
+    def is_ours(self, host: str) -> bool:
+        """Whether a request for this Host is meant for us.
+
+        A page in somebody's browser can have a name of its own lead to this address (DNS rebinding) and read what we
+        answer; it cannot do so with an address, or with a name without a dot.
+        """
+        try:
+            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
+        except ValueError:
+            return False
+        return "." not in name or name in self.names or _is_address(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is no error of ours; `_Handler` answers for everything else."""
         log.debug("a client went away", exc_info=True, extra={"event": "client_gone"})
 
 
+def _hang_up(request: socket.socket) -> None:
+    with suppress(OSError):  # gone already
+        request.shutdown(socket.SHUT_RDWR)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = CLIENT_TIMEOUT_SECONDS
+    timeout = REQUEST_SECONDS
     server_version = f"zithara-worker/{VERSION}"
     protocol_version = "HTTP/1.1"
 
@@ -185,9 +247,15 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def _answer(self) -> None:
+        self.server.work_for_client(self.connection)
         path = urlsplit(self.path).path
         route = self.server.routes.get(path)
-        if route is None:
+        if not self.server.is_ours(self.headers.get("Host", "")):
+            reply = text(
+                HTTPStatus.MISDIRECTED_REQUEST,
+                "ask by an address, a name without a dot, the host's own name, or the one in [metrics] listen",
+            )
+        elif route is None:
             known = ", ".join(sorted(self.server.routes))
             reply = text(HTTPStatus.NOT_FOUND, f"there is nothing here; look at {known}")
         else:
@@ -197,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
                 # The guard of the listener: a page that meets a defect must not stay without an answer.
                 log.exception("a page could not be made", extra={"event": "page_failed", "path": path})
                 reply = text(HTTPStatus.INTERNAL_SERVER_ERROR, "an error in the worker, see its log")
+        self.server.wait_for_client(self.connection)
         self._send(reply)
 
     def _send(self, reply: Reply) -> None:
