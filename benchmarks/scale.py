@@ -14,6 +14,7 @@ from functools import partial
 
 from benchmarks import messages
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settlement
 from zithara_worker.magento.shop import find_queues
@@ -117,10 +118,8 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
         queue_id=row.queue_id,
         name=row.name,
         topic=messages.TOPIC,
-        worker_id="bench",
-        lease_seconds=60,
+        held=Held(worker_id="bench", lease_seconds=60, clock=time.monotonic),
         identify=identify,
-        monotonic=time.monotonic,
     )
     batches: list[float] = []
     empty_handed, began = 0, time.monotonic()

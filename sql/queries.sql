@@ -88,10 +88,10 @@ ORDER BY not_before
 LIMIT %(limit)s
 
 -- claim_expired --
--- Heads whose worker has not renewed its lease.
+-- Heads whose worker has not renewed its lease. Not this worker's own: those are renewed, or given back, by their owner.
 SELECT group_key, id, message_id, supersedes, 1 AS expired
 FROM {prefix}zithara_message_group FORCE INDEX (lease)
-WHERE queue_id = %(queue_id)s AND lease_until < NOW(3)
+WHERE queue_id = %(queue_id)s AND lease_until < NOW(3) AND worker_id <> %(worker_id)s
 ORDER BY lease_until
 LIMIT %(limit)s
 
@@ -134,17 +134,23 @@ FOR UPDATE {skip_locked}
 -- claim_groups --
 -- Winning the group: the primary key decides.
 INSERT IGNORE INTO {prefix}zithara_message_group
-  (queue_id, group_key, id, message_id, supersedes, worker_id, lease_until)
-VALUES (%(queue_id)s, %s, %s, %s, %s, %(worker_id)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
+  (queue_id, group_key, id, message_id, supersedes, worker_id, claim, lease_until)
+VALUES (%(queue_id)s, %s, %s, %s, %s, %(worker_id)s, %(claim)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
 
 -- claim_groups_won --
 SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
-WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s AND id IN %(ids)s
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s AND claim = %(claim)s
+
+-- claim_failures --
+-- What has failed before: how often with us, and what an operator decided.
+SELECT id, attempts, unwitnessed, retries, newer_delivered,
+       TIMESTAMPDIFF(MICROSECOND, last_failed_at, NOW(3)) / 1000000 AS failed_ago
+FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- claim_group_again --
 -- Taking a waiting or expired group. The head changes only where a newer snapshot supersedes it.
 UPDATE {prefix}zithara_message_group
-SET id = %(id)s, message_id = %(message_id)s, supersedes = %(supersedes)s, worker_id = %(worker_id)s,
+SET id = %(id)s, message_id = %(message_id)s, supersedes = %(supersedes)s, worker_id = %(worker_id)s, claim = %(claim)s,
     lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND, not_before = NULL
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s
 
@@ -173,14 +179,16 @@ WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND 
 -- ============================== leases ==============================
 
 -- lease_renew --
--- All leases of this worker at once. By KEY worker, which the planner leaves for the whole table when few workers share it:
--- under READ COMMITTED this locks our own rows only.
-UPDATE {prefix}zithara_message_group FORCE INDEX (worker)
+-- By primary key, like every statement that writes groups.
+UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
-WHERE worker_id = %(worker_id)s
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+  AND (group_key, claim) IN %(claims)s
 
 -- leases_held --
-SELECT queue_id, group_key, id, message_id FROM {prefix}zithara_message_group FORCE INDEX (worker)
+-- A plain read: what the tables say that this worker holds. By KEY worker, which the planner leaves for the whole table
+-- when few workers share it.
+SELECT queue_id, group_key, id, message_id, claim FROM {prefix}zithara_message_group FORCE INDEX (worker)
 WHERE worker_id = %(worker_id)s
 
 -- ============================== settle (one transaction) ==============================
@@ -193,10 +201,14 @@ WHERE id IN %(ids)s
 ORDER BY id
 FOR UPDATE
 
--- settle_groups_held --
-SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
-WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+-- settle_groups --
+SELECT group_key, id, worker_id, claim FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s
 FOR UPDATE
+
+-- settle_evidence --
+-- A failure's history names the claim of each attempt: proof that an earlier try to settle was committed.
+SELECT id, history FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- php_locks --
 -- A PHP consumer that read the row before we claimed it looks this code up and then acknowledges without processing.
@@ -209,7 +221,7 @@ SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_superseded --
--- Older snapshots, still pending, whose newer one has been delivered.
+-- Older snapshots whose newer one has been delivered; locked as pending in this transaction.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status IN (2, 5)
@@ -231,20 +243,25 @@ SET status = %(status)s, updated_at = %(updated_at)s
 WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- group_done --
-DELETE FROM {prefix}zithara_message_group
+-- Fenced by worker and claim, like its neighbours: a group that was taken over, or claimed again, is another claim's.
+-- FORCE INDEX, which only this form of DELETE takes: a small table would be read whole, and its locked rows waited for.
+DELETE g FROM {prefix}zithara_message_group AS g FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+  AND (group_key, claim) IN %(claims)s
 
 -- group_wait --
 -- The group keeps its head: nothing newer of it may pass.
-UPDATE {prefix}zithara_message_group
+UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET worker_id = NULL, lease_until = NULL, not_before = NOW(3) + INTERVAL %(delay_us)s MICROSECOND
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+  AND (group_key, claim) IN %(claims)s
 
 -- group_hand_over --
 -- The newest snapshot did not arrive. The oldest of those that it stood for is the head again, before anything newer.
-UPDATE {prefix}zithara_message_group
+UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET id = %(id)s, message_id = %(message_id)s, supersedes = NULL, worker_id = NULL, lease_until = NULL, not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
+  AND (group_key, claim) IN %(claims)s
 
 -- refund --
 -- Attempts that turned out to be the first signs of an outage are given back.
@@ -260,7 +277,8 @@ WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND 
 UPDATE {prefix}zithara_delivery_failure SET attempts = attempts - 1 WHERE id = %(id)s AND attempts > 0
 
 -- refund_failure_gone --
-DELETE FROM {prefix}zithara_delivery_failure WHERE id = %(id)s AND attempts = 0
+-- Not where an operator has asked for a retry: how often is part of the message's Idempotency-Key.
+DELETE FROM {prefix}zithara_delivery_failure WHERE id = %(id)s AND attempts = 0 AND retries = 0
 
 -- ============================== failures ==============================
 

@@ -240,7 +240,7 @@ def test_a_body_of_any_depth_is_written(written: Callable[..., str]) -> None:
 # ---------------------------------------------------------------- which message a line is about
 
 
-def message(message_id: int, number_of_trials: int = 0) -> Message:
+def message(message_id: int, attempts: int = 0) -> Message:
     return Message(
         id=message_id + 1000,
         message_id=message_id,
@@ -248,7 +248,9 @@ def message(message_id: int, number_of_trials: int = 0) -> Message:
         queue_name="zithara_order_queue",
         topic="zithara.order.events",
         group_key="order:000000101",
-        number_of_trials=number_of_trials,
+        number_of_trials=attempts,
+        claim=1,
+        attempts=attempts,
         status_before=2,
         updated_at_before="2026-11-23 12:00:00",
         lease=Lease(0.0),
@@ -257,7 +259,7 @@ def message(message_id: int, number_of_trials: int = 0) -> Message:
 
 def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable[..., str]) -> None:
     def call() -> None:
-        logs.about(message(7, number_of_trials=2))
+        logs.about(message(7, attempts=2))
         log.info("token renewed", extra={"event": "token_renewed"})
 
     record = record_of(written(call))
@@ -267,7 +269,7 @@ def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable
 
 def test_a_line_about_another_message_is_not_mixed_up(written: Callable[..., str]) -> None:
     def call() -> None:
-        logs.about(message(7, number_of_trials=2))
+        logs.about(message(7, attempts=2))
         log.info("x", extra={"message_id": 8})
 
     record = record_of(written(call))
@@ -296,7 +298,7 @@ def test_each_line_of_a_delivery_names_message_and_attempt(written: Callable[...
         pool = DeliveryPool(2, deliver, lambda message, outcome: finished.put(message.message_id))
         request = Request(target=Target.API, method="POST", path="/order", json={})
         for message_id in range(20, 30):
-            pool.submit(message(message_id, number_of_trials=message_id), request)
+            pool.submit(message(message_id, attempts=message_id), request)
         assert sorted(finished.get(timeout=10) for _ in range(10)) == list(range(20, 30))
         assert pool.stop(10) == []
 

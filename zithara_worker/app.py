@@ -37,6 +37,7 @@ from zithara_worker.magento.crypt import decrypt, is_encrypted
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.magento.env_php import read_env_php
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Identity, Registry
@@ -400,6 +401,7 @@ class Worker:
             topics=[row.topic for row in rows],
         )
         registry = Registry(database, identity)
+        held = Held(worker_id=worker_id, lease_seconds=settings.worker.lease, clock=self._monotonic)
         transport = Transport(
             tls=ready.tls,
             timeout_seconds=settings.zithara.timeout,
@@ -443,10 +445,8 @@ class Worker:
                     queue_id=row.queue_id,
                     name=row.name,
                     topic=row.topic,
-                    worker_id=worker_id,
-                    lease_seconds=settings.worker.lease,
+                    held=held,
                     identify=identify,
-                    monotonic=self._monotonic,
                     supersedes=supersedes if row.topic in coalesced else None,
                     attempt_limit=settings.retry.limit,
                 ),
@@ -486,12 +486,8 @@ class Worker:
                     poll_interval_seconds=settings.worker.poll_interval,
                 ),
                 reload=self._reload,
-                leases=Leases(
-                    database,
-                    worker_id=worker_id,
-                    lease_seconds=settings.worker.lease,
-                    monotonic=self._monotonic,
-                ),
+                held=held,
+                leases=Leases(database, held),
                 gate=courier,
                 pool=pool,
                 inbox=inbox,

@@ -73,9 +73,10 @@ class Request:
 
 
 class Lease:
-    """How long a claimed message is surely ours, on this process's monotonic clock (seconds).
+    """How long a claimed message is surely ours, in seconds on the clock of leases, which never stands still.
 
-    The time is taken before the statement that claimed or renewed it was sent, so it errs on the short side.
+    The time is taken before the statement that claimed or renewed it was sent, so it errs on the short side. 0: it is
+    over, and nothing may be sent any more.
     """
 
     __slots__ = ("valid_until",)
@@ -96,8 +97,22 @@ class Message:
     queue_name: str
     topic: str
     group_key: str
-    #: Failed attempts so far; with `id` the fence: every taking-over increments it
+    #: Magento's count, which PHP consumers and dead workers raise too; with `id` a fence: a taking-over increments it
     number_of_trials: int
+    #: The claim that brought it, unique for its worker: every statement about its group names both
+    claim: int
+    #: Our failed attempts before this claim; what PHP consumers tried does not count
+    attempts: int = 0
+    #: Those of the attempts after which nothing shows that the path served anybody
+    unwitnessed: int = 0
+    #: How often an operator asked for a retry
+    retries: int = 0
+    #: A worker died while it held the message, and none has brought an answer for it since: it is delivered alone
+    suspect: bool = False
+    #: When the attempt before this one failed, on the clock of leases; None: there was none
+    failed_at: float | None = None
+    #: Bytes of its body
+    length: int = 0
     #: 2 or 5: what a release puts back
     status_before: int
     #: 'YYYY-MM-DD HH:MM:SS' UTC: what a release puts back
@@ -117,7 +132,7 @@ class Message:
             "topic": self.topic,
             "message_id": self.message_id,
             "group": self.group_key,
-            "attempt": self.number_of_trials + 1,
+            "attempt": self.attempts + 1,
         }
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from benchmarks import messages
 from benchmarks.contestants import ready
 from zithara_worker.app import configure, open_database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settlement
 from zithara_worker.magento.shop import find_queues
@@ -34,10 +35,8 @@ def main() -> None:
         queue_id=row.queue_id,
         name=row.name,
         topic=row.topic,
-        worker_id="raw-queue",
-        lease_seconds=settings.worker.lease,
+        held=Held(worker_id="raw-queue", lease_seconds=settings.worker.lease, clock=time.monotonic),
         identify=identify,
-        monotonic=time.monotonic,
     )
     started = time.monotonic()
     done = 0

@@ -23,6 +23,7 @@ def message(number: int = 1, *, valid_until: float = 1e12) -> Message:
         topic="zithara.cart.events",
         group_key=f"cart:{number}",
         number_of_trials=0,
+        claim=1,
         status_before=2,
         updated_at_before="2026-11-23 12:00:00",
         lease=Lease(valid_until),

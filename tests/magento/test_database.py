@@ -363,7 +363,7 @@ def test_many_rows_go_in_with_one_statement_whatever_they_hold(shop: Shop, datab
 def test_what_all_rows_share_is_put_in_once_whatever_it_holds(shop: Shop, database: Database) -> None:
     rows = [("order:%s", 1, 11, None), ("order:it's", 2, 12, "3:13")]
     shared = "worker 100%s (%(x)s) '"
-    assert database.insert_rows("claim_groups", rows, queue_id=7, worker_id=shared, lease_us=1_000_000) == 2
+    assert database.insert_rows("claim_groups", rows, queue_id=7, worker_id=shared, claim=1, lease_us=1_000_000) == 2
     columns = "queue_id, group_key, id, message_id, supersedes, worker_id"
     found = shop.query(f"SELECT {columns} FROM {{prefix}}zithara_message_group ORDER BY id")
     assert list(found) == [(7, *row, shared) for row in rows]

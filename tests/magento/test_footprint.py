@@ -204,14 +204,27 @@ def test_rows_of_magento_are_changed_by_primary_key_however_few_are_in_progress(
     assert plan == [(f"{shop.prefix}queue_message_status", "PRIMARY")]
 
 
-def test_leases_are_renewed_through_the_workers_own_rows(shop: Shop, worker: StepWorker, other: StepWorker) -> None:
+def test_groups_are_written_by_primary_key_and_a_workers_own_are_found_by_its_name(
+    shop: Shop, worker: StepWorker, other: StepWorker
+) -> None:
     for number in range(60):
         shop.publish_order(f"N{number}")
-    worker.claim(30)
+    mine = worker.claim(30)
     other.claim(30)
     shop.query("ANALYZE TABLE {prefix}zithara_message_group")
-    [(table, key)] = explained(shop, worker, "lease_renew", worker_id="worker-a", lease_us=1)
+    [(table, key)] = explained(shop, worker, "leases_held", worker_id="worker-a")
     assert (table, key) == (f"{shop.prefix}zithara_message_group", "worker")
+    claims = [(message.group_key, message.claim) for message in mine]
+    keys = [group_key for group_key, _ in claims]
+    for statement, more in (
+        ("lease_renew", {"lease_us": 1}),
+        ("group_done", {}),
+        ("group_wait", {"delay_us": 0}),
+        ("group_hand_over", {"id": 1, "message_id": 1}),
+    ):
+        fence = {"queue_id": worker.queue_id, "group_keys": keys, "worker_id": "worker-a", "claims": claims}
+        [(_, key)] = explained(shop, worker, statement, **fence, **more)
+        assert key == "PRIMARY", statement
 
 
 def test_a_renewal_waits_for_no_other_workers_settle(
@@ -223,7 +236,7 @@ def test_a_renewal_waits_for_no_other_workers_settle(
     other.database.run_script(["SET SESSION innodb_lock_wait_timeout = 1"])
 
     def renew_meanwhile() -> None:
-        assert other.renew(theirs) == []
+        assert other.renew() == []
 
     with before_commit(worker, renew_meanwhile):
         worker.deliver(mine)

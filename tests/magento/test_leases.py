@@ -16,11 +16,10 @@ def test_two_renewals_within_one_second_both_count_every_lease(shop: Shop, worke
     """Without CLIENT.FOUND_ROWS the second would change no row, and look like leases lost."""
     for number in range(5):
         shop.publish_order(f"N{number}")
-    held = worker.claim()
-    lease_us = int(LEASE_SECONDS * 1e6)
+    worker.claim()
     for _ in range(2):
-        assert worker.database.execute("lease_renew", worker_id="worker-a", lease_us=lease_us) == 5
-        assert worker.renew(held) == []
+        assert worker.renew() == []
+    assert len(worker.held.renewable()) == 5
 
 
 def test_a_renewed_lease_lasts_from_the_renewal(
@@ -30,22 +29,24 @@ def test_a_renewed_lease_lasts_from_the_renewal(
     [message] = worker.claim()
     assert message.lease.valid_until == clock() + LEASE_SECONDS
     clock.pass_by(LEASE_SECONDS - 1)
-    assert worker.renew([message]) == []
+    assert worker.renew() == []
     assert message.lease.valid_until == clock() + LEASE_SECONDS
     clock.pass_by(LEASE_SECONDS - 1)
     assert other.claim() == []
     assert shop.row(message.id).number_of_trials == 0
 
 
-def test_renewing_costs_one_statement_however_much_is_held(shop: Shop, worker: StepWorker) -> None:
+def test_renewing_costs_two_statements_however_much_is_held(shop: Shop, worker: StepWorker) -> None:
     for number in range(30):
         shop.publish_order(f"N{number}")
     held = worker.claim()
     before = worker.database.statements_sent
-    worker.renew(held)
-    assert worker.database.statements_sent - before == 1
-    worker.renew([])
-    assert worker.database.statements_sent - before == 1, "nothing held, nothing sent"
+    worker.renew()
+    assert worker.database.statements_sent - before == 2
+    worker.deliver(held)
+    before = worker.database.statements_sent
+    worker.renew()
+    assert worker.database.statements_sent - before == 1, "nothing held: only a look for what nobody holds"
 
 
 def test_an_expired_lease_is_taken_over_head_first_with_one_more_trial(
@@ -87,7 +88,7 @@ def test_who_was_taken_over_from_hears_it_at_the_next_renewal(
     held = worker.claim()
     clock.pass_by(LEASE_SECONDS + 1)
     [taken] = other.claim(1)
-    lost = worker.renew(held)
+    lost = worker.renew()
     assert [message.id for message in lost] == [taken.id]
     assert lost[0].lease.valid_until == 0.0
     kept = next(message for message in held if message.id != taken.id)
@@ -163,5 +164,5 @@ def test_a_restarted_worker_inherits_nothing(
     worker.claim()
     restarted = make_worker("worker-a2")
     assert restarted.claim() == []
-    assert restarted.queue.reconcile(()) == 0
+    restarted.renew()
     assert shop.statuses() == [Status.IN_PROGRESS]

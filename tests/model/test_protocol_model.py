@@ -31,6 +31,7 @@ from support.workers import LEASE_SECONDS, Clock, StepWorker, operator_retries, 
 
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.reader import LATELY_SECONDS
 from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind
@@ -139,6 +140,7 @@ class Protocol(RuleBasedStateMachine):
         self.workers_started += 1
         worker_id = f"worker-{self.workers_started}"
         database = Database(settings_of(self.shop), clock=self.clock, sleep=lambda _: None)
+        held = Held(worker_id=worker_id, lease_seconds=LEASE_SECONDS, clock=self.clock)
         queues = {
             topic: StepWorker(
                 self.shop,
@@ -146,6 +148,7 @@ class Protocol(RuleBasedStateMachine):
                 worker_id=worker_id,
                 topic=topic,
                 database=database,
+                held=held,
                 attempt_limit=3,
                 supersedes=supersedes if topic == TOPIC_CUSTOMER else None,
             )
@@ -240,12 +243,14 @@ class Protocol(RuleBasedStateMachine):
             try:
                 messages = one.take(limit)
             except DatabaseUnavailable:
-                for each in hand.queues.values():
-                    each.queue.reconcile(hand.held.keys())
+                one.leases.renew()
                 continue
             finally:
                 self._hear_answers_again(hand)
             for message in messages:
+                assert message.id not in hand.held, f"{hand.worker_id} claims {message.id}, which it holds"
+                groups = {(each.topic, each.group_key) for each in hand.held.values()}
+                assert (message.topic, message.group_key) not in groups, f"{message} is claimed beside one of its group"
                 hand.held[message.id] = message
                 hand.sent.discard(message.id)
         if send:
@@ -322,7 +327,7 @@ class Protocol(RuleBasedStateMachine):
     @rule(slot=st.sampled_from(SLOTS))
     def renew(self, slot: int) -> None:
         hand = self.hands[slot]
-        next(iter(hand.queues.values())).renew(list(hand.held.values()))
+        next(iter(hand.queues.values())).renew()
 
     @rule(slot=st.sampled_from(SLOTS))
     def crash(self, slot: int) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.reader import Identify
@@ -52,6 +53,7 @@ class StepWorker:
         identify: Identify = identify,
         lease_seconds: float = LEASE_SECONDS,
         database: Database | None = None,
+        held: Held | None = None,
         **options: Any,
     ) -> None:
         self.worker_id = worker_id
@@ -59,20 +61,20 @@ class StepWorker:
         self.database = database or Database(settings_of(shop), clock=clock, sleep=lambda _: None)
         row = find_queues(self.database, [topic], {})[0]
         self.queue_id = row.queue_id
+        # An empty one is false.
+        self.held = Held(worker_id=worker_id, lease_seconds=lease_seconds, clock=clock) if held is None else held
         self.queue = MessageQueue(
             self.database,
             queue_id=row.queue_id,
             name=row.name,
             topic=topic,
-            worker_id=worker_id,
-            lease_seconds=lease_seconds,
+            held=self.held,
             identify=identify,
-            monotonic=clock,
             **options,
         )
         #: By relation id
         self.contents: dict[int, Event | Rejection] = {}
-        self.leases = Leases(self.database, worker_id=worker_id, lease_seconds=lease_seconds, monotonic=clock)
+        self.leases = Leases(self.database, self.held)
 
     def pulse(self) -> None:
         """What the loop does every poll interval, without the sweep."""
@@ -121,8 +123,12 @@ class StepWorker:
             delivered += [message.message_id for message in messages]
         return delivered
 
-    def renew(self, held: Collection[Message]) -> list[Message]:
-        return self.leases.renew(held)
+    def renew(self) -> list[Message]:
+        """Renews what is held; what turned out to be lost."""
+        before = {message.id for message in self.held.renewable()}
+        self.leases.renew()
+        kept = {message.id for message in self.held.renewable()}
+        return [message for message in self.held.messages() if message.id in before - kept]
 
     def close(self) -> None:
         self.database.close()
@@ -132,6 +138,11 @@ def operator_retries(shop: Shop, relation_id: int) -> None:
     """What `failed retry` writes: RETRY_REQUIRED with all attempts again."""
     shop.query(
         "UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 0 WHERE id = %s AND status = 6",
+        (relation_id,),
+    )
+    shop.query(
+        "UPDATE {prefix}zithara_delivery_failure SET attempts = 0, retries = retries + 1, newer_delivered = 0 "
+        "WHERE id = %s",
         (relation_id,),
     )
 

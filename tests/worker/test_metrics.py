@@ -51,6 +51,7 @@ def message(id: int, *, supersedes: tuple[tuple[int, int], ...] = ()) -> Message
         topic=ORDER,
         group_key=f"order:{id}",
         number_of_trials=0,
+        claim=1,
         status_before=2,
         updated_at_before="2026-01-01 00:00:00",
         supersedes=supersedes,

@@ -6,12 +6,13 @@ another in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.line import Entry
 from zithara_worker.magento.reader import Content
 from zithara_worker.magento.statuses import Status
@@ -42,26 +43,22 @@ class Claim:
         queue_id: int,
         queue_name: str,
         topic: str,
-        worker_id: str,
-        lease_seconds: float,
+        held: Held,
         attempt_limit: int,
-        monotonic: Callable[[], float],
     ) -> None:
         self._database = database
         self._queue_id = queue_id
         self._queue_name = queue_name
         self._topic = topic
-        self._worker_id = worker_id
-        self._lease_seconds = lease_seconds
+        self._held = held
         self._attempt_limit = attempt_limit
-        self._monotonic = monotonic
 
     def take(self, waited: Sequence[Head], fresh: Sequence[Head], limit: int) -> tuple[list[Claimed], list[str]]:
         """Claims up to `limit` of these heads; the messages, and the groups that another worker was faster with.
 
         `waited`: their groups have a row (a due retry, a released or an expired head). `fresh`: they have none.
         """
-        valid_until = self._monotonic() + self._lease_seconds
+        claim = _Number(self._held)
         locked: dict[int, dict[str, Any]] = {}
         with self._database.transaction():
             # The head of an expired group is still IN_PROGRESS; without a group row it is not ours.
@@ -74,20 +71,27 @@ class Claim:
                         limit=limit - len(locked),
                     )
                     locked.update((int(row["id"]), row) for row in rows)
-            taken = self._take_waited([head for head in waited if head.entry.id in locked], locked)
+            taken = self._take_waited([head for head in waited if head.entry.id in locked], locked, claim)
             over = [head for head in taken if locked[head.entry.id]["status"] == Status.IN_PROGRESS]
-            won = self._take_fresh([head for head in fresh if head.entry.id in locked])
+            won = self._take_fresh([head for head in fresh if head.entry.id in locked], claim)
             taken += won
             if over:
-                self._take_over(over)
+                self._take_over(over, claim)
             ids = sorted({head.entry.id for head in taken} - {head.entry.id for head in over})
             if ids and self._database.execute("claim_take", ids=ids) != len(ids):
                 # Locked rows cannot change under us; if they did, nothing about this claim is certain.
                 raise DatabaseUnavailable("rows locked by a claim changed; the claim was rolled back")
-        claimed = [self._claimed(head, locked[head.entry.id], head in over, valid_until) for head in taken]
+            history = self._history(taken, locked)
+            pending = self._pending(taken)
+        claimed = [
+            self._claimed(
+                head, locked[head.entry.id], history.get(head.entry.id), pending, taken_over=head in over, claim=claim
+            )
+            for head in taken
+        ]
         return claimed, [head.group for head in fresh if head.entry.id in locked and head not in won]
 
-    def _take_waited(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]]) -> list[Head]:
+    def _take_waited(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]], claim: _Number) -> list[Head]:
         """Takes the groups that wait or whose lease expired, looking again under lock."""
         if not heads:
             return []
@@ -98,7 +102,9 @@ class Claim:
         taken = []
         for head in heads:
             row = held.get(head.group)
-            if row is None or int(row["id"]) != head.row_id or not (row["due"] or row["expired"]):
+            if row is None or int(row["id"]) != head.row_id or row["worker_id"] == self._held.worker_id:
+                continue
+            if not (row["due"] or row["expired"]):
                 continue
             if locked[head.entry.id]["status"] == Status.IN_PROGRESS and not row["expired"]:
                 # A PHP consumer took the retry that waited here.
@@ -111,13 +117,14 @@ class Claim:
                 id=head.entry.id,
                 message_id=head.entry.message_id,
                 supersedes=superseded_text(head.supersedes),
-                worker_id=self._worker_id,
-                lease_us=int(self._lease_seconds * 1e6),
+                worker_id=self._held.worker_id,
+                claim=claim.number,
+                lease_us=int(self._held.lease_seconds * 1e6),
             )
             taken.append(head)
         return taken
 
-    def _take_fresh(self, heads: Sequence[Head]) -> list[Head]:
+    def _take_fresh(self, heads: Sequence[Head], claim: _Number) -> list[Head]:
         """Wins groups that have no row; those that another worker was faster with are left out."""
         if not heads:
             return []
@@ -126,8 +133,9 @@ class Claim:
             "claim_groups",
             [(head.group, head.entry.id, head.entry.message_id, superseded_text(head.supersedes)) for head in ordered],
             queue_id=self._queue_id,
-            worker_id=self._worker_id,
-            lease_us=int(self._lease_seconds * 1e6),
+            worker_id=self._held.worker_id,
+            claim=claim.number,
+            lease_us=int(self._held.lease_seconds * 1e6),
         )
         if inserted == len(heads):
             return list(heads)
@@ -135,13 +143,29 @@ class Claim:
             "claim_groups_won",
             queue_id=self._queue_id,
             group_keys=[head.group for head in ordered],
-            ids=[head.entry.id for head in ordered],
-            worker_id=self._worker_id,
+            worker_id=self._held.worker_id,
+            claim=claim.number,
         )
         won = {(row["group_key"], int(row["id"])) for row in rows}
         return [head for head in heads if (head.group, head.entry.id) in won]
 
-    def _take_over(self, heads: Sequence[Head]) -> None:
+    def _history(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
+        """What was recorded of those that have failed before."""
+        ids = [head.entry.id for head in heads if has_history(locked[head.entry.id])]
+        return {int(row["id"]): row for row in self._database.rows("claim_failures", ids=ids)} if ids else {}
+
+    def _pending(self, heads: Sequence[Head]) -> set[int]:
+        """Which of the older snapshots are pending still. Their groups are won, so no other worker changes that now.
+
+        One that has ended in ERROR elsewhere keeps its reason, and one that PHP has in hand is PHP's.
+        """
+        ids = sorted({id for head in heads for id, _ in head.supersedes})
+        if not ids:
+            return set()
+        rows = self._database.rows("statuses", ids=ids)
+        return {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
+
+    def _take_over(self, heads: Sequence[Head], claim: _Number) -> None:
         self._database.execute("claim_take_over", ids=sorted(head.entry.id for head in heads))
         for head in heads:
             failures.record(
@@ -151,7 +175,8 @@ class Claim:
                 message_id=head.entry.message_id,
                 topic=self._topic,
                 group_key=head.group,
-                worker_id=self._worker_id,
+                worker_id=self._held.worker_id,
+                claim=claim.number,
                 outcome=Outcome(
                     kind=OutcomeKind.RETRY,
                     reason="worker_died",
@@ -159,13 +184,22 @@ class Claim:
                 ),
             )
 
-    def _claimed(self, head: Head, row: dict[str, Any], taken_over: bool, valid_until: float) -> Claimed:
-        trials = int(row["number_of_trials"]) + int(taken_over)
+    def _claimed(
+        self,
+        head: Head,
+        row: dict[str, Any],
+        failure: dict[str, Any] | None,
+        pending: Collection[int],
+        *,
+        taken_over: bool,
+        claim: _Number,
+    ) -> Claimed:
+        attempts = int(failure["attempts"]) if failure else 0
         content = head.content.content
-        if taken_over and trials >= self._attempt_limit:
+        if taken_over and attempts >= self._attempt_limit:
             content = Rejection(
                 code="worker_died",
-                detail=f"{trials} workers died or lost their lease while they held it: "
+                detail=f"{attempts} workers died or lost their lease while they held it: "
                 "look at their logs, then 'zithara-worker failed retry'",
             )
         message = Message(
@@ -175,13 +209,32 @@ class Claim:
             queue_name=self._queue_name,
             topic=self._topic,
             group_key=head.group,
-            number_of_trials=trials,
+            number_of_trials=int(row["number_of_trials"]) + int(taken_over),
+            claim=claim.number,
+            attempts=attempts,
+            unwitnessed=int(failure["unwitnessed"]) if failure else 0,
+            retries=int(failure["retries"]) if failure else 0,
+            failed_at=claim.begun - float(failure["failed_ago"]) if failure else None,
+            length=head.content.length,
             status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),
             updated_at_before=str(row["updated_at"]),
-            supersedes=head.supersedes,
-            lease=Lease(valid_until),
+            supersedes=tuple(pair for pair in head.supersedes if pair[0] in pending),
+            lease=Lease(claim.begun + self._held.lease_seconds),
         )
         return Claimed(message, content)
+
+
+class _Number:
+    """The number of one claim, and when it began, on the clock of leases."""
+
+    def __init__(self, held: Held) -> None:
+        self.begun = held.clock()
+        self.number = held.next_claim()
+
+
+def has_history(row: Mapping[str, Any]) -> bool:
+    """Whether something may have been recorded of a message, by its row of queue_message_status before the claim."""
+    return int(row["number_of_trials"]) > 0 or row["status"] != Status.NEW
 
 
 def superseded_text(supersedes: Iterable[tuple[int, int]]) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from itertools import islice
@@ -97,6 +97,7 @@ def record(
     group_key: str,
     outcome: Outcome,
     worker_id: str,
+    claim: int,
 ) -> None:
     """Counts one failed attempt of a message, with its reason, in the caller's transaction."""
     attempt = {
@@ -104,6 +105,7 @@ def record(
         "reason": outcome.reason,
         "http_status": outcome.http_status,
         "worker": worker_id,
+        "claim": claim,
     }
     database.execute(
         "failure_record",
@@ -117,6 +119,18 @@ def record(
         detail=outcome.detail[:1000],
         history=json.dumps(attempt),
     )
+
+
+def recorded(database: Database, claims: Mapping[int, int]) -> set[int]:
+    """Of these messages, relation id -> claim, those of which an attempt under that very claim was recorded."""
+    if not claims:
+        return set()
+    rows = database.rows("settle_evidence", ids=sorted(claims))
+    return {
+        int(row["id"])
+        for row in rows
+        if any(attempt.get("claim") == claims[int(row["id"])] for attempt in _attempts(str(row["history"] or "")))
+    }
 
 
 def ids(database: Database, selection: Selection) -> Iterator[int]:

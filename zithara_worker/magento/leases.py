@@ -1,40 +1,88 @@
-"""The leases of one worker: renewed all at once, and told when one was lost."""
+"""The leases of one worker: renewed, told when one was lost, and freed when nobody holds its message."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+import logging
+from collections import defaultdict
+from datetime import datetime, timezone
+from functools import partial
+from typing import Any
 
 from zithara_worker.magento.database import Database
-from zithara_worker.messages import Message
+from zithara_worker.magento.held import Held
+from zithara_worker.magento.statuses import Status
+
+log = logging.getLogger(__name__)
 
 
 class Leases:
-    """Renews what this worker holds. A row stays ours until somebody takes it over, even past `lease_until`."""
+    """Renews what a worker holds, and brings it in step with the tables. One thread and one session."""
 
-    def __init__(
-        self, database: Database, *, worker_id: str, lease_seconds: float, monotonic: Callable[[], float]
-    ) -> None:
+    def __init__(self, database: Database, held: Held) -> None:
         self._database = database
-        self._worker_id = worker_id
-        self._lease_seconds = lease_seconds
-        self._monotonic = monotonic
+        self._held = held
 
-    def renew(self, held: Collection[Message]) -> list[Message]:
-        """Extends all leases with one statement; the messages whose lease was lost, which must not be sent any more.
+    def renew(self) -> None:
+        """Extends every lease that is still ours, marks what was lost, frees what nobody holds. Raises
+        DatabaseUnavailable; the leases then run out by themselves.
 
-        Raises DatabaseUnavailable; the leases then run out by themselves.
+        A row stays ours until somebody takes it over, even past `lease_until`. Three statements and one a queue,
+        whatever is held.
         """
-        if not held:
-            return []
-        valid_until = self._monotonic() + self._lease_seconds
-        found = self._database.execute(
-            "lease_renew", worker_id=self._worker_id, lease_us=int(self._lease_seconds * 1e6)
-        )
-        lost: list[Message] = []
-        if found < len(held):
-            still = {int(row["id"]) for row in self._database.rows("leases_held", worker_id=self._worker_id)}
-            lost = [message for message in held if message.id not in still]
-        gone = {message.id for message in lost}
+        held = self._held.renewable()
+        valid_until = self._held.clock() + self._held.lease_seconds
+        by_queue: dict[int, list[tuple[str, int]]] = defaultdict(list)
         for message in held:
-            message.lease.valid_until = 0.0 if message.id in gone else valid_until
-        return lost
+            by_queue[message.queue_id].append((message.group_key, message.claim))
+        for queue_id, claims in by_queue.items():
+            self._database.again_on_contention(partial(self._extend, queue_id, sorted(claims)))
+        # Read after the extension: a row that is found now was found by it.
+        rows = self._database.rows("leases_held", worker_id=self._held.worker_id)
+        found = {(int(row["id"]), int(row["claim"])) for row in rows}
+        self._held.renewed([each for each in held if (each.id, each.claim) in found], valid_until)
+        for message in self._held.lose(each for each in held if (each.id, each.claim) not in found):
+            log.warning("lease lost", extra={"event": "lease_lost", **message.log_fields})
+        freed = sum(self._free(row) for row in rows if self._held.is_orphan(int(row["id"]), int(row["claim"])))
+        if freed:
+            log.info(
+                "put back messages of a claim whose commit was in doubt", extra={"event": "reconciled", "count": freed}
+            )
+
+    def _extend(self, queue_id: int, claims: list[tuple[str, int]]) -> None:
+        self._database.execute(
+            "lease_renew",
+            queue_id=queue_id,
+            group_keys=[group_key for group_key, _ in claims],
+            worker_id=self._held.worker_id,
+            claims=claims,
+            lease_us=int(self._held.lease_seconds * 1e6),
+        )
+
+    def _free(self, row: dict[str, Any]) -> bool:
+        """Puts back a message that a claim brought without our knowing; whether it was still there.
+
+        It was never delivered, so it goes back as it was, as far as that is still known.
+        """
+        return self._database.again_on_contention(partial(self._put_back, row))
+
+    def _put_back(self, row: dict[str, Any]) -> bool:
+        id, ours = int(row["id"]), (self._held.worker_id, int(row["claim"]))
+        group = {"queue_id": int(row["queue_id"]), "group_keys": [row["group_key"]]}
+        with self._database.transaction():
+            found = self._database.rows("settle_lock", ids=[id])
+            now = self._database.rows("settle_groups", **group)
+            if not now or (now[0]["worker_id"], int(now[0]["claim"])) != ours:
+                return False
+            if found and int(found[0]["status"]) == Status.IN_PROGRESS:
+                trials = int(found[0]["number_of_trials"])
+                self._database.execute(
+                    "settle_release",
+                    ids=[id],
+                    number_of_trials=trials,
+                    status=int(Status.RETRY_REQUIRED if trials else Status.NEW),
+                    updated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
+                )
+            self._database.execute(
+                "group_wait", **group, worker_id=ours[0], claims=[(row["group_key"], ours[1])], delay_us=0
+            )
+        return True

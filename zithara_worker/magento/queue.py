@@ -14,12 +14,13 @@ Knows the tables; knows neither HTTP nor what a message means: the group comes f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 from zithara_worker.magento.claim import Claim, Head, merged, superseded_from
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.line import Entry
 from zithara_worker.magento.reader import Identify, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
@@ -41,9 +42,9 @@ class Candidate(NamedTuple):
 class MessageQueue:
     """Joins reader, claim and settle, and keeps the line in step with them.
 
-    Not thread-safe: the loop's thread owns it and its database session. `lease_seconds`: how long a claim lasts without
-    a renewal. `attempt_limit`: deaths of workers after which a message counts as poison. `supersedes`: coalesce, by
-    this judgement; None: every message is sent.
+    Not thread-safe: the loop's thread owns it and its database session. `held`: what this worker has in
+    hand, of all its queues. `attempt_limit`: deaths of workers after which a message counts as poison. `supersedes`:
+    coalesce, by this judgement; None: every message is sent.
     """
 
     def __init__(
@@ -53,10 +54,8 @@ class MessageQueue:
         queue_id: int,
         name: str,
         topic: str,
-        worker_id: str,
-        lease_seconds: float,
+        held: Held,
         identify: Identify,
-        monotonic: Callable[[], float],
         supersedes: Supersedes | None = None,
         attempt_limit: int = 8,
         write_php_locks: bool = True,
@@ -65,22 +64,19 @@ class MessageQueue:
         self.name = name
         self.topic = topic
         self._database = database
+        self._held = held
         self._supersedes = supersedes
-        self._reader = Reader(database, queue_id=queue_id, identify=identify, monotonic=monotonic)
+        self._reader = Reader(database, queue_id=queue_id, identify=identify, monotonic=held.clock)
         self._line = self._reader.line
         self._claim = Claim(
             database,
             queue_id=queue_id,
             queue_name=name,
             topic=topic,
-            worker_id=worker_id,
-            lease_seconds=lease_seconds,
+            held=held,
             attempt_limit=attempt_limit,
-            monotonic=monotonic,
         )
-        self._settle = Settle(
-            database, queue_id=queue_id, topic=topic, worker_id=worker_id, write_php_locks=write_php_locks
-        )
+        self._settle = Settle(database, queue_id=queue_id, topic=topic, held=held, write_php_locks=write_php_locks)
         self._due = self._expired = True
         #: Whether others were faster with most of what the last claim tried
         self._contended = False
@@ -117,17 +113,27 @@ class MessageQueue:
         self._reader.recheck()
 
     def claim(self, limit: int) -> list[Claimed]:
-        """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group.
+        """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group; `held` has
+        them from now on.
 
-        Raises DatabaseUnavailable; `reconcile` puts back what was claimed in a transaction whose commit is in doubt.
+        Raises DatabaseUnavailable; what was claimed in a transaction whose commit is in doubt is then nobody's, and
+        `Leases.renew` frees it.
         """
         if limit < 1:
             return []
+        claimed: list[Claimed] = []
+        try:
+            claimed = self._claim_up_to(limit)
+        finally:
+            self._held.take(message for message, _ in claimed)
+        return claimed
+
+    def _claim_up_to(self, limit: int) -> list[Claimed]:
         waited = self._waited_heads(limit)
         fresh: list[Candidate] = []
         busy: set[str] = set()
         if len(waited) < limit:
-            groups = {head.group for head in waited}
+            groups = {head.group for head in waited} | self._held.groups(self.queue_id)
             # No more than are wanted, however many compete: a body is decoded to know its group, and what another
             # worker takes has been decoded in vain. Whoever loses finds the next ones at once.
             found = self._reader.heads(limit - len(waited), groups)
@@ -160,7 +166,8 @@ class MessageQueue:
             [
                 Head(head.group, head.entry, head.supersedes, head.row_id, contents[head.entry.message_id])
                 for head in heads
-                if head.entry.message_id in contents
+                # Ids begin again after a restore: the one in hand may be another message.
+                if head.entry.message_id in contents and head.entry.id not in self._held
             ]
             for heads in (waited, fresh)
         ]
@@ -173,11 +180,17 @@ class MessageQueue:
         if self._due:
             rows += self._database.rows("claim_due", queue_id=self.queue_id, limit=limit)
         if self._expired:
-            rows += self._database.rows("claim_expired", queue_id=self.queue_id, limit=limit)
+            rows += self._database.rows(
+                "claim_expired", queue_id=self.queue_id, limit=limit, worker_id=self._held.worker_id
+            )
         self._due = len(rows) >= limit
+        # A group in hand whose row is free: another worker took it over and gave it back. Our request may be under way
+        # still, so it is not ours to claim.
+        in_hand = self._held.groups(self.queue_id)
         found = [
             (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])), bool(row["expired"]))
             for row in rows[:limit]
+            if row["group_key"] not in in_hand
         ]
         # What a dead worker held may have arrived: it is sent again as it was, not in the shape of a newer one.
         waiting = self._waiting_with([(row["group_key"], entry) for row, entry, expired in found if not expired])
@@ -263,7 +276,10 @@ class MessageQueue:
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
         """Writes outcomes and frees or parks their groups; see `Settle.settle`."""
+        messages = [each.message for each in settlements]
+        self._held.settling(messages)
         settled = self._settle.settle(settlements, in_doubt=in_doubt)
+        self._held.forget(messages)
         for each in settled.done:
             self._after_settling(each)
         for message in settled.lost:
@@ -284,11 +300,3 @@ class MessageQueue:
     def refund(self, messages: Iterable[Message]) -> int:
         """Gives back attempts that turned out to be the beginning of an outage; see `Settle.refund`."""
         return self._settle.refund(messages)
-
-    def reconcile(self, held: Collection[int]) -> int:
-        """Puts back claims whose commit was in doubt; how many. See `Settle.reconcile`."""
-        groups = self._settle.reconcile(held)
-        for group in groups:
-            self._line.block(group)
-            self._due = True
-        return len(groups)

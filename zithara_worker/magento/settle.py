@@ -8,14 +8,12 @@ and done again with a closer look, never forced.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
-from functools import partial
-from typing import Any
 
 from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.statuses import EDGES, Status
 from zithara_worker.magento.topics import PHP_SIDE, message_code
 from zithara_worker.messages import Message, Outcome, OutcomeKind
@@ -46,12 +44,12 @@ class Settle:
     """Settles for one queue and one worker."""
 
     def __init__(
-        self, database: Database, *, queue_id: int, topic: str, worker_id: str, write_php_locks: bool = True
+        self, database: Database, *, queue_id: int, topic: str, held: Held, write_php_locks: bool = True
     ) -> None:
         self._database = database
         self._queue_id = queue_id
         self._topic = topic
-        self._worker_id = worker_id
+        self._worker_id = held.worker_id
         self._write_php_locks = write_php_locks
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
@@ -88,32 +86,56 @@ class Settle:
             rows = self._database.rows("settle_lock", ids=sorted(each.message.id for each in settlements))
             now = {int(row["id"]): (int(row["status"]), int(row["number_of_trials"])) for row in rows}
             rows = self._database.rows(
-                "settle_groups_held",
+                "settle_groups",
                 queue_id=self._queue_id,
                 group_keys=sorted(each.message.group_key for each in settlements),
-                worker_id=self._worker_id,
             )
-            held = {(row["group_key"], int(row["id"])) for row in rows}
-            ours, done, lost = [], [], []
+            groups = {row["group_key"]: (int(row["id"]), row["worker_id"], int(row["claim"])) for row in rows}
+            ours, others, lost = [], [], []
             for each in settlements:
-                message, edge = each.message, EDGES[each.outcome.kind]
-                after = (
-                    message.status_before if edge.to is None else int(edge.to),
-                    message.number_of_trials + edge.trials,
-                )
-                if (message.group_key, message.id) in held:
-                    if now.get(message.id) == (Status.IN_PROGRESS, message.number_of_trials):
-                        ours.append(each)
-                    else:  # ours by its group, but the row was changed by hand or by Magento's cron: give the group up
-                        self._group_statement("group_wait", [each], delay_us=0)
-                        lost.append(message)
-                elif now.get(message.id) == after:
-                    done.append(each)  # the earlier try was committed
-                else:
+                message = each.message
+                if groups.get(message.group_key) != (message.id, self._worker_id, message.claim):
+                    others.append(each)
+                elif now.get(message.id) == (Status.IN_PROGRESS, message.number_of_trials):
+                    ours.append(each)
+                else:  # ours by its group, but the row was changed by hand or by Magento's cron: give the group up
+                    self._group_statement("group_wait", [each], delay_us=0)
                     lost.append(message)
             if ours:
                 self._write_in_transaction(ours)
+            done = self._written_before(others, now, groups)
+        proved = {each.message.id for each in done}
+        lost += [each.message for each in others if each.message.id not in proved]
         return ours + done, lost
+
+    def _written_before(
+        self,
+        settlements: Sequence[Settlement],
+        now: Mapping[int, tuple[int, int]],
+        groups: Mapping[str, tuple[int, str | None, int]],
+    ) -> list[Settlement]:
+        """Those of which an earlier try is known to have been committed, though its answer never came.
+
+        The status does not prove it: what another worker took over and released looks like our own RETRY. The claim
+        does: it stays in the row of a group that waits, and in the history of a failure. COMPLETE with our number of
+        trials is nobody's but ours: taking over would have raised it. What cannot be proved counts as lost, which costs
+        a line in the log, and neither a message nor an attempt.
+        """
+        failed = [each.message for each in settlements if each.outcome.kind in (OutcomeKind.RETRY, OutcomeKind.FAILED)]
+        recorded = failures.recorded(self._database, {message.id: message.claim for message in failed})
+        done = []
+        for each in settlements:
+            message, kind = each.message, each.outcome.kind
+            if kind in (OutcomeKind.RETRY, OutcomeKind.FAILED):
+                proved = message.id in recorded
+            elif kind is OutcomeKind.RELEASED:
+                _, worker_id, claim = groups.get(message.group_key, (0, None, 0))
+                proved = worker_id is None and claim == message.claim
+            else:
+                proved = now.get(message.id) == (Status.COMPLETE, message.number_of_trials)
+            if proved:
+                done.append(each)
+        return done
 
     def _write(self, settlements: Sequence[Settlement]) -> None:
         with self._database.transaction():
@@ -124,8 +146,7 @@ class Settle:
         for each in settlements:
             by_kind[each.outcome.kind].append(each)
         complete = by_kind[OutcomeKind.DELIVERED] + by_kind[OutcomeKind.SKIPPED]
-        if complete:
-            self._write_complete(complete)
+        superseded = self._write_complete(complete) if complete else {}
         for kind in (OutcomeKind.RETRY, OutcomeKind.FAILED):
             if by_kind[kind]:
                 self._write_status(EDGES[kind].statement, by_kind[kind])
@@ -144,18 +165,33 @@ class Settle:
             by_delay[each.delay_seconds].append(each)
         for delay, parked in by_delay.items():
             self._group_statement("group_wait", parked, delay_us=int(delay * 1e6))
-        self._write_failures(by_kind, complete)
+        self._write_failures(by_kind, complete, superseded)
 
-    def _write_complete(self, complete: Sequence[Settlement]) -> None:
-        superseded = _superseded(complete)
+    def _write_complete(self, complete: Sequence[Settlement]) -> dict[int, int]:
+        """Completes them, with the older snapshots that go with them: those, relation id -> message id."""
+        superseded = self._superseded(complete)
         if self._write_php_locks and self._topic in PHP_SIDE:
             consumer = PHP_SIDE[self._topic].consumer
-            message_ids = [each.message.message_id for each in complete] + [message_id for _, message_id in superseded]
+            message_ids = [each.message.message_id for each in complete] + [*superseded.values()]
             codes = sorted(message_code(consumer, message_id) for message_id in message_ids)
             self._database.insert_rows("php_locks", [(code,) for code in codes])
         self._write_status("settle_complete", complete)
         if superseded:
-            self._database.execute("settle_superseded", ids=sorted(id for id, _ in superseded))
+            self._database.execute("settle_superseded", ids=sorted(superseded))
+        return superseded
+
+    def _superseded(self, complete: Iterable[Settlement]) -> dict[int, int]:
+        """Older snapshots that go with what was delivered, relation id -> message id: those that are pending still,
+        now locked. Only a snapshot that arrived replaces them, and one that has ended otherwise keeps its end.
+        """
+        older = {
+            pair for each in complete if each.outcome.kind is OutcomeKind.DELIVERED for pair in each.message.supersedes
+        }
+        if not older:
+            return {}
+        rows = self._database.rows("settle_lock", ids=sorted(id for id, _ in older))
+        pending = {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
+        return {id: message_id for id, message_id in older if id in pending}
 
     def _write_status(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
         by_trials: dict[int, list[int]] = defaultdict(list)
@@ -173,20 +209,31 @@ class Settle:
             self._write_status("settle_release", group, status=status, updated_at=updated_at)
 
     def _group_statement(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
-        keys = sorted(each.message.group_key for each in settlements)
+        claims = sorted((each.message.group_key, each.message.claim) for each in settlements)
         found = self._database.execute(
-            statement, queue_id=self._queue_id, group_keys=keys, worker_id=self._worker_id, **values
+            statement,
+            queue_id=self._queue_id,
+            group_keys=[group_key for group_key, _ in claims],
+            worker_id=self._worker_id,
+            claims=claims,
+            **values,
         )
-        if found != len(keys):
+        if found != len(claims):
             raise _FenceBrokenError
 
-    def _write_failures(self, by_kind: dict[OutcomeKind, list[Settlement]], complete: Sequence[Settlement]) -> None:
+    def _write_failures(
+        self,
+        by_kind: dict[OutcomeKind, list[Settlement]],
+        complete: Sequence[Settlement],
+        superseded: Collection[int],
+    ) -> None:
         failed = by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.FAILED]
         for each in failed:
             failures.record(
                 self._database,
                 queue_id=self._queue_id,
                 worker_id=self._worker_id,
+                claim=each.message.claim,
                 id=each.message.id,
                 message_id=each.message.message_id,
                 group_key=each.message.group_key,
@@ -194,9 +241,8 @@ class Settle:
                 outcome=each.outcome,
             )
         again = [each.message.id for each in complete if _has_history(each.message)]
-        again += [id for id, _ in _superseded(complete)]
-        if again:
-            self._database.execute("failures_gone", ids=sorted(again))
+        if again or superseded:
+            self._database.execute("failures_gone", ids=sorted({*again, *superseded}))
         ended = [*complete, *by_kind[OutcomeKind.FAILED]]
         if not ended:
             return
@@ -244,41 +290,6 @@ class Settle:
                 self._database.execute("refund_failure_gone", id=message.id)
         return refunded
 
-    def reconcile(self, held: Collection[int]) -> list[str]:
-        """Puts back what is leased to this worker but not in its hands: claims whose commit was in doubt.
-
-        `held`: the relation ids that the worker does hold. They were never delivered, so they go back as they were,
-        as far as that is still known. Their groups.
-        """
-        rows = [
-            row
-            for row in self._database.rows("leases_held", worker_id=self._worker_id)
-            if int(row["queue_id"]) == self._queue_id and int(row["id"]) not in held
-        ]
-        for row in rows:
-            self._database.again_on_contention(partial(self._put_back, row))
-        return [str(row["group_key"]) for row in rows]
-
-    def _put_back(self, row: dict[str, Any]) -> None:
-        with self._database.transaction():
-            found = self._database.rows("settle_lock", ids=[int(row["id"])])
-            if found and int(found[0]["status"]) == Status.IN_PROGRESS:
-                trials = int(found[0]["number_of_trials"])
-                self._database.execute(
-                    "settle_release",
-                    ids=[int(row["id"])],
-                    number_of_trials=trials,
-                    status=int(Status.RETRY_REQUIRED if trials else Status.NEW),
-                    updated_at=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S"),
-                )
-            self._database.execute(
-                "group_wait",
-                queue_id=self._queue_id,
-                group_keys=[row["group_key"]],
-                worker_id=self._worker_id,
-                delay_us=0,
-            )
-
 
 def hands_over(settlement: Settlement) -> bool:
     """Whether the group goes back to the older snapshots, because the one that stood for them did not arrive."""
@@ -288,8 +299,3 @@ def hands_over(settlement: Settlement) -> bool:
 
 def _has_history(message: Message) -> bool:
     return message.number_of_trials > 0 or message.status_before == Status.RETRY_REQUIRED
-
-
-def _superseded(complete: Iterable[Settlement]) -> set[tuple[int, int]]:
-    """Older snapshots that go with what was delivered. Only a snapshot that arrived replaces them."""
-    return {old for each in complete if each.outcome.kind is OutcomeKind.DELIVERED for old in each.message.supersedes}

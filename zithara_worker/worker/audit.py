@@ -35,7 +35,7 @@ class DeliveryAudit:
             "message_id": message.message_id,
             "id": message.id,
             "group": message.group_key,
-            "attempt": message.number_of_trials + 1,
+            "attempt": message.attempts + 1,
             "outcome": outcome.kind.value,
             "reason": outcome.reason or None,
             "endpoint": outcome.endpoint or None,

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.magento.held import Held
 from zithara_worker.magento.leases import Leases
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
@@ -145,6 +146,7 @@ class Loop:
         queues: Sequence[tuple[MessageQueue, Target]],
         duties: Duties,
         reload: Reload,
+        held: Held,
         leases: Leases,
         gate: Gate,
         pool: Pool,
@@ -192,7 +194,7 @@ class Loop:
             stats=stats,
             on_settled=on_settled,
         )
-        self._in_hand: dict[int, Message] = {}
+        self._held = held
         self._results: list[tuple[Message, Outcome]] = []
         self._doubtful: list[tuple[Message, Event]] = []
         self._unsettled: list[Settlement] = []
@@ -213,7 +215,7 @@ class Loop:
     @property
     def in_hand(self) -> int:
         """Messages claimed and not yet settled."""
-        return len(self._in_hand)
+        return len(self._held)
 
     @property
     def settled_count(self) -> int:
@@ -228,7 +230,7 @@ class Loop:
             database_up=self._database_down_until is None,
             consumable=self._duties.consumable,
             paused=tuple(lane.queue.topic for lane in self._lanes.values() if self._is_paused(lane)),
-            in_hand=len(self._in_hand),
+            in_hand=len(self._held),
             oldest_request_seconds=self._pool.oldest_seconds,
         )
 
@@ -254,7 +256,7 @@ class Loop:
             self._recover()
             self._renew_leases(now)
             self._settle()
-            self._duties.run(now, in_flight=len(self._in_hand))
+            self._duties.run(now, in_flight=len(self._held))
             self._end = self._end or self._duties.end
             if self._duties.changed:
                 self._reload.want()
@@ -278,7 +280,7 @@ class Loop:
             return max(0.0, self._database_down_until - now)
         if self._results or self._more:
             return 0.0
-        until = min(self._duties.next_at, self._renew.next_at if self._in_hand else self._duties.next_at)
+        until = min(self._duties.next_at, self._renew.next_at if self._held else self._duties.next_at)
         if self._limits.max_runtime_seconds is not None:
             until = min(until, self._started + self._limits.max_runtime_seconds)
         if self._sign.interval_seconds is not None:
@@ -289,11 +291,11 @@ class Loop:
         """Waits for the inbox, then empties it."""
         try:
             self._take_in(self._inbox.get(timeout=seconds) if seconds > 0 else self._inbox.get_nowait())
-            if self._results and len(self._in_hand) > HELD_A_THREAD * self._concurrency:
+            if self._results and len(self._held) > HELD_A_THREAD * self._concurrency:
                 # The next message lasts a thread about as long as this one did. Woken by each result, the loop would
                 # settle three at a time: three times the statements (docs/performance.md).
                 self._rest(min(LINGER, (self._results[0][1].duration_ms or 0.0) / 1000))
-            elif len(self._results) < self._concurrency and len(self._in_hand) > 1:
+            elif len(self._results) < self._concurrency and len(self._held) > 1:
                 self._take_in(self._inbox.get(timeout=SHORT_LINGER))
             while True:
                 self._take_in(self._inbox.get_nowait())
@@ -305,6 +307,7 @@ class Loop:
             self._end = self._end or End.STOPPED
         elif not isinstance(item, Wish):
             self._results.append(item)
+            self._held.answered(item[0])
 
     # ---------------------------------------------------------------- the database comes and goes
 
@@ -318,7 +321,7 @@ class Loop:
             self._complain.set(now)
             log.warning(
                 "database not available, waiting for it",
-                extra={"event": "database_away", "detail": str(error), "in_hand": len(self._in_hand)},
+                extra={"event": "database_away", "detail": str(error), "in_hand": len(self._held)},
             )
         self._refused = refused
         self._in_doubt = True
@@ -331,7 +334,7 @@ class Loop:
             self._complain.set(now)
             log.warning(
                 "other sessions hold rows that the worker needs; it goes on trying",
-                extra={"event": "database_contention", "detail": str(error), "in_hand": len(self._in_hand)},
+                extra={"event": "database_contention", "detail": str(error), "in_hand": len(self._held)},
             )
 
     def _recover(self) -> None:
@@ -339,14 +342,7 @@ class Loop:
         if not self._in_doubt and not self._duties.reconnected():
             return
         self._in_doubt = True
-        self._drop_lost(self._leases.renew(list(self._in_hand.values())))
-        for lane in self._lanes.values():
-            put_back = lane.queue.reconcile(self._in_hand.keys())
-            if put_back:
-                log.info(
-                    "put back claims whose commit was in doubt",
-                    extra={"event": "reconciled", "queue": lane.queue.name, "count": put_back},
-                )
+        self._leases.renew()
 
     def _database_up(self) -> None:
         if self._database_down_until is not None:
@@ -359,13 +355,8 @@ class Loop:
 
     def _renew_leases(self, now: float) -> None:
         if self._renew.due(now):
-            self._drop_lost(self._leases.renew(list(self._in_hand.values())))
+            self._leases.renew()
             self._renew.set(now)
-
-    def _drop_lost(self, lost: Sequence[Message]) -> None:
-        """A lost lease ends at the courier, which refuses to send; the outcome comes back through the inbox."""
-        for message in lost:
-            log.warning("lease lost", extra={"event": "lease_lost", **message.log_fields})
 
     # ---------------------------------------------------------------- settle
 
@@ -376,7 +367,7 @@ class Loop:
             self._unsettled += decided
             self._observer.decided(decided)
         if not self._unsettled:
-            self._outcomes.refund(self._in_hand)
+            self._outcomes.refund(self._held)
             return
         by_queue: dict[int, list[Settlement]] = {}
         for each in self._unsettled:
@@ -386,14 +377,12 @@ class Loop:
             settled = lane.queue.settle(settlements, in_doubt=self._in_doubt)
             self._observer.settled(lane.queue.topic, settled, self._monotonic() - before)
             self._forget(lane, settlements, settled)
-        self._outcomes.refund(self._in_hand)
+        self._outcomes.refund(self._held)
 
     def _forget(self, lane: _Lane, settlements: Sequence[Settlement], settled: Settled) -> None:
         """Takes what was settled, or lost, out of our hands."""
         gone = {each.message.id for each in settlements}
         self._unsettled = [each for each in self._unsettled if each.message.id not in gone]
-        for id in gone:
-            del self._in_hand[id]
         lane.in_hand -= len(gone)
         self._settled_count += self._outcomes.settled(lane.queue.queue_id, settled)
 
@@ -414,7 +403,6 @@ class Loop:
                 messages = [message for message, _ in claimed]
                 self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
                 for message, content in claimed:
-                    self._in_hand[message.id] = message
                     lane.in_hand += 1
                     self._start(message, content)
                 self._start_doubtful()
@@ -428,9 +416,9 @@ class Loop:
         """How many messages of this lane to claim now. Few at a time costs more than it brings, unless threads idle."""
         if self._is_paused(lane):
             return 0
-        room = HELD_A_THREAD * self._concurrency + self._batch_size - len(self._in_hand)
+        room = HELD_A_THREAD * self._concurrency + self._batch_size - len(self._held)
         room = min(room, self._batch_size)
-        if len(self._in_hand) >= self._concurrency and room < (self._batch_size + 1) // 2:
+        if len(self._held) >= self._concurrency and room < (self._batch_size + 1) // 2:
             return 0
         allowance = self._gate.allowance(lane.target)
         if allowance is not None:
@@ -438,7 +426,7 @@ class Loop:
                 room, allowance - sum(each.in_hand for each in self._lanes.values() if each.target is lane.target)
             )
         if self._limits.max_messages is not None:
-            room = min(room, self._limits.max_messages - self._settled_count - len(self._in_hand))
+            room = min(room, self._limits.max_messages - self._settled_count - len(self._held))
         return room
 
     def _start(self, message: Message, content: Event | Rejection, *, final: bool = False) -> None:
@@ -458,6 +446,7 @@ class Loop:
         if isinstance(step, Request):
             for warning in step.warnings:
                 log.warning("message has a flaw", extra={"event": warning, **message.log_fields})
+            self._held.hand_out(message)
             self._pool.submit(message, step)
         elif isinstance(step, Skip):
             self._results.append((message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason)))
@@ -490,7 +479,7 @@ class Loop:
             self._end = End.MESSAGES
         elif limits.max_runtime_seconds is not None and now - self._started >= limits.max_runtime_seconds:
             self._end = End.RUNTIME
-        elif limits.stop_when_empty and not self._in_hand and self._empty():
+        elif limits.stop_when_empty and not self._held and self._empty():
             self._end = End.EMPTY
 
     def _empty(self) -> bool:
@@ -518,25 +507,25 @@ class Loop:
         """Stops in order: what has not begun goes back, what is on its way gets its time, the rest is released."""
         deadline = self._monotonic() + self._shutdown_timeout
         self._gate.shutdown()
-        log.info("stopping", extra={"event": "stopping", "in_hand": len(self._in_hand)})
+        log.info("stopping", extra={"event": "stopping", "in_hand": len(self._held)})
         for message in self._pool.drain():
             self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="shutdown")))
-        while self._in_hand and self._monotonic() < deadline:
+        while self._held and self._monotonic() < deadline:
             waiting = self._results or self._unsettled
             self._collect(
                 0.0 if waiting and self._database_down_until is None else min(0.2, deadline - self._monotonic())
             )
             self._finish_turn()
         answered = {message.id for message, _ in self._results} | {each.message.id for each in self._unsettled}
-        late = [message for id, message in self._in_hand.items() if id not in answered]
+        late = [message for message in self._held.messages() if message.id not in answered]
         for message in late:
             log.warning("no answer within shutdown_timeout: released", extra={"event": "late", **message.log_fields})
             self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE)))
         self._finish_turn()
-        if self._in_hand:
+        if self._held:
             log.warning(
                 "stopped without the database: leases bring these messages back",
-                extra={"event": "left_behind", "count": len(self._in_hand)},
+                extra={"event": "left_behind", "count": len(self._held)},
             )
 
     def _finish_turn(self) -> None:

@@ -6,7 +6,7 @@ Pure but for the log and the refund: whoever calls it writes the settlements and
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -53,7 +53,7 @@ class Outcomes:
     def settlement(self, message: Message, outcome: Outcome) -> Settlement:
         """What shall be written for an outcome: applies the attempts limit and the retry policy."""
         _, target = self._queues[message.queue_id]
-        attempt = message.number_of_trials + 1
+        attempt = message.attempts + 1
         if outcome.kind is OutcomeKind.RETRY:
             if outcome.outage and self._outages.is_open(target):
                 # The host was down already when this one failed.
@@ -86,7 +86,7 @@ class Outcomes:
         self._on_settled(settled.done)
         return count
 
-    def refund(self, in_hand: Collection[int]) -> None:
+    def refund(self, in_hand: Container[int]) -> None:
         """Gives back the attempts of failures that turned out to be the beginning of an outage. Raises
         DatabaseUnavailable.
 
