@@ -39,7 +39,7 @@ class _Window:
                 self._count += 1
                 self._last = request.at
                 if self._arrivals is not None:
-                    self._arrivals[request.headers.get("idempotency-key", "")] = request.at
+                    self._arrivals[request.message] = request.at
                 self._changed.notify_all()
         return None
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import httpx
+
 from benchmarks import messages, scale
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, contestant, run
@@ -26,7 +28,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings import LoggingSettings
 from zithara_worker.zithara.api import encoded
-from zithara_worker.zithara.transport import Transport, endpoint_of, tls_context
+from zithara_worker.zithara.http import Transport, send, tls_context, usable_url
 
 #: Above these the guard fails. Whoever raises one says in the commit what the cost buys. Calls are of Python and of C
 #: functions, measured on Python 3.11; versions of Python and of the libraries differ by some.
@@ -122,13 +124,14 @@ def calls(count: int = 200) -> float:
 def calls_of_exchange(api: ApiProcess, count: int = 50) -> float:
     """For a request and its answer over a connection that is open, in the thread that sends; the mean."""
     transport = Transport(tls=tls_context(verify=False), timeout_seconds=30)
-    order = endpoint_of(f"{api.base_url}/order")
+    order = usable_url(f"{api.base_url}/order")
     headers = [(b"Authorization", api.token.encode()), (b"Content-Type", b"application/json")]
     api.reset()
 
     def all_of_them() -> None:
         for _ in range(count):
-            assert transport.exchange("POST", order, headers, b"{}").status == 200
+            request = httpx.Request("POST", order, headers=headers, content=b"{}")
+            assert send(transport, request).status == 200
 
     try:
         return _calls_in(all_of_them) / count

@@ -115,14 +115,6 @@ def test_levels_below_the_configured_one_are_silent(written: Callable[..., str])
     assert written(lambda: log.info("x"), level="WARNING") == ""
 
 
-def test_the_http_client_is_silent_below_warning_even_at_debug(written: Callable[..., str]) -> None:
-    def call() -> None:
-        logging.getLogger("httpx").info("HTTP Request: POST")
-        logging.getLogger("httpcore.http11").debug("headers Authorization: tok-123")
-
-    assert written(call, level="DEBUG") == ""
-
-
 # ---------------------------------------------------------------- masking
 
 

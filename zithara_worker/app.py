@@ -70,8 +70,8 @@ from zithara_worker.worker.outcomes import log_settled
 from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.http import Transport, tls_context, usable_url
 from zithara_worker.zithara.tokens import TokenSource
-from zithara_worker.zithara.transport import Transport, endpoint_of, tls_context
 
 __all__ = ["Limits", "Worker", "configure", "open_database"]
 
@@ -329,7 +329,7 @@ class Worker:
             shop = read_configuration(database, files)
             configured = complete(base, shop)
             rows = find_queues(database, self._topics, settings.queues)
-            endpoint_of(settings.zithara.base_url)
+            usable_url(settings.zithara.base_url)
             tls = tls_context(verify=settings.zithara.verify, ca_file=str(settings.zithara.ca_file or ""))
         except BaseException:
             database.close()
@@ -415,12 +415,12 @@ class Worker:
             store=DatabaseTokenStore(lambda: open_database(settings), owner=worker_id),
             pause=stopping.wait,
             clock=self._utc,
-            http=transport,
+            transport=transport,
         )
         api = ZitharaApi(
             base_url=settings.zithara.base_url,
             tokens=tokens,
-            http=transport,
+            transport=transport,
             pause=stopping.wait,
             now_utc=self._utc,
             digest=audit is not None,

@@ -465,9 +465,6 @@ def configure(
         if isinstance(old, _Handler) and old is not handler:
             root.removeHandler(old)
             old.close()
-    # httpx tells each request at INFO, once more than we do; httpcore shows headers, and so the token, at DEBUG.
-    for chatty in ("httpx", "httpcore"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
 def reopen_files() -> None:

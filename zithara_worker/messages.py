@@ -122,7 +122,8 @@ class Message:
     lease: Lease
 
     @property
-    def idempotency_key(self) -> str:
+    def key(self) -> str:
+        """What its requests are known by, together with what is in them: see `zithara.api.idempotency_key`."""
         return f"{self.queue_name}-{self.message_id}"
 
     @property

@@ -33,7 +33,7 @@ QUICK = {"worker": {"poll_interval": "0.05"}}
 
 def keys(api: FakeZithara) -> list[str]:
     """The messages in the order in which the API read them."""
-    return [request.headers["idempotency-key"] for request in api.requests()]
+    return [request.message for request in api.requests()]
 
 
 def groups_left(shop: Shop) -> int:

@@ -80,7 +80,7 @@ class Host:
     def _respond(self, slot: int, request: RecordedRequest) -> Reply:
         if request.path == TOKEN_PATH:
             return self._issue_token()
-        key = request.headers["idempotency-key"]
+        key = request.message
         with self._lock:
             known = request.path == "/hook" or request.headers.get("authorization") in self._tokens
             fault = "none" if self.calm else self._draw()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara.transport import Withdrawn
+from zithara_worker.zithara.reasons import LEASE_LOST
 
 CART = Request(target=Target.API, method="POST", path="/cart", json={})
 WEBHOOK = Request(target=Target.WEBHOOK, method="POST", path="https://h.example/", json={}, idempotent=False)
@@ -49,9 +49,11 @@ class Api:
         #: Runs between the courier's last look at the lease and the sending.
         self.before_sending: Callable[[], None] = lambda: None
 
-    def send(self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None) -> Outcome:
+    def send(
+        self, request: Request, message: str, *, retries: int = 0, may_send: Callable[[], bool] | None = None
+    ) -> Outcome:
         self.before_sending()
         if may_send is not None and not may_send():
-            raise Withdrawn
-        self.keys.append(idempotency_key)
+            return Outcome(kind=OutcomeKind.LEASE_LOST, reason=LEASE_LOST)
+        self.keys.append(message)
         return self.answer if isinstance(self.answer, Outcome) else self.answer()

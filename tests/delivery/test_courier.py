@@ -11,7 +11,7 @@ from zithara_worker.delivery.breaker import BreakerState
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.rate import TokenBucket
 from zithara_worker.messages import Outcome, OutcomeKind, Target
-from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, THROTTLED
+from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
 THROTTLE = Outcome(kind=OutcomeKind.RELEASED, reason=THROTTLED, http_status=429, retry_after_seconds=20.0)
 REFUSED = Outcome(kind=OutcomeKind.RELEASED, reason=CREDENTIALS_REFUSED, http_status=401, outage=True)
@@ -61,7 +61,7 @@ def test_a_message_is_sent_under_its_own_key(courier: Courier, api: Api) -> None
 
 
 def test_a_message_whose_lease_has_ended_is_not_sent(courier: Courier, api: Api, clock: Clock) -> None:
-    assert seen(courier.deliver(message(valid_until=clock.now), CART)) == (OutcomeKind.LEASE_LOST, reasons.LEASE_LOST)
+    assert seen(courier.deliver(message(valid_until=clock.now), CART)) == (OutcomeKind.LEASE_LOST, LEASE_LOST)
     assert api.keys == []
 
 
@@ -91,7 +91,7 @@ def test_a_lease_that_ends_while_a_connection_is_made_counts_and_leaves_the_prob
 
     outcome = courier.deliver(message(valid_until=clock.now + 60), CART)
 
-    assert seen(outcome) == (OutcomeKind.LEASE_LOST, reasons.LEASE_LOST)
+    assert seen(outcome) == (OutcomeKind.LEASE_LOST, LEASE_LOST)
     assert (api.keys, courier.allowance(Target.API)) == ([], 1)
 
 

@@ -18,8 +18,8 @@ from zithara_worker.messages import Outcome, OutcomeKind, Target
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.settings import Secret
 from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import StoredToken, TokenSource
-from zithara_worker.zithara.transport import Transport, tls_context
 
 THREADS = 8
 
@@ -52,10 +52,10 @@ class Delivery:
             client_secret=Secret(api.client_secret),
             store=Store(),
             clock=time.time,
-            http=self.transport,
+            transport=self.transport,
         )
         self.courier = Courier(
-            api=ZitharaApi(base_url=api.base_url, tokens=tokens, http=self.transport, pause=self.stopping.wait),
+            api=ZitharaApi(base_url=api.base_url, tokens=tokens, transport=self.transport, pause=self.stopping.wait),
             bucket=TokenBucket(rate=rate, burst=1, clock=time.monotonic, wait=self.stopping.wait),
             stopping=self.stopping,
             clock=time.monotonic,

@@ -54,7 +54,7 @@ def test_a_message_carries_all_that_settling_and_delivering_it_take(shop: Shop, 
     [message] = worker.claim()
     assert (message.id, message.message_id) == published
     assert (message.queue_name, message.topic) == ("zithara_order_queue", TOPIC_ORDER)
-    assert message.idempotency_key == f"zithara_order_queue-{published.message_id}"
+    assert message.key == f"zithara_order_queue-{published.message_id}"
     assert (message.status_before, message.updated_at_before) == (Status.NEW, before.updated_at)
     content = worker.contents[message.id]
     assert isinstance(content, Event)

@@ -14,8 +14,8 @@ from zithara_worker.magento.token_store import DatabaseTokenStore
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings import Secret
+from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource, TokenUnavailable
-from zithara_worker.zithara.transport import Transport, tls_context
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def make_tokens(shop: Shop, api: FakeZithara, transport: Transport) -> Callable[
             client_secret=Secret(api.client_secret),
             store=DatabaseTokenStore(open_database, owner=owner),
             clock=time.time,
-            http=transport,
+            transport=transport,
         )
 
     opened: list[Database] = []

@@ -45,7 +45,7 @@ def publish(publisher: Any, increment_id: str, *, queues: str = QUEUE) -> int:
 
 def delivered(api: FakeZithara) -> list[int]:
     """Message ids in the order in which they arrived."""
-    return [int(request.headers["idempotency-key"].rpartition("-")[2]) for request in api.requests()]
+    return [int(request.message.rpartition("-")[2]) for request in api.requests()]
 
 
 @contextmanager

@@ -12,8 +12,8 @@ from zithara_doubles import Clock, MemoryStore, Pauses, RawServer, Script
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.settings import Secret
 from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource
-from zithara_worker.zithara.transport import Transport, tls_context
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +69,7 @@ def tokens(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transp
         client_secret=Secret(api.client_secret),
         store=store,
         clock=clock,
-        http=transport,
+        transport=transport,
     )
 
 
@@ -80,4 +80,4 @@ def pauses() -> Pauses:
 
 @pytest.fixture
 def zithara(api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock, pauses: Pauses) -> ZitharaApi:
-    return ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, now_utc=clock)
+    return ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, now_utc=clock)

@@ -12,8 +12,8 @@ from zithara_doubles import Clock, MemoryStore, Pauses
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
 from zithara_worker.settings import Secret
+from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
-from zithara_worker.zithara.transport import Transport
 
 
 def stored(clock: Clock, token: str = "shared-token", seconds: float = 600) -> StoredToken:
@@ -151,7 +151,7 @@ def test_two_workers_that_are_refused_together_cause_one_refresh(
             client_secret=Secret(api.client_secret),
             store=store,
             clock=clock,
-            http=transport,
+            transport=transport,
         )
         for _ in range(2)
     ]
@@ -268,7 +268,7 @@ def source(
         client_secret=Secret(api.client_secret),
         store=store,
         clock=clock,
-        http=transport,
+        transport=transport,
         pause=pause,
     )
 
@@ -369,7 +369,12 @@ def test_a_secret_that_cannot_be_sent_is_refused_and_not_shown(
     api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport, secret: str
 ) -> None:
     tokens = TokenSource(
-        base_url=api.base_url, client_id="id", client_secret=Secret(secret), store=store, clock=clock, http=transport
+        base_url=api.base_url,
+        client_id="id",
+        client_secret=Secret(secret),
+        store=store,
+        clock=clock,
+        transport=transport,
     )
 
     with pytest.raises(CredentialsRefused, match="cannot be sent: correct them") as caught:
@@ -396,5 +401,5 @@ def test_credentials_do_not_travel_in_clear(store: MemoryStore, clock: Clock, tr
             client_secret=Secret("s"),
             store=store,
             clock=clock,
-            http=transport,
+            transport=transport,
         )

@@ -15,14 +15,14 @@ from zithara_doubles import Clock, MemoryStore, Pauses
 
 from zithara_worker import logs
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import Outcome, OutcomeKind, Request, Target
-from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply, in_turn
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
+from zithara_worker.sandbox.api import TOKEN_PATH, WEBHOOK_PATH, FakeZithara, Reply, in_turn
 from zithara_worker.settings import LoggingSettings, Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara import reasons
-from zithara_worker.zithara.api import ZitharaApi, encoded
+from zithara_worker.zithara.api import ZitharaApi, encoded, idempotency_key
+from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import TokenSource
-from zithara_worker.zithara.transport import Transport, Withdrawn
 
 
 def order(method: str = "POST", json: object = None) -> Request:
@@ -46,13 +46,15 @@ def test_a_request_carries_what_the_api_wants(api: FakeZithara, zithara: Zithara
     (request,) = api.requests()
     assert (request.method, request.path) == ("PATCH", "/v1/order")
     assert request.body == '{"name":"Ünal"}'.encode()
+    digest = hashlib.sha256(b"PATCH/order" + request.body).hexdigest()
     assert request.headers == {
         "host": f"127.0.0.1:{api.port}",
         "content-type": "application/json",
         "accept": "application/json",
+        "accept-encoding": "identity",
         "user-agent": f"zithara-worker/{VERSION}",
         "authorization": tokens.get(),
-        "idempotency-key": "zithara_order_queue-17",
+        "idempotency-key": f"zithara_order_queue-17-{digest[:16]}",
         "content-length": str(len(request.body)),
     }
     assert (outcome.kind, outcome.http_status, outcome.endpoint) == (OutcomeKind.DELIVERED, 200, "PATCH /order")
@@ -120,14 +122,33 @@ def test_sixteen_threads_refused_together_renew_once(
     assert api.connection_count <= 17  # sixteen threads, and the one that fetched the first token
 
 
-@pytest.mark.parametrize("reply", [Reply.error(401), Reply.error(403), Reply.of(200, {"status": 401})])
-def test_who_is_refused_with_a_new_token_too_is_released(api: FakeZithara, zithara: ZitharaApi, reply: Reply) -> None:
+@pytest.mark.parametrize(
+    ("reply", "reason", "sent"),
+    [
+        (Reply.error(401), "http_401", 2),
+        (Reply.of(200, {"status": "401"}), "http_401", 2),
+        # A new token does not help who may not do this.
+        (Reply.error(403), "http_403", 1),
+    ],
+)
+def test_who_is_refused_with_a_new_token_too_is_tried_again_later(
+    api: FakeZithara, zithara: ZitharaApi, reply: Reply, reason: str, sent: int
+) -> None:
     api.responder = lambda request: None if request.path == TOKEN_PATH else reply
 
     outcome = zithara.send(order(), "q-1")
 
-    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, True)
-    assert (len(api.requests()), api.tokens_issued) == (2, 2)
+    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, reason, Evidence.PATH)
+    assert (len(api.requests()), api.tokens_issued) == (sent, sent)
+
+
+def test_a_webhook_that_refuses_the_token_does_not_cost_the_api_its_own(api: FakeZithara, zithara: ZitharaApi) -> None:
+    api.responder = lambda request: Reply.error(401) if request.path == WEBHOOK_PATH else None
+
+    outcome = zithara.send(webhook(api.webhook_url), "q-1")
+
+    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, "http_401", Evidence.PATH)
+    assert (len(api.requests()), api.tokens_issued) == (1, 1)
 
 
 def test_wrong_credentials_release_the_message_unsent(api: FakeZithara, zithara: ZitharaApi) -> None:
@@ -135,7 +156,8 @@ def test_wrong_credentials_release_the_message_unsent(api: FakeZithara, zithara:
 
     outcome = zithara.send(order(), "q-1")
 
-    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, True)
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED)
+    assert (outcome.evidence, outcome.outage) == (Evidence.HOST, True)
     assert api.requests() == []
 
 
@@ -144,8 +166,8 @@ def test_no_token_is_an_outage(api: FakeZithara, zithara: ZitharaApi) -> None:
 
     outcome = zithara.send(order(), "q-1")
 
-    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.TOKEN_UNAVAILABLE, True)
-    assert outcome.http_status is None
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.RELEASED, reasons.TOKEN_UNAVAILABLE)
+    assert (outcome.evidence, outcome.outage, outcome.http_status) == (Evidence.HOST, True, None)
 
 
 # --- sent again at once
@@ -163,7 +185,7 @@ def test_a_connection_that_is_refused_for_a_moment_is_tried_again(
         if len(pauses) == 2:
             api.start()
 
-    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=come_back, now_utc=clock)
+    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=come_back, now_utc=clock)
 
     assert zithara.send(webhook(api.webhook_url), "q-1").kind is OutcomeKind.DELIVERED
     assert len(pauses) == 2 and sum(pauses) < 2
@@ -177,7 +199,7 @@ def test_a_host_that_stays_away_is_tried_three_times_in_all(
 
     outcome = zithara.send(order(), "q-1")
 
-    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.CONNECT_ERROR, True)
+    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, reasons.CONNECT_ERROR, Evidence.HOST)
     assert (len(pauses), outcome.http_status, outcome.duration_ms) == (2, None, None)
 
 
@@ -188,7 +210,7 @@ def test_an_upsert_whose_connection_ended_is_sent_again_at_once(
     api.responder = in_turn(reply, reply)
 
     assert zithara.send(order(), "q-1").kind is OutcomeKind.DELIVERED
-    assert {request.headers["idempotency-key"] for request in api.requests()} == {"q-1"}
+    assert len({request.headers["idempotency-key"] for request in api.requests()}) == 1
     assert len(api.requests()) == 3
 
 
@@ -200,7 +222,7 @@ def test_a_webhook_that_may_have_been_processed_is_not_sent_again_at_once(
 
     outcome = zithara.send(webhook(api.webhook_url), "q-1")
 
-    assert (outcome.kind, outcome.outage) == (OutcomeKind.RETRY, True)
+    assert (outcome.kind, outcome.evidence) == (OutcomeKind.RETRY, Evidence.PATH)
     assert len(api.requests()) == 1
 
 
@@ -212,7 +234,7 @@ def test_a_webhook_on_a_connection_closed_while_idle_is_sent_once(
     api.start()
 
     assert zithara.send(webhook(api.webhook_url), "q-2").kind is OutcomeKind.DELIVERED
-    assert [request.headers["idempotency-key"] for request in api.requests()] == ["q-1", "q-2"]
+    assert [request.headers["idempotency-key"].rpartition("-")[0] for request in api.requests()] == ["q-1", "q-2"]
     assert pauses == []
 
 
@@ -220,11 +242,13 @@ def test_a_timeout_is_not_sent_again_at_once(
     api: FakeZithara, tokens: TokenSource, make_transport: Callable[..., Transport], pauses: Pauses
 ) -> None:
     api.responder = lambda request: None if request.path == TOKEN_PATH else Reply.never()
-    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=make_transport(timeout_seconds=0.3), pause=pauses)
+    zithara = ZitharaApi(
+        base_url=api.base_url, tokens=tokens, transport=make_transport(timeout_seconds=0.3), pause=pauses
+    )
 
     outcome = zithara.send(order(), "q-1")
 
-    assert (outcome.kind, outcome.reason, outcome.outage) == (OutcomeKind.RETRY, reasons.TIMEOUT, True)
+    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, reasons.TIMEOUT, Evidence.PATH)
     assert (len(api.requests()), pauses) == (1, [])
 
 
@@ -235,7 +259,7 @@ def test_nothing_is_sent_again_once_the_window_is_over(
     api.stop()
     seconds = iter(range(0, 1000, 5))
     zithara = ZitharaApi(
-        base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, monotonic=lambda: next(seconds)
+        base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, monotonic=lambda: next(seconds)
     )
 
     assert zithara.send(order(), "q-1").reason == reasons.CONNECT_ERROR
@@ -249,8 +273,9 @@ def test_a_message_that_is_no_longer_ours_is_not_sent_again_with_the_new_token(
     api.revoke_tokens()
     answers = iter([True, False])
 
-    with pytest.raises(Withdrawn):
-        zithara.send(order(), "q-1", may_send=lambda: next(answers))
+    outcome = zithara.send(order(), "q-1", may_send=lambda: next(answers))
+
+    assert (outcome.kind, outcome.reason) == (OutcomeKind.LEASE_LOST, reasons.LEASE_LOST)
 
     assert len(api.requests()) == 1
 
@@ -272,7 +297,7 @@ def test_a_webhook_url_that_is_none_has_failed(zithara: ZitharaApi) -> None:
 
 def test_an_api_in_clear_is_a_configuration_error(tokens: TokenSource, transport: Transport, pauses: Pauses) -> None:
     with pytest.raises(ConfigurationError, match="use https://"):
-        ZitharaApi(base_url="http://pos-api.zithara.com/v1", tokens=tokens, http=transport, pause=pauses)
+        ZitharaApi(base_url="http://pos-api.zithara.com/v1", tokens=tokens, transport=transport, pause=pauses)
 
 
 @pytest.mark.parametrize("event", ["a\nb", "half \ud83d", "nul\x00"])
@@ -308,11 +333,21 @@ def test_a_body_says_what_was_meant_half_an_emoji_included(value: object) -> Non
     assert json.loads(encoded(value)) == value
 
 
+def test_the_key_of_a_request_is_its_own_and_changes_with_an_operators_retry() -> None:
+    key = idempotency_key("zithara_cart_queue-7", "POST", "/cart", b"{}")
+
+    assert key == f"zithara_cart_queue-7-{hashlib.sha256(b'POST/cart{}').hexdigest()[:16]}"
+    # After a restore another message may have the same id; one message has another body once it is sent as a create.
+    others = [("PATCH", "/cart", b"{}"), ("POST", "/order", b"{}"), ("POST", "/cart", b'{"a":1}')]
+    assert len({key, *(idempotency_key("zithara_cart_queue-7", *each) for each in others)}) == 4
+    assert idempotency_key("zithara_cart_queue-7", "POST", "/cart", b"{}", 2) == f"{key}-2"
+
+
 def test_an_outcome_tells_the_digest_of_its_body_only_where_it_is_wanted(
     api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
 ) -> None:
     def outcome(*, digest: bool) -> Outcome:
-        sending = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, digest=digest)
+        sending = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, digest=digest)
         return sending.send(order(), "q-1")
 
     assert outcome(digest=False).request_sha256 == ""
@@ -337,9 +372,9 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
         client_secret=Secret(api.client_secret),
         store=store,
         clock=clock,
-        http=transport,
+        transport=transport,
     )
-    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, http=transport, pause=pauses, now_utc=clock)
+    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, now_utc=clock)
 
     def echo(request: object) -> Reply | None:
         headers = getattr(request, "headers", {})

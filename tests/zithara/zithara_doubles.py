@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from itertools import count
 
+import httpx
+
+from zithara_worker.zithara.answers import Answer
+from zithara_worker.zithara.http import MAY_SEND, send, usable_url
 from zithara_worker.zithara.tokens import StoredToken
 
 #: Gets an open connection and its number (1 = first), and does with it what the test wants.
@@ -108,6 +112,21 @@ class RawServer:
     def _run(self, connection: socket.socket, number: int) -> None:
         with connection, suppress(OSError):
             self._script(connection, number)
+
+
+def exchange(
+    transport: httpx.BaseTransport,
+    method: str,
+    url: str,
+    body: bytes = b"",
+    *,
+    headers: Mapping[str, str] | None = None,
+    may_send: Callable[[], bool] | None = None,
+) -> Answer:
+    """One exchange as the API's client makes it."""
+    extensions = {} if may_send is None else {MAY_SEND: may_send}
+    request = httpx.Request(method, usable_url(url), headers=headers, content=body, extensions=extensions)
+    return send(transport, request)
 
 
 def read_request(connection: socket.socket) -> bytes:

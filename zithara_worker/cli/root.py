@@ -123,10 +123,6 @@ def main(signals: Signals) -> NoReturn:
 
     `signals`: caught already, where the command is `consume`.
     """
-    # httpx imports its own command line where it can, and with it rich and pygments (Debian's python3-httpx depends on
-    # both): 4 MB and 40 ms that nobody asked for. Told that there is none, it goes on without. For this process only:
-    # whoever embeds the worker keeps its httpx whole.
-    sys.modules["httpx._main"] = None  # type: ignore[assignment]
     try:
         command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)
     except ConfigurationError as error:

@@ -15,8 +15,7 @@ from zithara_worker.delivery import reasons
 from zithara_worker.delivery.breaker import BreakerStatus, CircuitBreaker, Permit
 from zithara_worker.delivery.rate import Throttle, TokenBucket
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, THROTTLED
-from zithara_worker.zithara.transport import Withdrawn
+from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ class Api(Protocol):
     """The part of `ZitharaApi` that a courier needs."""
 
     def send(
-        self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None
+        self, request: Request, message: str, *, retries: int = 0, may_send: Callable[[], bool] | None = None
     ) -> Outcome: ...
 
 
@@ -85,13 +84,7 @@ class Courier:
         if permit is None:
             return _outage()
         try:
-            outcome = self._api.send(
-                request, message.idempotency_key, may_send=lambda: message.lease.valid_until > self._clock()
-            )
-        except Withdrawn:
-            # The process was stopped for longer than its lease between the look above and the sending.
-            gate.breaker.give_back(permit)
-            return _lease_lost()
+            outcome = self._api.send(request, message.key, may_send=lambda: message.lease.valid_until > self._clock())
         except BaseException:
             gate.breaker.give_back(permit)
             raise
@@ -150,7 +143,7 @@ class Courier:
                 return replace(outcome, kind=OutcomeKind.RELEASED, reason=reasons.OUTAGE, detail=detail)
             return outcome
         if outcome.http_status is None:
-            # Refused before anything was sent (a URL, a header): says nothing about the host.
+            # Not sent (a URL, a header, a lease that ended): says nothing about the host.
             gate.breaker.give_back(permit)
             return outcome
         # Any answer shows that the host is there, also one that asks for peace or does not like the message.
@@ -169,7 +162,7 @@ class Courier:
 
 
 def _lease_lost() -> Outcome:
-    return Outcome(kind=OutcomeKind.LEASE_LOST, reason=reasons.LEASE_LOST, detail="not sent: the lease ended")
+    return Outcome(kind=OutcomeKind.LEASE_LOST, reason=LEASE_LOST, detail="not sent: the lease ended")
 
 
 def _outage() -> Outcome:

@@ -11,7 +11,6 @@ from typing import Final
 OUTAGE: Final = "outage"
 SHUTDOWN: Final = "shutdown"
 LATE: Final = "late"
-LEASE_LOST: Final = "lease_lost"
 SHOP_UNREAD: Final = "shop_unread"
 INTERNAL_ERROR: Final = "internal_error"
 
@@ -20,7 +19,6 @@ REASONS: Final[Mapping[str, str]] = {
     OUTAGE: "The host is taken to be down, so nothing is sent but probes. Released, no attempt counted.",
     SHUTDOWN: "The worker was asked to stop before the message was sent. Released.",
     LATE: "The request was under way when shutdown_timeout ended: nobody knows whether it arrived. Released.",
-    LEASE_LOST: "The lease ended before sending: another worker may hold the message by now. Nothing is written.",
     SHOP_UNREAD: "The message names a row that the shop may have by now, and the shop could not be read. Released.",
     INTERNAL_ERROR: "A defect of this program; the log has the traceback. Retried.",
 }

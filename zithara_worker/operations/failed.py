@@ -27,6 +27,7 @@ from zithara_worker.operations.pause import Audit
 from zithara_worker.operations.preview import preview
 from zithara_worker.operations.reasons import remedy
 from zithara_worker.processors import ShopContext, identify
+from zithara_worker.zithara.api import encoded, idempotency_key
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,9 @@ def shown(database: Database, failure: Failure, *, shop: ShopContext, base_url: 
     group, _ = identify(topic, failure.message_id, body)
     request = preview(topic, body, shop=shop, base_url=base_url, line=failure.message_id)
     if "headers" in request:
-        request["headers"]["Idempotency-Key"] = f"{failure.queue}-{failure.message_id}"
+        path = request["url"].removeprefix(base_url.rstrip("/"))
+        key = f"{failure.queue}-{failure.message_id}"
+        request["headers"]["Idempotency-Key"] = idempotency_key(key, request["method"], path, encoded(request["json"]))
     later = [
         {"id": each.message_id, "status": _status_name(each.status), "updated_at": iso(each.updated_at_utc)}
         for each in failures.later_messages(database, failure, limit=LATER)

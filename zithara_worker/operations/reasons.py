@@ -38,15 +38,20 @@ REMEDIES: Final[Mapping[str, str]] = {
     "connection_lost": "Nothing; often a load balancer.",
     "protocol_error": "Check that the address is the API's.",
     "truncated_answer": "Nothing.",
+    "unreadable_answer": "Look for a proxy that changes answers; check `[zithara] base_url`.",
     "html_answer": "Check `[zithara] base_url` and proxies.",
     "throttled": "Set `[worker] rate_limit` if it happens often.",
     "token_unavailable": "`zithara-worker doctor` tries both.",
     "credentials_refused": "Correct client id and secret in the shop's admin or in `[zithara]`.",
-    "order_not_found_yet": "Nothing; if it ends in ERROR, look whether the create failed and retry that one first.",
+    "order_not_found_yet": "Nothing.",
+    "order_not_found": "Look whether its create failed: retry that one, then this one.",
     "invalid_url": "Correct it in the shop or in `[zithara] webhook_url`, then retry.",
     "insecure_url": "Use https://, then retry.",
     "invalid_request": "Report it with the message.",
-    "http_<status>": "The detail holds the beginning of the answer.",
+    "http_<status>": (
+        "The detail holds the beginning of the answer. For 401 and 403: what the credentials may do is Zithara's to "
+        "say."
+    ),
     "outage": "Nothing: it goes on by itself.",
     "shutdown": "Nothing.",
     "late": "Raise `shutdown_timeout` above `[zithara] timeout` if it happens often.",

@@ -7,6 +7,7 @@ Knows the API's endpoints (zithara/webhook 1.0.3, Model/Queue/*Processor and Hel
 from __future__ import annotations
 
 import json
+import re
 import socket
 import ssl
 import struct
@@ -34,6 +35,8 @@ WEBHOOK_PATH = "/hook"
 
 _MAX_HEAD_BYTES = 64 * 1024
 _HANDSHAKE_SECONDS = 5.0
+#: Behind queue name and message id the key has a digest of the request, and the number of an operator's retry.
+_MESSAGE_OF_KEY = re.compile(r"(.+-[0-9]+)-[0-9a-f]{16}(-[0-9]+)?$")
 _NO_HOLD = threading.Event()
 _NO_HOLD.set()
 
@@ -55,6 +58,12 @@ class RecordedRequest:
     headers: Mapping[str, str]
     #: b"" in the record when the server does not keep bodies
     body: bytes
+
+    @property
+    def message(self) -> str:
+        """Queue name and message id, "zithara_order_queue-17", of its Idempotency-Key; "" where it has none."""
+        found = _MESSAGE_OF_KEY.match(self.headers.get("idempotency-key", ""))
+        return found[1] if found else ""
 
     @property
     def json(self) -> Any:

@@ -120,7 +120,7 @@ def _deliver(sandbox: Sandbox, messages: Iterable[FixtureMessage], webhook_url: 
     started = _consume(sandbox)
     rows = {row.relation_id: row for row in shop.rows()}
     reasons = dict(shop.query("SELECT id, reason_code FROM {prefix}zithara_delivery_failure"))
-    requests = _by_idempotency_key(api.requests())
+    requests = _by_message(api.requests())
     accounts = []
     for relation_id, message in published.items():
         row = rows[relation_id]
@@ -152,12 +152,10 @@ def _consume(sandbox: Sandbox) -> float:
     return started
 
 
-def _by_idempotency_key(requests: Iterable[RecordedRequest]) -> Mapping[str, tuple[RecordedRequest, ...]]:
-    """Every request carries its message's queue and id: `<queue name>-<message id>`."""
+def _by_message(requests: Iterable[RecordedRequest]) -> Mapping[str, tuple[RecordedRequest, ...]]:
     grouped: dict[str, tuple[RecordedRequest, ...]] = {}
     for request in requests:
-        key = request.headers.get("idempotency-key", "")
-        grouped[key] = (*grouped.get(key, ()), request)
+        grouped[request.message] = (*grouped.get(request.message, ()), request)
     return grouped
 
 

@@ -12,26 +12,34 @@ from dataclasses import dataclass
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final
 
-from zithara_worker.messages import Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
 
+#: Bytes of an answer's body that are looked at; an API answer is a few hundred.
+BODY_LIMIT = 64 * 1024
 #: Characters of an answer that are kept for people.
 EXCERPT_LENGTH = 500
 #: A host that asks for more than a day has lost its clock, or wants a person to look: then ask again after a day.
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 
-_REFUSED = (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
+
+
+class _NotJson:
+    """What a body is that says nothing as JSON; `null` says something."""
+
+
+NOT_JSON: Final = _NotJson()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back: the head in full, the body up to the transport's limit.
+    """What came back: the head in full, the body up to one byte more than BODY_LIMIT.
 
-    `broken`: the connection ended, or time ran out, within the body. `duration_ms`: from the first byte out, connecting
-    included, to the last byte in. `headers`: names in lower case; of a repeated one the last.
+    `broken`: the connection ended, or time ran out, within the body. `duration_ms`: from before connecting to the last
+    byte in. `headers`: names in lower case, or a mapping that does not care.
     """
 
     status: int
@@ -41,18 +49,33 @@ class Answer:
     duration_ms: float
 
     def parsed(self) -> Any:
-        """The body as JSON; None when it is none (or is `null`)."""
+        """The body as JSON; NOT_JSON when it is none, or cannot be read."""
+        if not self.body or self.unreadable():
+            return NOT_JSON
         try:
-            return json.loads(self.body) if self.body else None
+            return json.loads(self.body)
         except (ValueError, RecursionError):
-            return None
+            return NOT_JSON
+
+    def unreadable(self) -> str:
+        """Why nobody can know what the body says, a code of `reasons`; "" when it can be read."""
+        if self.broken:
+            return reasons.TRUNCATED_ANSWER
+        encoding = self.headers.get("content-encoding", "").strip().lower()
+        if len(self.body) > BODY_LIMIT or encoding not in ("", "identity"):
+            return reasons.UNREADABLE_ANSWER
+        return ""
 
 
 def effective_status(answer: Answer, parsed: Any) -> int:
-    """The body's own `status` where HTTP says success and a numeric `status` >= 400 says otherwise; else HTTP's."""
+    """The body's own `status` where HTTP says success and that is a number from 400 to 599, or its text; or HTTP's."""
     if 200 <= answer.status < 300 and isinstance(parsed, dict):
         own = parsed.get("status")
-        if isinstance(own, (int, float)) and not isinstance(own, bool) and 400 <= own < float("inf"):
+        if isinstance(own, str):
+            own = own.strip()
+            # Three digits before converting: int() refuses a number of some thousand digits.
+            own = int(own) if len(own) == 3 and own.isascii() and own.isdecimal() else None
+        if isinstance(own, (int, float)) and not isinstance(own, bool) and 400 <= own < 600:
             return int(own)
     return answer.status
 
@@ -60,44 +83,82 @@ def effective_status(answer: Answer, parsed: Any) -> int:
 def classify(
     answer: Answer, request: Request, *, endpoint: str, now_utc: Callable[[], float], mask: Callable[[str], str]
 ) -> Outcome:
-    """The outcome of an answer, after design section 4; 401 and 403 read as credentials_refused.
+    """The outcome of an answer, after design section 4. `now_utc`: seconds since the epoch, for a date in Retry-After.
 
-    A webhook's receiver is somebody else's program: any 2xx is success. From the API, 2xx is success unless
-
-    - its body is JSON with its own numeric `status` of 400 or more, which then decides;
-    - the connection broke within the body: what was cut off may have been that `status`, and every API request is an
-      upsert, so it is sent again;
-    - the body is an HTML page: whatever answered, it was not the API, and completing the message would lose it.
-
-    Any other body counts as success, an empty one (204) and one that is not JSON, as it does for the PHP module:
-    the status line is what the API vouches with. `now_utc`: seconds since the epoch, to read a date in Retry-After.
+    A webhook's receiver is somebody else's program: any 2xx is success, 410 says that nobody is there for good, and
+    anything else is tried again. From the API, 2xx is success unless the body has a `status` of its own that says
+    otherwise, or nobody can know whether it has: cut off, longer than BODY_LIMIT, compressed (we ask for `identity`),
+    JSON that cannot be parsed, or an HTML page, which some host between us and the API wrote. Any other body counts as
+    success, an empty one (204) and plain text, as it does for the PHP module. A 3xx, and a 4xx without JSON, are not
+    the API's word either: completing or failing the message would lose it.
     """
+
+    def outcome(
+        kind: OutcomeKind,
+        reason: str,
+        evidence: Evidence,
+        retry_after_seconds: float | None = None,
+        instead: Request | None = None,
+    ) -> Outcome:
+        return Outcome(
+            kind=kind,
+            reason=reason,
+            http_status=answer.status,
+            detail=describe(answer, mask),
+            retry_after_seconds=retry_after_seconds,
+            duration_ms=answer.duration_ms,
+            endpoint=endpoint,
+            outage=evidence in (Evidence.PATH, Evidence.HOST),
+            evidence=evidence,
+            instead=instead,
+        )
+
     from_api = request.target is Target.API
-    if 200 <= answer.status < 300:
-        if not from_api:
-            return _delivered(answer, endpoint)
+    status = answer.status
+    parsed: Any = NOT_JSON
+    if from_api:
         parsed = answer.parsed()
         status = effective_status(answer, parsed)
-        if status < 400:
-            if answer.broken:
-                return _outcome(answer, endpoint, mask, OutcomeKind.RETRY, reasons.TRUNCATED_ANSWER, outage=True)
-            if parsed is None and _is_html(answer):
-                return _outcome(answer, endpoint, mask, OutcomeKind.RETRY, reasons.HTML_ANSWER, outage=True)
-            return _delivered(answer, endpoint)
-    else:
-        status = answer.status
-    if status in _REFUSED:
-        return _outcome(answer, endpoint, mask, OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, outage=True)
+    if 200 <= status < 300:
+        reason = _doubtful(answer, parsed) if from_api else ""
+        if reason:
+            return outcome(OutcomeKind.RETRY, reason, Evidence.PATH)
+        return Outcome(
+            kind=OutcomeKind.DELIVERED,
+            http_status=answer.status,
+            duration_ms=answer.duration_ms,
+            endpoint=endpoint,
+            evidence=Evidence.SERVED,
+        )
+    pause = retry_after_seconds(answer, now_utc)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
-        pause = retry_after_seconds(answer, now_utc)
-        return _outcome(answer, endpoint, mask, OutcomeKind.RELEASED, reasons.THROTTLED, retry_after=pause)
+        return outcome(OutcomeKind.RELEASED, reasons.THROTTLED, Evidence.NONE, pause)
     reason = f"{reasons.HTTP_STATUS_PREFIX}{status}"
-    if status in _TRANSIENT or 500 <= status < 600:
-        pause = retry_after_seconds(answer, now_utc)
-        return _outcome(answer, endpoint, mask, OutcomeKind.RETRY, reason, retry_after=pause, outage=True)
-    if status == HTTPStatus.NOT_FOUND and from_api and (request.method, request.path) == ("PATCH", "/order"):
-        return _outcome(answer, endpoint, mask, OutcomeKind.RETRY, reasons.ORDER_NOT_FOUND_YET)
-    return _outcome(answer, endpoint, mask, OutcomeKind.FAILED, reason)
+    if not from_api:
+        if status == HTTPStatus.GONE:
+            return outcome(OutcomeKind.FAILED, reason, Evidence.SERVED)
+        return outcome(OutcomeKind.RETRY, reason, Evidence.PATH, pause)
+    if (
+        not 400 <= status < 500
+        or status in _TRANSIENT
+        or status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+        or parsed is NOT_JSON
+    ):
+        return outcome(OutcomeKind.RETRY, reason, Evidence.PATH, pause)
+    if status == HTTPStatus.NOT_FOUND and (request.method, request.path) == ("PATCH", "/order"):
+        return outcome(OutcomeKind.RETRY, reasons.ORDER_NOT_FOUND_YET, Evidence.SERVED, instead=request.if_absent)
+    return outcome(OutcomeKind.FAILED, reason, Evidence.SERVED)
+
+
+def _doubtful(answer: Answer, parsed: Any) -> str:
+    """Why a 2xx of the API is no success, a code of `reasons`; "" when it is one."""
+    unreadable = answer.unreadable()
+    if unreadable or parsed is not NOT_JSON:
+        return unreadable
+    if answer.headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
+        return reasons.HTML_ANSWER
+    # What begins like the API's JSON and is none was cut short, or is more than a parser takes.
+    return reasons.UNREADABLE_ANSWER if answer.body.lstrip()[:1] in (b"{", b"[") else ""
 
 
 def retry_after_seconds(answer: Answer, now_utc: Callable[[], float]) -> float | None:
@@ -134,35 +195,3 @@ def describe(answer: Answer, mask: Callable[[str], str]) -> str:
         said += f" to {answer.headers['location'][:200]} (redirects are not followed: set the final URL)"
     body = answer.body.decode("utf-8", "replace").strip()
     return excerpt(f"{said}: {body}" if body else said, mask)
-
-
-def _is_html(answer: Answer) -> bool:
-    return answer.headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml"))
-
-
-def _delivered(answer: Answer, endpoint: str) -> Outcome:
-    return Outcome(
-        kind=OutcomeKind.DELIVERED, http_status=answer.status, duration_ms=answer.duration_ms, endpoint=endpoint
-    )
-
-
-def _outcome(
-    answer: Answer,
-    endpoint: str,
-    mask: Callable[[str], str],
-    kind: OutcomeKind,
-    reason: str,
-    *,
-    retry_after: float | None = None,
-    outage: bool = False,
-) -> Outcome:
-    return Outcome(
-        kind=kind,
-        reason=reason,
-        http_status=answer.status,
-        detail=describe(answer, mask),
-        retry_after_seconds=retry_after,
-        duration_ms=answer.duration_ms,
-        endpoint=endpoint,
-        outage=outage,
-    )

@@ -14,13 +14,14 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
+import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
-from zithara_worker.messages import Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import Answer, classify, excerpt
-from zithara_worker.zithara.tokens import USER_AGENT, CredentialsRefused, TokenUnavailable
-from zithara_worker.zithara.transport import Endpoint, ExchangeFailed, Header, UrlRefused, endpoint_of
+from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
+from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenUnavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +32,9 @@ RESEND_WINDOW_SECONDS = 2.0
 _FIRST_PAUSE, _SECOND_PAUSE = 0.1, 0.7
 
 #: Parsed URLs that are kept: three of the API and the webhooks of a shop's configuration rows.
-_ENDPOINTS_KEPT = 64
+_URLS_KEPT = 64
+
+_TOKEN_REFUSED = f"{reasons.HTTP_STATUS_PREFIX}401"
 
 # Text goes as it is: half the bytes of \uXXXX for Indian names. NaN is no JSON, and the API would refuse it.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
@@ -46,20 +49,6 @@ class Tokens(Protocol):
     def mask(self, text: str) -> str: ...
 
 
-class Http(Protocol):
-    """The part of `Transport` that sending needs."""
-
-    def exchange(
-        self,
-        method: str,
-        endpoint: Endpoint,
-        headers: list[Header],
-        body: bytes = b"",
-        *,
-        may_send: Callable[[], bool] | None = None,
-    ) -> Answer: ...
-
-
 class ZitharaApi:
     """`now_utc`: seconds since the epoch. `pause`: waits for so many seconds, or less when the process is to stop.
     `digest`: whether outcomes tell the SHA-256 of the body.
@@ -72,7 +61,7 @@ class ZitharaApi:
         *,
         base_url: str,
         tokens: Tokens,
-        http: Http,
+        transport: httpx.BaseTransport,
         pause: Callable[[float], object],
         now_utc: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -80,76 +69,79 @@ class ZitharaApi:
     ) -> None:
         self._digest = digest
         self._base_url = base_url.rstrip("/")
-        endpoint_of(self._base_url)
+        usable_url(self._base_url)
         self._tokens = tokens
-        self._http = http
+        self._transport = transport
         self._pause = pause
         self._now_utc = now_utc
         self._monotonic = monotonic
-        self._endpoints: dict[tuple[Target, str], Endpoint] = {}
+        self._urls: dict[tuple[Target, str], httpx.URL] = {}
 
-    def send(self, request: Request, idempotency_key: str, *, may_send: Callable[[], bool] | None = None) -> Outcome:
-        """DELIVERED, RETRY, FAILED or RELEASED; see `answers.classify` and the table in `reasons`. Never raises for
-        what the network, the API or the message may bring.
+    def send(
+        self, request: Request, message: str, *, retries: int = 0, may_send: Callable[[], bool] | None = None
+    ) -> Outcome:
+        """DELIVERED, RETRY, FAILED, RELEASED or LEASE_LOST; see `answers.classify` and the table in `reasons`. Never
+        raises for what the network, the API or the message may bring.
 
-        `may_send` is asked again whenever a body is about to leave, after whatever time a token or a connection took;
-        raises Withdrawn if the answer is no.
-        401 and 403 have a new token fetched and the request sent once more: who refuses a request has not acted on it.
+        `message` and `retries`: see `idempotency_key`. `may_send` is asked again whenever a request is about to leave,
+        after whatever time a token or a connection took; LEASE_LOST if the answer is no.
+        From the API a 401 has a new token fetched and the request sent once more: who refuses it has not acted on it.
         """
         label = "webhook" if request.target is Target.WEBHOOK else f"{request.method} {request.path}"
         try:
-            endpoint = self._endpoint(request)
+            url = self._url(request)
             body = encoded(request.json)
-            own_headers = [
-                (b"Idempotency-Key", idempotency_key.encode("utf-8")),
+            key = idempotency_key(message, request.method, request.path, body, retries)
+            headers = [
+                *COMMON_HEADERS,
+                (b"Content-Type", b"application/json"),
+                (b"Idempotency-Key", key.encode("utf-8")),
                 *((name.encode("ascii"), value.encode("utf-8")) for name, value in request.headers.items()),
             ]
         except UrlRefused as error:
             return self._not_sent(label, OutcomeKind.FAILED, error.reason, str(error))
         except (ValueError, RecursionError) as error:
             return self._not_sent(label, OutcomeKind.FAILED, reasons.INVALID_REQUEST, str(error))
-        outcome = self._send(request, endpoint, label, own_headers, body, may_send)
+
+        def attempt(token: str) -> Outcome:
+            # The bare token, without 'Bearer', as the API wants it (zithara/webhook 1.0.3, Model/Queue/OrderProcessor).
+            authorized = [*headers, (b"Authorization", token.encode("ascii"))]
+            extensions = {} if may_send is None else {MAY_SEND: may_send}
+            return self._attempt(
+                request,
+                httpx.Request(request.method, url, headers=authorized, content=body, extensions=extensions),
+                label,
+            )
+
+        outcome = self._with_token(request, label, attempt)
         return replace(outcome, request_sha256=hashlib.sha256(body).hexdigest()) if self._digest else outcome
 
-    def _send(
-        self,
-        request: Request,
-        endpoint: Endpoint,
-        label: str,
-        own_headers: list[Header],
-        body: bytes,
-        may_send: Callable[[], bool] | None,
-    ) -> Outcome:
+    def _with_token(self, request: Request, label: str, attempt: Callable[[str], Outcome]) -> Outcome:
         try:
             token = self._tokens.get()
-            outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body, may_send)
-            if outcome.reason == reasons.CREDENTIALS_REFUSED:
-                token = self._tokens.refresh(token)
-                outcome = self._attempt(request, endpoint, label, _headers(token, own_headers), body, may_send)
+            outcome = attempt(token)
+            if outcome.reason == _TOKEN_REFUSED and request.target is Target.API:
+                outcome = attempt(self._tokens.refresh(token))
             return outcome
+        except Withdrawn:
+            return self._not_sent(
+                label, OutcomeKind.LEASE_LOST, reasons.LEASE_LOST, "the lease ended before the request could be sent"
+            )
         except CredentialsRefused as error:
-            return self._not_sent(label, OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, str(error), outage=True)
+            return self._not_sent(label, OutcomeKind.RELEASED, reasons.CREDENTIALS_REFUSED, str(error), Evidence.HOST)
         except TokenUnavailable as error:
-            return self._not_sent(label, OutcomeKind.RETRY, reasons.TOKEN_UNAVAILABLE, str(error), outage=True)
-        except ExchangeFailed as error:
-            if error.reason == reasons.INVALID_REQUEST:
-                return self._not_sent(label, OutcomeKind.FAILED, error.reason, error.detail)
-            return self._not_sent(label, OutcomeKind.RETRY, error.reason, error.detail, outage=True)
+            return self._not_sent(label, OutcomeKind.RELEASED, reasons.TOKEN_UNAVAILABLE, str(error), Evidence.HOST)
+        except httpx.TransportError as error:
+            failure = failure_of(error)
+            kind = OutcomeKind.FAILED if failure.reason == reasons.INVALID_REQUEST else OutcomeKind.RETRY
+            return self._not_sent(label, kind, failure.reason, failure.detail, failure.evidence)
 
-    def _attempt(
-        self,
-        request: Request,
-        endpoint: Endpoint,
-        label: str,
-        headers: list[Header],
-        body: bytes,
-        may_send: Callable[[], bool] | None,
-    ) -> Outcome:
+    def _attempt(self, request: Request, http_request: httpx.Request, label: str) -> Outcome:
         # Bodies at DEBUG only, masked by whoever writes the log; a request that gets no answer is seen as well.
         verbose = log.isEnabledFor(logging.DEBUG)
         if verbose:
             log.debug("sends %s", label, extra={"event": "request", "endpoint": label, "request": request.json})
-        answer = self._exchange(request, endpoint, headers, body, may_send)
+        answer = self._exchange(http_request, idempotent=request.idempotent)
         if verbose:
             log.debug("answer of %s: %d", label, answer.status, extra=self._shown(answer, label))
         return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=self._tokens.mask)
@@ -168,24 +160,18 @@ class ZitharaApi:
             "response": body,
         }
 
-    def _endpoint(self, request: Request) -> Endpoint:
+    def _url(self, request: Request) -> httpx.URL:
+        """Parsed once: that costs a tenth of a request."""
         key = (request.target, request.path)
-        known = self._endpoints.get(key)
+        known = self._urls.get(key)
         if known is None:
-            known = endpoint_of(request.path if request.target is Target.WEBHOOK else self._base_url + request.path)
-            if len(self._endpoints) >= _ENDPOINTS_KEPT:
-                self._endpoints.clear()
-            self._endpoints[key] = known
+            known = usable_url(request.path if request.target is Target.WEBHOOK else self._base_url + request.path)
+            if len(self._urls) >= _URLS_KEPT:
+                self._urls.clear()
+            self._urls[key] = known
         return known
 
-    def _exchange(
-        self,
-        request: Request,
-        endpoint: Endpoint,
-        headers: list[Header],
-        body: bytes,
-        may_send: Callable[[], bool] | None,
-    ) -> Answer:
+    def _exchange(self, request: httpx.Request, *, idempotent: bool) -> Answer:
         """One exchange, sent again at once when only the connection was bad: refused, or stale and closed by the host.
 
         Tenacity comes in only after a failure: around every request it would cost 5 % of the CPU.
@@ -193,15 +179,14 @@ class ZitharaApi:
         started = self._monotonic()
 
         def resendable(error: BaseException) -> bool:
-            return (
-                isinstance(error, ExchangeFailed)
-                and error.again_at_once
-                and (request.idempotent or not error.may_have_been_processed)
-            )
+            if not isinstance(error, httpx.TransportError):
+                return False
+            failure = failure_of(error)
+            return failure.again_at_once and (idempotent or not failure.may_have_been_processed)
 
         try:
-            return self._http.exchange(request.method, endpoint, headers, body, may_send=may_send)
-        except ExchangeFailed as error:
+            return send(self._transport, request)
+        except httpx.TransportError as error:
             # Both pauses are set aside, so that the last re-send too starts within the window.
             left = RESEND_WINDOW_SECONDS - _FIRST_PAUSE - _SECOND_PAUSE - (self._monotonic() - started)
             if not resendable(error) or left <= 0:
@@ -214,15 +199,33 @@ class ZitharaApi:
             sleep=self._sleep,
             reraise=True,
         )
-        return again(self._http.exchange, request.method, endpoint, headers, body, may_send=may_send)
+        return again(send, self._transport, request)
 
     def _sleep(self, seconds: float) -> None:
         self._pause(seconds)
 
-    def _not_sent(self, label: str, kind: OutcomeKind, reason: str, detail: str, *, outage: bool = False) -> Outcome:
+    def _not_sent(
+        self, label: str, kind: OutcomeKind, reason: str, detail: str, evidence: Evidence = Evidence.NONE
+    ) -> Outcome:
         return Outcome(
-            kind=kind, reason=reason, detail=excerpt(detail, self._tokens.mask), endpoint=label, outage=outage
+            kind=kind,
+            reason=reason,
+            detail=excerpt(detail, self._tokens.mask),
+            endpoint=label,
+            outage=evidence is not Evidence.NONE,
+            evidence=evidence,
         )
+
+
+def idempotency_key(message: str, method: str, path: str, body: bytes, retries: int = 0) -> str:
+    """The same for every repetition of one request.
+
+    `message`: queue name and message id; a restored database gives an id to another message, so that the key has a
+    digest of the request too. `retries`: how often an operator had a failed message sent anew; a host that remembers
+    the answers to keys would repeat the failure.
+    """
+    digest = hashlib.sha256(f"{method}{path}".encode() + body)
+    return f"{message}-{digest.hexdigest()[:16]}" + (f"-{retries}" if retries else "")
 
 
 def encoded(value: Any) -> bytes:
@@ -234,14 +237,3 @@ def encoded(value: Any) -> bytes:
         return _encode(value).encode("utf-8")
     except UnicodeEncodeError:
         return _encode_ascii(value).encode("ascii")
-
-
-def _headers(token: str, own: list[Header]) -> list[Header]:
-    """The bare token, without 'Bearer', as the API wants it (zithara/webhook 1.0.3, Model/Queue/OrderProcessor)."""
-    return [
-        (b"Content-Type", b"application/json"),
-        (b"Accept", b"application/json"),
-        (b"User-Agent", USER_AGENT),
-        (b"Authorization", token.encode("ascii")),
-        *own,
-    ]

@@ -6,7 +6,7 @@ import socket
 import ssl
 from dataclasses import dataclass
 
-from zithara_worker.zithara.transport import Endpoint
+import httpx
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,9 +17,9 @@ class Certificate:
     expires_utc: float | None
 
 
-def certificate_of(endpoint: Endpoint, tls: ssl.SSLContext, *, timeout_seconds: float) -> Certificate:
+def certificate_of(url: httpx.URL, tls: ssl.SSLContext, *, timeout_seconds: float) -> Certificate:
     """Raises ssl.SSLError (SSLCertVerificationError says what is wrong with it) or OSError."""
-    host, port = endpoint.url.host, endpoint.url.port or 443
+    host, port = url.host, url.port or 443
     with (
         socket.create_connection((host, port), timeout=timeout_seconds) as plain,
         tls.wrap_socket(plain, server_hostname=host) as secured,

@@ -16,6 +16,7 @@ TIMEOUT: Final = "timeout"
 CONNECTION_LOST: Final = "connection_lost"
 PROTOCOL_ERROR: Final = "protocol_error"
 TRUNCATED_ANSWER: Final = "truncated_answer"
+UNREADABLE_ANSWER: Final = "unreadable_answer"
 HTML_ANSWER: Final = "html_answer"
 
 # The API is not ready for us
@@ -24,7 +25,9 @@ TOKEN_UNAVAILABLE: Final = "token_unavailable"  # noqa: S105 - a code, and no pa
 CREDENTIALS_REFUSED: Final = "credentials_refused"
 
 # This message
+LEASE_LOST: Final = "lease_lost"
 ORDER_NOT_FOUND_YET: Final = "order_not_found_yet"
+ORDER_NOT_FOUND: Final = "order_not_found"
 INVALID_URL: Final = "invalid_url"
 INSECURE_URL: Final = "insecure_url"
 INVALID_REQUEST: Final = "invalid_request"
@@ -40,14 +43,18 @@ REASONS: Final[Mapping[str, str]] = {
     CONNECTION_LOST: "The connection was reset before an answer came. Retried.",
     PROTOCOL_ERROR: "The connection was closed without an answer, or what came was not HTTP. Retried.",
     TRUNCATED_ANSWER: "The API said success, but the connection ended within the answer. Sent again: upserts may be.",
+    UNREADABLE_ANSWER: "Status 2xx and a body nobody can read: compressed, over 64 KB, or broken JSON. Retried.",
     HTML_ANSWER: "Status 2xx with an HTML page: a maintenance page or a portal answered, not the API. Retried.",
     THROTTLED: "The host asked for fewer requests (429). Released, and the host is left alone for Retry-After.",
-    TOKEN_UNAVAILABLE: "No access token could be had from the API or the shop's database. Retried.",
-    CREDENTIALS_REFUSED: "401 or 403 even with a new token, or no token for the credentials. Released; sending stops.",
-    ORDER_NOT_FOUND_YET: "404 for an order's update: its create may still be on the way. Retried.",
+    TOKEN_UNAVAILABLE: "No access token could be had from the API or the shop's database. Released; sending stops.",
+    CREDENTIALS_REFUSED: "The API gives no access token for client_id and client_secret. Released; sending stops.",
+    LEASE_LOST: "The lease ended before sending: another worker may hold the message by now. Nothing is written.",
+    ORDER_NOT_FOUND_YET: "404 for an order's update while an older message of the order is pending. Retried.",
+    ORDER_NOT_FOUND: "404 for an order's update, none of the order's older messages is pending, and this one has no "
+    "items from which the order could be created. Failed.",
     INVALID_URL: "The webhook URL cannot be understood. Failed; nothing was sent.",
     INSECURE_URL: "The webhook URL is http:// and not on this host: the token would travel in clear. Failed; not sent.",
     INVALID_REQUEST: "A header or the body cannot be written as HTTP or JSON. Failed; nothing was sent.",
-    "http_<status>": "The host answered with this status, or with 2xx and this `status` in the body. "
-    "408, 425 and 5xx are retried; any other is a failure.",
+    "http_<status>": "The host answered with this status, or with 2xx and this `status` in the body. A failure is the "
+    "API's 4xx with a JSON body, 401, 403, 408 and 425 excepted, and a webhook's 410. Any other is retried.",
 }

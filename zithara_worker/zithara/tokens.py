@@ -16,12 +16,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import httpx
+
 from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.settings import Secret
 from zithara_worker.version import VERSION
-from zithara_worker.zithara.answers import Answer, describe, effective_status, excerpt
+from zithara_worker.zithara.answers import describe, effective_status, excerpt
+from zithara_worker.zithara.http import failure_of, origin_of, send, usable_url
 from zithara_worker.zithara.reasons import INVALID_REQUEST
-from zithara_worker.zithara.transport import Endpoint, ExchangeFailed, Header, endpoint_of
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +45,12 @@ _NOT_HEADERS = (
     "or in [zithara]"
 )
 
-USER_AGENT = f"zithara-worker/{VERSION}".encode("ascii")
+#: What every request says. An answer that is compressed all the same is not read (`Answer.unreadable`).
+COMMON_HEADERS = (
+    (b"Accept", b"application/json"),
+    (b"Accept-Encoding", b"identity"),
+    (b"User-Agent", f"zithara-worker/{VERSION}".encode("ascii")),
+)
 
 
 class TokenUnavailable(ZitharaWorkerError):
@@ -78,12 +85,6 @@ class TokenStore(Protocol):
     def opened(self) -> AbstractContextManager[SharedToken]: ...
 
 
-class Http(Protocol):
-    """The part of `Transport` that a token needs."""
-
-    def exchange(self, method: str, endpoint: Endpoint, headers: list[Header], body: bytes = b"") -> Answer: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Current:
     token: str = field(repr=False)
@@ -105,15 +106,15 @@ class TokenSource:
         client_secret: Secret,
         store: TokenStore,
         clock: Callable[[], float],
-        http: Http,
+        transport: httpx.BaseTransport,
         pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        self._endpoint = endpoint_of(base_url.rstrip("/") + TOKEN_PATH)
+        self._url = usable_url(base_url.rstrip("/") + TOKEN_PATH)
         self._client_id = client_id
         self._client_secret = client_secret
         self._store = store
         self._clock = clock
-        self._http = http
+        self._transport = transport
         self._pause = pause
         self._lock = threading.Lock()
         self._current: _Current | None = None
@@ -232,14 +233,15 @@ class TokenSource:
         )
 
     def _ask(self) -> StoredToken:
+        origin = origin_of(self._url)
         try:
-            answer = self._http.exchange("GET", self._endpoint, self._headers())
-        except ExchangeFailed as error:
-            if error.reason == INVALID_REQUEST:
+            answer = send(self._transport, httpx.Request("GET", self._url, headers=self._headers()))
+        except httpx.TransportError as error:
+            failure = failure_of(error)
+            if failure.reason == INVALID_REQUEST:
                 raise CredentialsRefused(_NOT_HEADERS) from None
-            raise TokenUnavailable(
-                f"no access token from {self._endpoint.origin}: {excerpt(str(error), self.mask)}"
-            ) from error
+            seen = excerpt(f"{failure.reason}: {failure.detail}", self.mask)
+            raise TokenUnavailable(f"no access token from {origin}: {seen}") from error
         parsed = answer.parsed()
         status = effective_status(answer, parsed)
         if status in (400, 401, 403):
@@ -251,7 +253,7 @@ class TokenSource:
         if not 200 <= status < 300 or not isinstance(token, str) or not _is_writable(token):
             # A 2xx answer is not described: what cannot be understood may hold a token all the same.
             seen = "an answer without a usable access_token" if 200 <= status < 300 else describe(answer, self.mask)
-            raise TokenUnavailable(f"no access token from {self._endpoint.origin}: {seen}")
+            raise TokenUnavailable(f"no access token from {origin}: {seen}")
         lifetime = _lifetime_seconds(parsed)
         now = self._clock()
         asked = StoredToken(token=token, expires_at_utc=now + lifetime)
@@ -267,11 +269,10 @@ class TokenSource:
         self._current = _Current(token.token, use_until_utc)
         self._failure = None
 
-    def _headers(self) -> list[Header]:
+    def _headers(self) -> list[tuple[bytes, bytes]]:
         try:
             return [
-                (b"Accept", b"application/json"),
-                (b"User-Agent", USER_AGENT),
+                *COMMON_HEADERS,
                 (b"client_id", self._client_id.encode("utf-8")),
                 (b"client_secret", self._client_secret.reveal().encode("utf-8")),
             ]

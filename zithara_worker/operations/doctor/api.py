@@ -7,13 +7,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from email.utils import parsedate_to_datetime
 
+import httpx
+
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.operations.doctor.finding import Finding, failed, ok, spoken, warning
 from zithara_worker.settings import BASE_URLS, ZitharaSettings
-from zithara_worker.zithara.answers import Answer
 from zithara_worker.zithara.certificate import certificate_of
+from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
 from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
-from zithara_worker.zithara.transport import Endpoint, Header, Transport, endpoint_of, tls_context
 
 #: Days before its end at which a certificate is worth a word.
 _DAYS = 14
@@ -38,22 +39,20 @@ class _NoStore:
         return nullcontext(self)
 
 
-class _Remembering:
-    """A transport that keeps the last answer, for its Date."""
+class _Remembering(Transport):
+    """Keeps the last answer, for its Date."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
-        self.answer: Answer | None = None
+    answer: httpx.Response | None = None
 
-    def exchange(self, method: str, endpoint: Endpoint, headers: list[Header], body: bytes = b"") -> Answer:
-        self.answer = self._transport.exchange(method, endpoint, headers, body)
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.answer = super().handle_request(request)
         return self.answer
 
 
 def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Finding]:
     """All of them; what cannot be reached is not asked further."""
     try:
-        endpoint = endpoint_of(settings.base_url)
+        url = usable_url(settings.base_url)
         tls = tls_context(verify=settings.verify, ca_file=str(settings.ca_file or ""))
     except ConfigurationError as error:
         yield failed("api.url", str(error), "correct [zithara] base_url or ca_file")
@@ -61,7 +60,7 @@ def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Find
     own = settings.base_url in BASE_URLS.values()
     yield ok("api.url", settings.base_url + ("" if own else " (neither of Zithara's two)"))
     problem = False
-    for finding in certificate(endpoint, tls, settings, utc):
+    for finding in certificate(url, tls, settings, utc):
         problem = problem or finding.level.value == "failed"
         yield finding
     if not problem:
@@ -69,30 +68,30 @@ def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Find
 
 
 def certificate(
-    endpoint: Endpoint, tls: ssl.SSLContext, settings: ZitharaSettings, utc: Callable[[], float]
+    url: httpx.URL, tls: ssl.SSLContext, settings: ZitharaSettings, utc: Callable[[], float]
 ) -> Iterator[Finding]:
-    if endpoint.url.scheme != "https":
+    if url.scheme != "https":
         yield ok("api.tls", "no TLS: the API is on this host")
         return
     try:
-        found = certificate_of(endpoint, tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
+        found = certificate_of(url, tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
     except ssl.SSLCertVerificationError as error:
         yield failed(
             "api.tls",
-            f"the certificate of {endpoint.origin} is not trusted: {error.verify_message}",
+            f"the certificate of {origin_of(url)} is not trusted: {error.verify_message}",
             "if the authority is your own, set [zithara] ca_file; else check this host's clock and ca-certificates",
         )
     except (ssl.SSLError, OSError) as error:
         yield failed(
             "api.tls",
-            f"no TLS connection to {endpoint.origin}: {error}",
+            f"no TLS connection to {origin_of(url)}: {error}",
             "check [zithara] base_url, DNS and the firewall (outgoing TCP 443)",
         )
     else:
         if found.expires_utc is not None and found.expires_utc - utc() < _DAYS * 86_400:
             yield warning(
                 "api.tls",
-                f"the certificate of {endpoint.origin} ends in {spoken(found.expires_utc - utc())}",
+                f"the certificate of {origin_of(url)} ends in {spoken(found.expires_utc - utc())}",
                 "tell whoever runs it",
             )
         else:
@@ -108,15 +107,14 @@ def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], floa
             "save them in the shop's Zithara configuration, or set [zithara] client_id and client_secret_file",
         )
         return
-    transport = Transport(tls=tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
-    http = _Remembering(transport)
+    transport = _Remembering(tls=tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
     source = TokenSource(
         base_url=settings.base_url,
         client_id=settings.client_id,
         client_secret=settings.client_secret,
         store=_NoStore(),
         clock=utc,
-        http=http,
+        transport=transport,
     )
     try:
         source.get()
@@ -129,11 +127,11 @@ def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], floa
         yield ok("api.token", "the API gives a token for these credentials")
     finally:
         transport.close()
-    if http.answer is not None:
-        yield from clock(http.answer, utc)
+    if transport.answer is not None:
+        yield from clock(transport.answer, utc)
 
 
-def clock(answer: Answer, utc: Callable[[], float]) -> Iterator[Finding]:
+def clock(answer: httpx.Response, utc: Callable[[], float]) -> Iterator[Finding]:
     said = answer.headers.get("date", "")
     try:
         ahead = utc() - parsedate_to_datetime(said).timestamp()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from zithara_worker.magento.shop import NEW_LIFETIME, ShopConfiguration
 from zithara_worker.operations.doctor.finding import Finding, failed, ok, warning
-from zithara_worker.zithara.transport import UrlRefused, endpoint_of
+from zithara_worker.zithara.http import UrlRefused, usable_url
 
 
 def enabled(shop: ShopConfiguration) -> Iterator[Finding]:
@@ -49,7 +49,7 @@ def webhook_url(shop: ShopConfiguration, given: str) -> Iterator[Finding]:
         )
     else:
         try:
-            endpoint_of(shop.webhook_url)
+            usable_url(shop.webhook_url)
         except UrlRefused as error:
             yield failed(
                 "shop.webhook_url",
