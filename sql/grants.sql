@@ -3,13 +3,16 @@
 GRANT SELECT ON {database}.{prefix}queue TO {user};
 GRANT SELECT ON {database}.{prefix}queue_message TO {user};
 GRANT SELECT ON {database}.{prefix}queue_poison_pill TO {user};
-GRANT SELECT ON {database}.{prefix}core_config_data TO {user};
+-- A grant cannot name rows: what other settings of the shop core_config_data holds can be read as well.
+GRANT SELECT (scope, path, value) ON {database}.{prefix}core_config_data TO {user};
 -- Claim and settle: only these columns of the status rows ever change, and no row is ever inserted or deleted.
 GRANT SELECT, UPDATE (status, number_of_trials, updated_at) ON {database}.{prefix}queue_message_status TO {user};
 -- Tell a PHP consumer with a stale read that a message is done.
 GRANT INSERT ON {database}.{prefix}queue_lock TO {user};
 -- The access token is shared with the PHP module and written back after a refresh.
-GRANT SELECT, UPDATE (access_token, token_expiry, updated_at) ON {database}.{prefix}zithara_webhook_config TO {user};
+-- Only the columns that are used; refresh_token is none of them.
+GRANT SELECT (config_id, is_active, webhook_url, event_types, client_id, client_secret, access_token, token_expiry),
+  UPDATE (access_token, token_expiry) ON {database}.{prefix}zithara_webhook_config TO {user};
 -- The worker's own tables.
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_message_group TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_delivery_failure TO {user};

@@ -638,7 +638,7 @@ SELECT id, topic_name, body FROM {prefix}queue_message WHERE 1 = 0
 SELECT version FROM {prefix}queue_poison_pill WHERE 1 = 0
 
 -- privilege_core_config_data_select --
-SELECT path, value FROM {prefix}core_config_data WHERE 1 = 0
+SELECT scope, path, value FROM {prefix}core_config_data WHERE 1 = 0
 
 -- privilege_queue_message_status_select --
 SELECT id, queue_id, message_id, updated_at, status, number_of_trials FROM {prefix}queue_message_status WHERE 1 = 0
@@ -650,10 +650,11 @@ UPDATE {prefix}queue_message_status SET status = 3, number_of_trials = 0, update
 INSERT INTO {prefix}queue_lock (message_code) SELECT 'zithara-worker doctor' FROM DUAL WHERE 1 = 0
 
 -- privilege_zithara_webhook_config_select --
-SELECT config_id, access_token FROM {prefix}zithara_webhook_config WHERE 1 = 0
+SELECT config_id, is_active, webhook_url, event_types, client_id, client_secret, access_token, token_expiry
+FROM {prefix}zithara_webhook_config WHERE 1 = 0
 
 -- privilege_zithara_webhook_config_update --
-UPDATE {prefix}zithara_webhook_config SET access_token = NULL, token_expiry = NULL, updated_at = NOW() WHERE 1 = 0
+UPDATE {prefix}zithara_webhook_config SET access_token = NULL, token_expiry = NULL WHERE 1 = 0
 
 -- privilege_zithara_message_group_select --
 SELECT id FROM {prefix}zithara_message_group WHERE 1 = 0

@@ -70,6 +70,22 @@ def test_a_statement_counts_the_rows_it_found_even_if_none_changed(shop: Shop, d
     assert [database.execute("settle_release", **fence) for _ in range(2)] == [1, 1]
 
 
+@pytest.mark.parametrize(
+    "forbidden",
+    [
+        "SELECT refresh_token FROM zithara_webhook_config",
+        "SELECT * FROM zithara_webhook_config",
+        "UPDATE zithara_webhook_config SET client_secret = ''",
+        "SELECT config_id, scope_id FROM core_config_data",
+        "SELECT id FROM queue_lock",
+    ],
+)
+def test_the_workers_account_can_do_no_more_than_its_statements_need(database: Database, forbidden: str) -> None:
+    with pytest.raises(pymysql.err.OperationalError) as refused, database._open().cursor() as cursor:
+        cursor.execute(forbidden)
+    assert refused.value.args[0] in (1142, 1143)
+
+
 def test_a_given_clock_is_the_servers_time(shop: Shop) -> None:
     database = Database(settings_of(shop), clock=lambda: 1_700_000_000.25)
     try:

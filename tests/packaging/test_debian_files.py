@@ -93,6 +93,8 @@ def test_unit_is_hardened_and_fits_the_worker() -> None:
     assert service["RestartPreventExitStatus"] == "78"
     assert service["User"] == "zithara-worker"
     assert int(service["TimeoutStopSec"]) > WorkerSettings().shutdown_timeout
+    assert service["LimitCORE"] == "0"
+    assert service["MemoryMax"] == "512M"
     assert service["ExecStart"] == "/usr/bin/zithara-worker consume %i"
     for key in (
         "NoNewPrivileges",
