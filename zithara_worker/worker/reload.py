@@ -53,6 +53,12 @@ class Reload:
             self.wanted = True
             self.failed(str(error))
             return False
+        except Exception:
+            # The loop at work may hold messages, which a defect in here must not cost their worker.
+            log.exception("trying the changed configuration failed", extra={"event": "internal_error"})
+            self.wanted = True
+            self.failed("an error in the worker, see its log")
+            return False
         if ready:
             self.problem = None
         else:
