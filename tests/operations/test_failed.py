@@ -257,7 +257,8 @@ def test_a_discarded_message_can_be_taken_back(
     discard_all(database, everything, audit)
     assert shop.statuses() == [4]
     ids = [published.relation_id]
-    assert discard_all(database, everything, audit).discarded == ()
+    twice = failed.discard(database, ids, by="anna@shop1", note="again", audit=audit)
+    assert (twice.discarded, twice.not_failed, len(audit.lines)) == ((), (published.message_id,), 1)
     assert failed.retry(database, ids, by="anna@shop1", force=False, audit=audit).retried == (published.message_id,)
     assert shop.row(published.relation_id).status == 5
     (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
@@ -334,6 +335,16 @@ def group_row(shop: Shop, published: Any, *, worker: str | None = None, group: s
     )
 
 
+def failed_before(shop: Shop, published: Any) -> None:
+    """The failure row of a message that waits for its next attempt, or is at it."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
+        "reason_code, detail, first_failed_at, last_failed_at, history) SELECT id, queue_id, message_id, '', "
+        "'order:000000777', 1, 'http_500', '', NOW(3), NOW(3), '' FROM {prefix}queue_message_status WHERE id = %s",
+        (published.relation_id,),
+    )
+
+
 def test_a_retried_message_goes_before_a_newer_one_that_only_waits(
     shop: Shop,
     api: FakeZithara,
@@ -385,6 +396,7 @@ def test_a_newer_message_in_flight_may_arrive_first_so_a_retry_wants_force(
     new = shop.publish_order("000000777")
     shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", (new.relation_id,))
     group_row(shop, new, worker="w1")
+    failed_before(shop, new)
     done = retry(database, everything, audit)
     assert (done.retried, done.passed) == ((), ((old.message_id, new.message_id),))
     assert shop.row(old.relation_id).status == 6 and audit.lines == []
@@ -402,12 +414,7 @@ def test_a_waiting_head_that_cannot_make_way_is_not_passed(
     new = shop.publish_order("000000777")
     group_row(shop, new)
     if why == "it stands for older snapshots":
-        shop.query(
-            "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
-            "reason_code, detail, first_failed_at, last_failed_at, history) SELECT id, queue_id, message_id, '', "
-            "'order:000000777', 1, 'http_500', '', NOW(3), NOW(3), '' FROM {prefix}queue_message_status WHERE id = %s",
-            (new.relation_id,),
-        )
+        failed_before(shop, new)
         shop.query("UPDATE {prefix}zithara_message_group SET supersedes = '7:7'")
     assert retry(database, everything, audit).passed == ((old.message_id, new.message_id),)
     assert shop.query("SELECT message_id FROM {prefix}zithara_message_group") == [(new.message_id,)]

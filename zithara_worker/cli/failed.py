@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import click
+from click.shell_completion import CompletionItem
 
 from zithara_worker.cli.operating import audit_file, operator, shop_database
 from zithara_worker.cli.rendering import Duration, duration, printable, table
@@ -25,7 +26,7 @@ from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPICS
 from zithara_worker.operations import failed as operations
 from zithara_worker.operations.failed import iso
-from zithara_worker.operations.reasons import remedy
+from zithara_worker.operations.reasons import REMEDIES, remedy
 from zithara_worker.processors import ShopContext
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ class ReasonCode(_ParamType):
                 ctx,
             )
         return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(code) for code in REMEDIES if code.startswith(incomplete)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
