@@ -195,7 +195,9 @@ def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(change
 def test_banner_tells_the_breakers_of_all_living_workers() -> None:
     seen = sight()
     (running,) = seen.workers
-    assert "webhook is taken to be down by worker shop1 4711" in rendered(seen)
+    assert "webhook is taken to be down by worker shop1 4711, its breaker is half-open: probes" in rendered(seen)
+    told = replace(seen, workers=(replace(running, why={"webhook": "http_503 <down>"}),))
+    assert "half-open (http_503 &lt;down&gt;): probes" in rendered(told)
     dead = replace(seen, workers=(running, replace(running, id="w2", pid=4712, alive=False)))
     assert "worker shop1 4712" not in rendered(dead)
 

@@ -36,7 +36,7 @@ def counts(**outcomes: int) -> dict[str, Any]:
 
 
 def add_worker(shop: Shop, worker_id: str, minutes: Any) -> None:
-    state = json.dumps({"api": {"breaker": "open"}})
+    state = json.dumps({"api": {"breaker": "open", "why": "http_503"}, "other": "version", "webhook": {"why": ""}})
     shop.query(
         "INSERT INTO {prefix}zithara_worker (id, host, pid, version, topics, started_at, last_seen_at, "
         "metrics_address, in_flight, state, minutes) VALUES (%s, 'shop1', 7, '0.1', %s, "
@@ -74,7 +74,11 @@ def test_fleet_is_added_up_and_what_another_version_wrote_is_left_out(shop: Shop
     add_worker(shop, "c", {"102": {TOPIC_ORDER: {"outcomes": {"delivered": 9}, "buckets": [1], "superseded": 0}}})
     seen = look(database, {})
     assert [worker.id for worker in seen.workers] == ["a", "b", "c"]
-    assert seen.workers[0].breakers == {"api": "open"} and 3600 <= seen.workers[0].age_seconds < 3700
+    assert (
+        seen.workers[0].breakers == {"api": "open"}
+        and seen.workers[0].why == {"api": "http_503"}
+        and 3600 <= seen.workers[0].age_seconds < 3700
+    )
     assert seen.minutes.keys() == {(100, TOPIC_ORDER)}
     both = seen.minutes[100, TOPIC_ORDER]
     assert (both.done, both.superseded, both.retried, both.failed) == (6, 2, 1, 1)

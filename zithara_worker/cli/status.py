@@ -286,7 +286,8 @@ def _targets(worker: WorkerStatus) -> str:
         breaker = str(state.get("breaker", "closed"))
         if breaker != "closed":
             probe = _seconds(state.get("next_probe_seconds"))
-            said.append(_colour("red", f"{printable(target)} {printable(breaker)}, probe in {duration(probe)}"))
+            why = f" ({printable(state['why'], width=60)})" if state.get("why") else ""
+            said.append(_colour("red", f"{printable(target)} {printable(breaker)}{why}, probe in {duration(probe)}"))
         throttled = _seconds(state.get("throttled_seconds"))
         if throttled:
             said.append(_colour("yellow", f"{printable(target)} throttled {duration(throttled)}"))

@@ -86,8 +86,9 @@ def _fleet(sight: Sight) -> tuple[list[str], list[str]]:
     for worker in sight.workers:
         for target, state in sorted(worker.breakers.items()):
             if worker.alive and state != "closed":
+                why = f" ({worker.why[target]})" if target in worker.why else ""
                 warn.append(
-                    f"{target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is {state}: "
+                    f"{target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is {state}{why}: "
                     "probes find out when it is back"
                 )
     return bad, warn

@@ -87,8 +87,9 @@ class Worker:
     in_flight: int
     metrics_address: str | None
     alive: bool = True
-    #: Target -> breaker state, as the worker last told.
+    #: Target -> breaker state, as the worker last told; target -> why it opened
     breakers: Mapping[str, str] = field(default_factory=dict)
+    why: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,19 +149,17 @@ def look(database: Database, overrides: Mapping[str, str]) -> Sight:
             in_flight=each.in_flight,
             metrics_address=each.metrics_address,
             alive=now - each.last_seen_utc < fleet.DEAD_AFTER_SECONDS,
-            breakers=_breakers(each.state),
+            breakers=_told(each.state, "breaker"),
+            why=_told(each.state, "why"),
         )
         for each in seen
     )
     return Sight(now_utc=now, queues=tuple(queues), workers=workers, minutes=_minutes([each.minutes for each in seen]))
 
 
-def _breakers(state: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        str(target): str(each["breaker"])
-        for target, each in state.items()
-        if isinstance(each, dict) and "breaker" in each
-    }
+def _told(state: Mapping[str, Any], what: str) -> dict[str, str]:
+    """Target -> what a worker wrote of it; nothing where another version wrote something else, or nothing."""
+    return {str(target): str(each[what]) for target, each in state.items() if isinstance(each, dict) and each.get(what)}
 
 
 def _minutes(of_workers: Sequence[Mapping[str, Any]]) -> dict[tuple[int, str], Minute]:
