@@ -119,7 +119,7 @@ def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) ->
         assert len(worker.take(10)) == 2
     finally:
         worker.database.close()
-    state = {"api": {"breaker": "open", "next_probe_seconds": 12.0, "throttled_seconds": 0}}
+    state = {"api": {"breaker": "open", "why": "http_503", "next_probe_seconds": 12.0, "throttled_seconds": 0}}
     register(database, in_flight=2, state=state)
     found = status(database, {})
     (shown,) = found.workers
@@ -131,7 +131,7 @@ def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) ->
         {TOPIC_ORDER: 2},
     )
     assert topic(found, TOPIC_ORDER).groups_in_flight == 2
-    assert any("api open, probe in 12s" in line for line in report(found, width=80))
+    assert any("api open (http_503), probe in 12s" in line for line in report(found, width=80))
 
 
 def test_a_dead_worker_and_one_without_a_row_are_told(shop: Shop, database: Database) -> None:
