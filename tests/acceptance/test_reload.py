@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import threading
 import urllib.request
@@ -69,8 +70,9 @@ def break_audit_file(config: Path, etc: Path) -> str:
 
 
 def break_base_url(config: Path, etc: Path) -> str:
-    config.write_text(config.read_text().replace("base_url = http://127.0.0.1", "base_url = http://api.example.com"))
-    return "base_url"
+    # The settings take it, and only who would send to it finds that the host is no valid name.
+    config.write_text(re.sub("base_url = .*", "base_url = https://xn--zzzz.example/v1", config.read_text()))
+    return "URL"
 
 
 def break_queue(config: Path, etc: Path) -> str:
