@@ -38,7 +38,7 @@ from zithara_worker.magento.database import Database
 from zithara_worker.magento.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.magento.env_php import read_env_php
 from zithara_worker.magento.held import Held
-from zithara_worker.magento.leases import Leases
+from zithara_worker.magento.leases import Renewal
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Identity, Registry
 from zithara_worker.magento.shop import QueueRow, ShopConfiguration, find_queues, read_configuration
@@ -83,6 +83,12 @@ _TARGETS = {topic: Target.WEBHOOK if topic == TOPIC_WEBHOOK else Target.API for 
 _STACK_BYTES = 256 * 1024
 #: What a stop may take beyond shutdown_timeout: the last outcomes are written.
 _STOP_MARGIN_SECONDS = 15.0
+
+
+def _clock() -> float:
+    """Seconds on a clock that runs on while the machine is suspended. CLOCK_MONOTONIC stands still meanwhile, so leases
+    that others have long taken over would look valid after waking."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
@@ -171,7 +177,7 @@ class Worker:
         settings: Settings | Configured,
         *,
         reconfigure: Callable[[], Configured] | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = _clock,
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] | None = None,
         notifier: Notifier | None = None,
@@ -460,10 +466,16 @@ class Worker:
             factor=settings.retry.factor,
             max_delay_seconds=settings.retry.max_delay,
         )
-        threading.stack_size(_STACK_BYTES)
-        pool = DeliveryPool(
-            settings.worker.concurrency, courier.deliver, lambda message, outcome: inbox.put((message, outcome))
-        )
+        renewal = Renewal(open_database(settings, clock=self._clock), held)
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            pool = DeliveryPool(
+                settings.worker.concurrency, courier.deliver, lambda message, outcome: inbox.put((message, outcome))
+            )
+            renewal.start()
+        finally:
+            # An embedding program's own threads get what they had.
+            threading.stack_size(before)
         self._metrics.expect(
             [row.topic for row in rows],
             tell_decided=DeliveryAudit(audit, worker_id=worker_id).decided if audit else None,
@@ -487,7 +499,7 @@ class Worker:
                 ),
                 reload=self._reload,
                 held=held,
-                leases=Leases(database, held),
+                renewal=renewal,
                 gate=courier,
                 pool=pool,
                 inbox=inbox,
@@ -522,6 +534,7 @@ class Worker:
             self._listening.detach()
             courier.shutdown()
             pool.stop(0.0)
+            renewal.stop()
             transport.close()
 
 

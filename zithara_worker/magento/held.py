@@ -22,6 +22,10 @@ from zithara_worker.messages import Message
 #: number alone proves whose claim wrote a row. Small enough for a JSON number (2^53) after years of counting.
 _FIRST_CLAIM_BELOW = 2**52
 
+#: Seconds without a turn of the loop after which its leases are left to run out. /healthz/live tells of it after a
+#: third of this, so a supervisor that restarts the worker comes first; a turn that is merely long ends before.
+ABANDONED_SECONDS = 300.0
+
 
 class Stage(Enum):
     """How far a held message has come."""
@@ -40,8 +44,6 @@ class Stage(Enum):
 class _Holding:
     message: Message
     stage: Stage = Stage.CLAIMED
-    #: Its request may have left
-    sent: bool = False
     #: It may not be sent any more, though its lease is ours: it is being given back
     revoked: bool = False
     #: Its lease is not ours any more
@@ -61,6 +63,7 @@ class Held:
         self._last_claim = secrets.randbelow(_FIRST_CLAIM_BELOW)
         #: Whether the last claim's transaction may still be under way, or its messages are not here yet
         self._claiming = False
+        self._turned_at = clock()
 
     # ---------------------------------------------------------------- what is here
 
@@ -79,6 +82,11 @@ class Held:
         """Those at one of these stages; without any, all."""
         with self._lock:
             return [each.message for each in self._holdings.values() if not stages or each.stage in stages]
+
+    def count(self, queue_ids: Collection[int]) -> int:
+        """How many messages of these queues are in hand."""
+        with self._lock:
+            return sum(each.message.queue_id in queue_ids for each in self._holdings.values())
 
     def groups(self, queue_id: int) -> set[str]:
         """The groups of this queue with a message in hand, be its lease lost: none of them may be claimed."""
@@ -110,24 +118,13 @@ class Held:
         """The message goes to the delivery threads."""
         self._at(message, Stage.HANDED_OUT)
 
-    def may_send(self, message: Message) -> bool:
-        """Whether the message's body may leave now. What is asked before each sending, the second of a message too."""
+    def revoke(self, message: Message) -> None:
+        """From now on the message may not be sent: it is being given back. No renewal makes it valid again."""
         with self._lock:
-            holding = self._holding(message)
-            if holding is None or holding.lost or holding.revoked or message.lease.valid_until <= self.clock():
-                return False
-            holding.sent = True
-            return True
-
-    def revoke(self, message: Message) -> bool:
-        """From now on the message may not be sent; whether it may have been sent before."""
-        with self._lock:
-            holding = self._holding(message)
             message.lease.valid_until = 0.0
-            if holding is None:
-                return False
-            holding.revoked = True
-            return holding.sent
+            holding = self._holding(message)
+            if holding is not None:
+                holding.revoked = True
 
     # ---------------------------------------------------------------- the end
 
@@ -149,6 +146,15 @@ class Held:
                     self._groups.discard((message.queue_id, message.group_key))
 
     # ---------------------------------------------------------------- leases
+
+    def turned(self) -> None:
+        """The loop lives."""
+        self._turned_at = self.clock()
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the loop that should settle all this has stood still for so long that others had better take over."""
+        return self.clock() - self._turned_at > ABANDONED_SECONDS
 
     def renewable(self) -> list[Message]:
         """What the worker believes to own."""

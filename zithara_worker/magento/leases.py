@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections import defaultdict
 from datetime import datetime, timezone
 from functools import partial
 from typing import Any
 
+from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.statuses import Status
 
 log = logging.getLogger(__name__)
+
+#: Seconds to the next try of a renewal that failed, doubling up to a third of a lease.
+RETRY_SECONDS = 0.1
+#: Seconds between two lines about renewals that fail.
+LOG_SECONDS = 60.0
 
 
 class Leases:
@@ -86,3 +93,69 @@ class Leases:
                 "group_wait", **group, worker_id=ours[0], claims=[(row["group_key"], ours[1])], delay_us=0
             )
         return True
+
+
+class Renewal:
+    """Renews in a thread and with a session of its own, every third of a lease: no turn of the loop is too long for it.
+
+    `database` is closed at the end. Time is that of the leases, looked at once a second, so that a machine that slept
+    renews as soon as it wakes.
+    """
+
+    def __init__(self, database: Database, held: Held) -> None:
+        self._database = database
+        self._held = held
+        self._leases = Leases(database, held)
+        self._interval = held.lease_seconds / 3
+        self._awake = threading.Event()
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Something is in doubt: look now."""
+        self._awake.set()
+
+    def stop(self) -> None:
+        """Ends once a statement under way is answered; nobody waits for it."""
+        self._ended = True
+        self._awake.set()
+
+    def _run(self) -> None:
+        due_at, complain_at = 0.0, 0.0
+        try:
+            while not self._ended:
+                if self._awake.wait(min(1.0, self._interval)) or self._held.clock() >= due_at:
+                    self._awake.clear()
+                    complain_at = self._try(complain_at)
+                    due_at = self._held.clock() + self._interval
+        finally:
+            self._database.close()
+
+    def _try(self, complain_at: float) -> float:
+        """Renews, and again until it succeeds; when to complain again."""
+        pause = RETRY_SECONDS
+        while not self._ended:
+            now = self._held.clock()
+            try:
+                if not self._held.is_abandoned:
+                    self._leases.renew()
+                    return complain_at
+                what = "the loop has not turned for minutes: its leases are left to run out, so that others take over"
+                extra: dict[str, Any] = {"event": "leases_abandoned", "in_hand": len(self._held)}
+            except ZitharaWorkerError as error:
+                what = "leases cannot be renewed; trying again"
+                extra = {"event": "renewal_failed", "detail": str(error), "in_hand": len(self._held)}
+            except Exception:
+                # The guard of the thread: a defect must not end it, as everything in hand would be delivered twice.
+                log.exception("renewing leases met a defect of this program", extra={"event": "internal_error"})
+                what, extra = "", {}
+            if what and len(self._held) and now >= complain_at:
+                complain_at = now + LOG_SECONDS
+                log.warning(what, extra=extra)
+            self._awake.wait(min(pause, self._interval))
+            self._awake.clear()
+            pause *= 2
+        return complain_at

@@ -17,8 +17,7 @@ from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.magento.held import Held
-from zithara_worker.magento.leases import Leases
+from zithara_worker.magento.held import Held, Stage
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
@@ -74,6 +73,12 @@ class Gate(Protocol):
     def allowance(self, target: Target) -> int | None: ...
     def is_open(self, target: Target) -> bool: ...
     def shutdown(self) -> None: ...
+
+
+class Doubtful(Protocol):
+    """Who brings what is held in step with the tables."""
+
+    def wake(self) -> None: ...
 
 
 class Observer(Protocol):
@@ -134,7 +139,6 @@ class _Lane:
 
     queue: MessageQueue
     target: Target
-    in_hand: int = 0
 
 
 class Loop:
@@ -147,7 +151,7 @@ class Loop:
         duties: Duties,
         reload: Reload,
         held: Held,
-        leases: Leases,
+        renewal: Doubtful,
         gate: Gate,
         pool: Pool,
         inbox: SimpleQueue[tuple[Message, Outcome] | Wish],
@@ -170,7 +174,7 @@ class Loop:
         self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
         self._duties = duties
         self._reload = reload
-        self._leases = leases
+        self._renewal = renewal
         self._gate = gate
         self._pool = pool
         self._inbox = inbox
@@ -246,6 +250,7 @@ class Loop:
         """One turn: what came back is settled, what is due is done, what is free is filled."""
         self._collect(self._patience())
         self._sign.alive()
+        self._held.turned()
         now = self._turned_at = self._monotonic()
         if self._reload.is_ready(database_up=self._database_down_until is None):
             self._end = self._end or End.RELOAD
@@ -254,7 +259,6 @@ class Loop:
             return
         try:
             self._recover()
-            self._renew_leases(now)
             self._settle()
             self._duties.run(now, in_flight=len(self._held))
             self._end = self._end or self._duties.end
@@ -269,6 +273,9 @@ class Loop:
         except DatabaseUnavailable as error:
             self._database_away(error)
             return
+        except Exception as error:
+            self._met_a_defect(error)
+            return
         self._check_limits(now)
 
     # ---------------------------------------------------------------- waiting
@@ -280,7 +287,7 @@ class Loop:
             return max(0.0, self._database_down_until - now)
         if self._results or self._more:
             return 0.0
-        until = min(self._duties.next_at, self._renew.next_at if self._held else self._duties.next_at)
+        until = self._duties.next_at
         if self._limits.max_runtime_seconds is not None:
             until = min(until, self._started + self._limits.max_runtime_seconds)
         if self._sign.interval_seconds is not None:
@@ -328,6 +335,27 @@ class Loop:
         self._database_down_until = now + self._database_retry
         self._database_retry = min(self._database_retry * 2, DATABASE_RETRY[1])
 
+    def _met_a_defect(self, error: Exception) -> None:
+        """Whatever a turn raised: what is held stays held, and is tried again after a pause that grows. The worker goes
+        on, because ending it would leave its messages to their leases, and the next worker to the same defect."""
+        now = self._monotonic()
+        if self._complain.due(now):
+            self._complain.set(now)
+            log.error(
+                "a turn of the loop failed; what is in hand is kept, and the worker tries again",
+                exc_info=None if isinstance(error, ZitharaWorkerError) else error,
+                extra={"event": "turn_failed", "detail": str(error), "in_hand": len(self._held)},
+            )
+        # A claim whose messages nobody started, and nobody else can know of.
+        known = {message.id for message, _ in (*self._results, *self._doubtful)}
+        known |= {each.message.id for each in self._unsettled}
+        for message in self._held.messages(Stage.CLAIMED):
+            if message.id not in known:
+                self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason="internal_error")))
+        self._in_doubt = True
+        self._database_down_until = now + self._database_retry
+        self._database_retry = min(self._database_retry * 2, DATABASE_RETRY[1])
+
     def _contended(self, error: Contention) -> None:
         now = self._monotonic()
         if self._complain.due(now):
@@ -338,11 +366,11 @@ class Loop:
             )
 
     def _recover(self) -> None:
-        """After a lost connection: which leases are still ours, and what was claimed without our knowing?"""
+        """After a lost connection what is written is looked at first, and claims without our knowing are put back."""
         if not self._in_doubt and not self._duties.reconnected():
             return
         self._in_doubt = True
-        self._leases.renew()
+        self._renewal.wake()
 
     def _database_up(self) -> None:
         if self._database_down_until is not None:
@@ -350,13 +378,6 @@ class Loop:
         self._in_doubt = False
         self._database_down_until = None
         self._database_retry = DATABASE_RETRY[0]
-
-    # ---------------------------------------------------------------- leases
-
-    def _renew_leases(self, now: float) -> None:
-        if self._renew.due(now):
-            self._leases.renew()
-            self._renew.set(now)
 
     # ---------------------------------------------------------------- settle
 
@@ -373,17 +394,47 @@ class Loop:
         for each in self._unsettled:
             by_queue.setdefault(each.message.queue_id, []).append(each)
         for queue_id, settlements in by_queue.items():
-            lane, before = self._lanes[queue_id], self._monotonic()
-            settled = lane.queue.settle(settlements, in_doubt=self._in_doubt)
-            self._observer.settled(lane.queue.topic, settled, self._monotonic() - before)
-            self._forget(lane, settlements, settled)
+            self._write(self._lanes[queue_id], settlements)
         self._outcomes.refund(self._held)
+
+    def _write(self, lane: _Lane, settlements: Sequence[Settlement]) -> None:
+        """Writes a batch; one that cannot be written for one message's sake is written message by message."""
+        before = self._monotonic()
+        try:
+            settled = lane.queue.settle(settlements, in_doubt=self._in_doubt)
+        except DatabaseUnavailable:
+            raise
+        except Exception as error:
+            if len(settlements) > 1:
+                self._write_apart(lane, settlements)
+                return
+            if isinstance(error, ZitharaWorkerError):
+                raise  # the database's side, such as a privilege taken away: its outcome stays true until then
+            message = settlements[0].message
+            log.exception("an outcome cannot be written", extra={"event": "internal_error", **message.log_fields})
+            plain = Outcome(
+                kind=OutcomeKind.RETRY, reason="internal_error", detail=f"{type(error).__name__}, see the worker's log"
+            )
+            settled = lane.queue.settle([self._outcomes.settlement(message, plain)], in_doubt=True)
+        self._observer.settled(lane.queue.topic, settled, self._monotonic() - before)
+        self._forget(lane, settlements, settled)
+
+    def _write_apart(self, lane: _Lane, settlements: Sequence[Settlement]) -> None:
+        failed: Exception | None = None
+        for each in settlements:
+            try:
+                self._write(lane, [each])
+            except DatabaseUnavailable:
+                raise
+            except Exception as error:
+                failed = error
+        if failed is not None:
+            raise failed
 
     def _forget(self, lane: _Lane, settlements: Sequence[Settlement], settled: Settled) -> None:
         """Takes what was settled, or lost, out of our hands."""
         gone = {each.message.id for each in settlements}
         self._unsettled = [each for each in self._unsettled if each.message.id not in gone]
-        lane.in_hand -= len(gone)
         self._settled_count += self._outcomes.settled(lane.queue.queue_id, settled)
 
     # ---------------------------------------------------------------- claim, process, submit
@@ -403,7 +454,6 @@ class Loop:
                 messages = [message for message, _ in claimed]
                 self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
                 for message, content in claimed:
-                    lane.in_hand += 1
                     self._start(message, content)
                 self._start_doubtful()
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
@@ -423,7 +473,8 @@ class Loop:
         allowance = self._gate.allowance(lane.target)
         if allowance is not None:
             room = min(
-                room, allowance - sum(each.in_hand for each in self._lanes.values() if each.target is lane.target)
+                room,
+                allowance - self._held.count([id for id, each in self._lanes.items() if each.target is lane.target]),
             )
         if self._limits.max_messages is not None:
             room = min(room, self._limits.max_messages - self._settled_count - len(self._held))
@@ -519,6 +570,8 @@ class Loop:
         answered = {message.id for message, _ in self._results} | {each.message.id for each in self._unsettled}
         late = [message for message in self._held.messages() if message.id not in answered]
         for message in late:
+            # It may still wait for a token, or be sent once more after a reset: not after another worker has it.
+            self._held.revoke(message)
             log.warning("no answer within shutdown_timeout: released", extra={"event": "late", **message.log_fields})
             self._results.append((message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE)))
         self._finish_turn()
@@ -530,16 +583,18 @@ class Loop:
 
     def _finish_turn(self) -> None:
         self._sign.alive()
+        self._held.turned()
         now = self._turned_at = self._monotonic()
         if self._database_down_until is not None and now < self._database_down_until:
             return
         try:
             self._recover()
-            self._renew_leases(now)
             self._settle()
             self._database_up()
         except DatabaseUnavailable as error:
             self._database_away(error)
+        except Exception as error:
+            self._met_a_defect(error)
 
 
 def _refused(rejection: Rejection) -> Outcome:

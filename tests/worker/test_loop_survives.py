@@ -1,0 +1,99 @@
+"""Whatever is raised in a turn, the worker goes on with what it holds; leases are renewed beside the loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+from support.waiting import eventually
+from support.workers import settings_of
+from worker.test_outage import FastClock, running, settings_for
+
+from zithara_worker import Worker
+from zithara_worker.app import _clock
+from zithara_worker.magento.database import Database
+from zithara_worker.magento.held import ABANDONED_SECONDS, Held
+from zithara_worker.magento.leases import Renewal
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+
+
+def test_a_claim_that_meets_a_defect_ends_nothing(
+    shop: Shop, api: FakeZithara, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, raised = MessageQueue.claim, threading.Event()
+
+    def fails_once(self: MessageQueue, limit: int) -> Any:
+        claimed = claim(self, limit)
+        if claimed and not raised.is_set():
+            raised.set()
+            raise LookupError("a defect")
+        return claimed
+
+    monkeypatch.setattr(MessageQueue, "claim", fails_once)
+    for number in range(5):
+        shop.publish_order(f"N{number}")
+    with running(Worker(settings_for(shop, api))):
+        eventually(lambda: shop.statuses() == [4] * 5)
+    assert raised.is_set()
+    assert {row.number_of_trials for row in shop.rows()} == {0}
+
+
+def test_an_outcome_that_cannot_be_written_holds_up_no_other(
+    shop: Shop, api: FakeZithara, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle = MessageQueue.settle
+    [bad, *_] = [shop.publish_order(f"N{number}") for number in range(5)]
+
+    def refuses_one(self: MessageQueue, settlements: list[Settlement], **more: Any) -> Settled:
+        if any(each.message.id == bad.relation_id and each.outcome.reason != "internal_error" for each in settlements):
+            raise LookupError("a defect")
+        return settle(self, settlements, **more)
+
+    monkeypatch.setattr(MessageQueue, "settle", refuses_one)
+    with running(Worker(settings_for(shop, api))):
+        eventually(lambda: sorted(shop.statuses()) == [4, 4, 4, 4, 5])
+    assert shop.row(bad.relation_id).status == 5
+
+
+def test_leases_are_renewed_while_the_loop_is_held_up_and_left_to_run_out_when_it_stands_still(shop: Shop) -> None:
+    clock = FastClock()
+    held = Held(worker_id="w", lease_seconds=0.3, clock=clock.monotonic)
+    renewed: list[float] = []
+
+    class Watched(Database):
+        def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
+            renewed.append(clock.monotonic())
+            return super().rows(statement, **parameters)
+
+    renewal = Renewal(Watched(settings_of(shop)), held)
+    renewal.start()
+    try:
+        eventually(lambda: len(renewed) > 3)
+        clock.ahead += ABANDONED_SECONDS + 1
+        time.sleep(0.3)
+        count = len(renewed)
+        time.sleep(0.4)
+        assert len(renewed) == count, "nobody is there who would settle"
+        held.turned()
+        eventually(lambda: len(renewed) > count)
+    finally:
+        renewal.stop()
+        renewal._thread.join(5)
+        assert not renewal._thread.is_alive()
+
+
+def test_an_embedding_programs_threads_keep_their_stack_size(shop: Shop, api: FakeZithara) -> None:
+    before = threading.stack_size()
+    with running(Worker(settings_for(shop, api))):
+        shop.publish_order("1")
+        eventually(lambda: shop.statuses() == [4])
+        assert threading.stack_size() == before
+
+
+def test_leases_are_measured_by_a_clock_that_runs_on_in_a_suspended_machine() -> None:
+    assert abs(_clock() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
