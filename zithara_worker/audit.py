@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from zithara_worker.appending import is_named, open_for_append
+from zithara_worker.terminal import escaped
 
 log = logging.getLogger(__name__)
 
@@ -244,7 +245,7 @@ def _host() -> str:
 
 def _line(record: Mapping[str, Any]) -> bytes:
     # Half a surrogate pair, from a file name or a group key, cannot be UTF-8: it is escaped then.
-    return _encode(record).encode("utf-8", "backslashreplace") + b"\n"
+    return escaped(_encode(record)).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _time(seconds: float) -> str:

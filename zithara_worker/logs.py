@@ -36,6 +36,7 @@ from zithara_worker.appending import is_named, open_for_append
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Message
 from zithara_worker.settings import LoggingSettings
+from zithara_worker.terminal import escaped
 
 MASK = "***"
 
@@ -188,7 +189,7 @@ class _Json(_JsonFormatter):  # type: ignore[misc]  # its base is one of two mod
     """One JSON object a line."""
 
     def __init__(self, fields: _Fields) -> None:
-        super().__init__("%(message)s", json_serializer=lambda fields, **_: _encode(fields))
+        super().__init__("%(message)s", json_serializer=lambda fields, **_: escaped(_encode(fields)))
         self._fields = fields
 
     def format(self, record: logging.LogRecord) -> str:
@@ -211,18 +212,18 @@ class _Text(logging.Formatter):
         del fields["logger"]
         if fields:
             line += f"  [{' '.join(f'{name}={_word(value)}' for name, value in fields.items())}]"
-        return "\n".join([line, *below])
+        return "\n".join([line, *map(escaped, below)])
 
 
 def _one_line(text: str) -> str:
     # A line break in what a server wrote must not look like a record of its own.
-    return text if text.isprintable() else json.dumps(text, ensure_ascii=False)[1:-1]
+    return text if text.isprintable() else escaped(json.dumps(text, ensure_ascii=False)[1:-1])
 
 
 def _word(value: Any) -> str:
     if isinstance(value, str) and value.isprintable() and not _QUOTE_WORTHY.search(value):
         return value
-    return json.dumps(value, ensure_ascii=False)
+    return escaped(json.dumps(value, ensure_ascii=False))
 
 
 # ---------------------------------------------------------------- which message a line is about

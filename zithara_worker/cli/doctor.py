@@ -14,6 +14,7 @@ from zithara_worker.cli.rendering import printable
 from zithara_worker.cli.root import EXIT_FAILED, Context
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.operations.doctor import Doctor, Finding, Level, unreadable
+from zithara_worker.terminal import escaped
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 
@@ -66,7 +67,7 @@ def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
                 for finding in shown
             ],
         }
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
     else:
         count = {level: sum(finding.level is level for finding in shown) for level in Level}
         click.echo(", ".join(f"{number} {level.value}" for level, number in count.items()), err=True)

@@ -28,6 +28,7 @@ from zithara_worker.operations import failed as operations
 from zithara_worker.operations.failed import iso
 from zithara_worker.operations.reasons import REMEDIES, remedy
 from zithara_worker.processors import ShopContext
+from zithara_worker.terminal import escaped
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[str]
@@ -150,7 +151,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
             }
             for each in found
         ]
-        click.echo(json.dumps(values, ensure_ascii=False, indent=2))
+        click.echo(escaped(json.dumps(values, ensure_ascii=False, indent=2)))
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
@@ -186,7 +187,7 @@ def list_command(
         selection = _selection(_queues(database, context, choice), choice, waiting=waiting)
         found, total = operations.newest(database, selection, limit=limit)
     if as_json:
-        click.echo(json.dumps([operations.as_json(each) for each in found], ensure_ascii=False, indent=2))
+        click.echo(escaped(json.dumps([operations.as_json(each) for each in found], ensure_ascii=False, indent=2)))
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
@@ -244,7 +245,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
         )
         value = operations.shown(database, found[0], shop=shop, base_url=zithara.base_url, unmasked=unmasked)
     if as_json:
-        click.echo(json.dumps(value, ensure_ascii=False, indent=2))
+        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
         return
     for line in _shown_lines(value):
         click.echo(line)
@@ -293,7 +294,7 @@ def retry(
             "passed": [{"id": id, "newer_id": newer} for id, newer in done.passed],
             "not_failed": not_failed,
         }
-        click.echo(json.dumps(value))
+        click.echo(escaped(json.dumps(value)))
     else:
         click.echo(f"{len(done.retried)} put back on the queue")
         _say_not_failed(not_failed, "neither in ERROR nor discarded")
@@ -351,7 +352,7 @@ def discard(
             )
     not_failed = (*done.not_failed, *unknown)
     if as_json:
-        click.echo(json.dumps({"discarded": done.discarded, "not_failed": not_failed}))
+        click.echo(escaped(json.dumps({"discarded": done.discarded, "not_failed": not_failed})))
     else:
         click.echo(f"{len(done.discarded)} discarded")
         _say_not_failed(not_failed, "not in ERROR")

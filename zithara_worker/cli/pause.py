@@ -13,6 +13,7 @@ from zithara_worker.cli.rendering import moment, printable
 from zithara_worker.cli.root import Context, topic_argument
 from zithara_worker.messages import TOPICS
 from zithara_worker.operations import pause as operations
+from zithara_worker.terminal import escaped
 
 
 def _wanted(topics: tuple[str, ...], every: bool) -> tuple[str, ...]:
@@ -77,7 +78,7 @@ def _print(changes: list[operations.Changed], as_json: bool) -> None:
             }
             for each in changes
         ]
-        click.echo(json.dumps(values, ensure_ascii=False))
+        click.echo(escaped(json.dumps(values, ensure_ascii=False)))
         return
     for each in changes:
         if each.pause is None:

@@ -9,6 +9,7 @@ from typing import TextIO
 import click
 
 from zithara_worker.cli.root import Context, topic_argument
+from zithara_worker.terminal import escaped
 
 
 @click.command()
@@ -42,4 +43,4 @@ def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
     else:
         answers = iter([pure.preview(topic, file.read().rstrip("\r\n"), shop=shop, base_url=base_url)])
     for answer in answers:
-        click.echo(json.dumps(answer, ensure_ascii=False))
+        click.echo(escaped(json.dumps(answer, ensure_ascii=False)))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zithara_worker.terminal import blanked
+
 if TYPE_CHECKING:
     _ParamType = click.ParamType[float]
 else:
@@ -17,7 +19,6 @@ else:
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -88,7 +89,7 @@ def sparkline(values: Sequence[float], *, plain: bool = False) -> str:
 
 def printable(text: object, *, width: int = 0) -> str:
     """One line without control characters: what a server wrote must not steer the terminal. `width`: cut to it."""
-    line = _CONTROL.sub(" ", str(text))
+    line = blanked(str(text))
     return line if not width or len(line) <= width else line[: max(0, width - 1)] + "…"
 
 

@@ -29,6 +29,7 @@ from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.fleet import DEAD_AFTER_SECONDS
 from zithara_worker.operations.status import FleetStatus, TopicStatus, WorkerStatus, as_json
 from zithara_worker.operations.status import status as read_status
+from zithara_worker.terminal import escaped
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
@@ -64,7 +65,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
         if not watch:
             found = read()
             if as_json_:
-                click.echo(json.dumps(as_json(found), ensure_ascii=False))
+                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
             else:
                 click.echo("\n".join(report(found, width=_width(), plain=_plain())))
         elif as_json_ or not sys.stdout.isatty():
@@ -80,7 +81,7 @@ def _repeat(read: Callable[[], FleetStatus], interval: float, *, as_json_: bool)
             began = time.monotonic()
             found = read()
             if as_json_:
-                click.echo(json.dumps(as_json(found), ensure_ascii=False))
+                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
             else:
                 click.echo("\n".join([*report(found, width=80, plain=_plain()), ""]))
             sys.stdout.flush()

@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zithara_worker.settings import split_address
+from zithara_worker.terminal import escaped
 from zithara_worker.version import VERSION
 
 log = logging.getLogger(__name__)
@@ -296,5 +297,5 @@ def as_json(status: HTTPStatus, value: Any) -> Reply:
     return Reply(
         status=status,
         content_type="application/json; charset=utf-8",
-        body=(json.dumps(value, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace"),
+        body=(escaped(json.dumps(value, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace"),
     )
