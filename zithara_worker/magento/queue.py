@@ -112,6 +112,12 @@ class MessageQueue:
         """Looks which of the groups that were busy elsewhere still are."""
         self._reader.recheck()
 
+    def has_older_pending(self, message: Message) -> bool:
+        """Whether an older message of the group of this one waits, one of a late commit included. Raises
+        DatabaseUnavailable."""
+        self._reader.look_back()
+        return any(each.message_id < message.message_id for each in self._line.waiting(message.group_key))
+
     def claim(self, limit: int) -> list[Claimed]:
         """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group; `held` has
         them from now on.

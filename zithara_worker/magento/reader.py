@@ -172,7 +172,7 @@ class Reader:
         if entries and before:
             # A message of a long transaction can have become visible behind the cursor, and the next one of its group
             # in front of it: whoever sees the newer one must have looked for the older one since.
-            entries += self._between(max(self._lately(), before - LOOK_BACK), before)
+            entries += self._lately_committed(before)
         self._take_in(entries)
         if len(rows) == limit:
             self._cursor = int(rows[-1]["message_id"])
@@ -182,6 +182,14 @@ class Reader:
         self._cursor = max([self._cursor, newest, *(int(row["message_id"]) for row in rows)])
         self._newest = max(self._newest, self._cursor)
         return bool(rows)
+
+    def look_back(self) -> None:
+        """Takes in what has become visible a short way behind the cursor."""
+        if self._cursor:
+            self._take_in(self._lately_committed(self._cursor))
+
+    def _lately_committed(self, before: int) -> list[Entry]:
+        return self._between(max(self._lately(), before - LOOK_BACK), before)
 
     def _lately(self) -> int:
         """Where the cursor stood some seconds ago; 0 where that is not known."""

@@ -1,11 +1,14 @@
 """zithara.order.events -> POST /order (a new order) or PATCH /order (an update: the order part alone).
 
+An update that has items brings its create along, for an API that does not know the order.
+
 The message is what the module's OrderCreate observer publishes; the request has the fields, the spelling and the
 defaults of its OrderProcessor, as tests/fixtures/plugin-cases.jsonl records them.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 from zithara_worker.errors import MessageRejected
@@ -41,15 +44,23 @@ def process(event: Event, shop: ShopContext) -> Request:
     created_at = fields.scalar(order, "created_at", "order", default=shop.time_or_now(order.get("updated_at")))
 
     order_part = _order_part(message, order, order_id, payment, billing, created_at)
-    if not fields.is_empty(message.get("is_update")):
-        return Request(target=Target.API, method="PATCH", path=_PATH, json=order_part)
-    body = {
-        "customer": _customer(order, billing),
-        "order_line_item": _line_items(message),
-        "order": order_part,
-        "transactions": [_transaction(order, order_id, payment, created_at)],
-    }
-    return Request(target=Target.API, method="POST", path=_PATH, json=body)
+
+    def create() -> Request:
+        body = {
+            "customer": _customer(order, billing),
+            "order_line_item": _line_items(message),
+            "order": order_part,
+            "transactions": [_transaction(order, order_id, payment, created_at)],
+        }
+        return Request(target=Target.API, method="POST", path=_PATH, json=body)
+
+    if fields.is_empty(message.get("is_update")):
+        return create()
+    # Where the API has no such order, what the update holds may be enough to create it.
+    if_absent = None
+    with suppress(MessageRejected):
+        if_absent = create()
+    return Request(target=Target.API, method="PATCH", path=_PATH, json=order_part, if_absent=if_absent)
 
 
 def _order_part(

@@ -382,7 +382,14 @@ class Loop:
     # ---------------------------------------------------------------- settle
 
     def _settle(self) -> None:
-        results, self._results = self._results, []
+        # Asks the database, so that nothing is taken out of the inbox's results before it has answered.
+        results = [(message, self._outcomes.of_absent_order(message, outcome)) for message, outcome in self._results]
+        self._results = []
+        if self._end is None:
+            for message, outcome in results:
+                if outcome.instead is not None:
+                    self._pool.submit(message, outcome.instead)
+            results = [(message, outcome) for message, outcome in results if outcome.instead is None]
         if results:
             decided = [self._outcomes.settlement(message, outcome) for message, outcome in results]
             self._unsettled += decided

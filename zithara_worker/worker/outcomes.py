@@ -15,6 +15,7 @@ from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Target
 from zithara_worker.worker.stats import Stats
+from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,19 @@ class Outcomes:
         self._on_settled = on_settled
         #: Messages that were settled RETRY since the target last answered: given back if it turns out to be down.
         self._streaks: dict[int, list[Message]] = {queue_id: [] for queue_id in queues}
+
+    def of_absent_order(self, message: Message, outcome: Outcome) -> Outcome:
+        """For an update whose order the API does not know: as it is, with the create to send `instead`; without it,
+        to wait for an older message of the order that is pending; FAILED where there is neither. Other outcomes
+        unchanged. Raises DatabaseUnavailable."""
+        if outcome.reason != ORDER_NOT_FOUND_YET:
+            return outcome
+        queue, _ = self._queues[message.queue_id]
+        if queue.has_older_pending(message):
+            return replace(outcome, instead=None)
+        if outcome.instead is None:
+            return replace(outcome, kind=OutcomeKind.FAILED, reason=ORDER_NOT_FOUND)
+        return outcome
 
     def settlement(self, message: Message, outcome: Outcome) -> Settlement:
         """What shall be written for an outcome: applies the attempts limit and the retry policy."""
