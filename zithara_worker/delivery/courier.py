@@ -84,7 +84,12 @@ class Courier:
         if permit is None:
             return _outage()
         try:
-            outcome = self._api.send(request, message.key, may_send=lambda: message.lease.valid_until > self._clock())
+            outcome = self._api.send(
+                request,
+                message.key,
+                retries=message.retries,
+                may_send=lambda: message.lease.valid_until > self._clock(),
+            )
         except BaseException:
             gate.breaker.give_back(permit)
             raise

@@ -198,7 +198,9 @@ def shown(database: Database, failure: Failure, *, shop: ShopContext, base_url: 
     if "headers" in request:
         path = request["url"].removeprefix(base_url.rstrip("/"))
         key = f"{failure.queue}-{failure.message_id}"
-        request["headers"]["Idempotency-Key"] = idempotency_key(key, request["method"], path, encoded(request["json"]))
+        request["headers"]["Idempotency-Key"] = idempotency_key(
+            key, request["method"], path, encoded(request["json"]), failure.retries
+        )
     later = [
         {"id": each.message_id, "status": _status_name(each.status), "updated_at": iso(each.updated_at_utc)}
         for each in failures.later_messages(database, failure, limit=LATER)
