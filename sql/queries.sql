@@ -36,35 +36,21 @@ WHERE q.id IN %(queue_ids)s
 
 -- ============================== candidates (no locks) ==============================
 
--- first_pending --
--- Where a worker that starts begins to read, with the optional index. Without it, it begins at zero.
-SELECT MIN(message_id) AS message_id FROM (
-  (SELECT message_id FROM {prefix}queue_message_status FORCE INDEX ({pending})
-   WHERE queue_id = %(queue_id)s AND status = 2 ORDER BY message_id LIMIT 1)
-  UNION ALL
-  (SELECT message_id FROM {prefix}queue_message_status FORCE INDEX ({pending})
-   WHERE queue_id = %(queue_id)s AND status = 5 ORDER BY message_id LIMIT 1)
-) AS firsts
+-- slice --
+-- The pending ones of the next %(limit)s messages of the queue, in the order of delivery, and in the row with id 0 the last of the
+-- others; `seen` counts them all. Bounded in rows of this queue, whatever the ids: flat in other queues' rows, and however many
+-- completed rows there are, no statement lasts. Serves the read behind the cursor and the sweep: a publisher takes its ids inside
+-- the shop's transaction, so a lower id can be committed later than a higher one; and Magento's cron or an operator puts old
+-- messages back to RETRY_REQUIRED. A plain read: it waits for nobody and nobody waits for it.
+SELECT IF(status IN (2, 5), id, 0) AS id, MAX(message_id) AS message_id, COUNT(*) AS seen
+FROM (SELECT id, message_id, status
+      FROM {prefix}queue_message_status FORCE INDEX ({unique})
+      WHERE queue_id = %(queue_id)s AND message_id > %(after)s AND message_id <= %(up_to)s
+      ORDER BY message_id
+      LIMIT %(limit)s) AS next_rows
+GROUP BY IF(status IN (2, 5), id, 0)
 
--- read_forward --
--- The next pending messages behind the worker's cursor, in the order of delivery. Reads only what lies behind the cursor:
--- flat in completed rows and in other queues' rows. A plain read: it waits for nobody and nobody waits for it.
-SELECT id, message_id
-FROM {prefix}queue_message_status FORCE INDEX ({unique})
-WHERE queue_id = %(queue_id)s AND message_id > %(after)s AND status IN (2, 5)
-ORDER BY message_id
-LIMIT %(limit)s
-
--- sweep_range --
--- Pending messages that became visible behind the cursor: a publisher takes its ids inside the shop's transaction, so a lower
--- id can be committed later than a higher one; and Magento's cron or an operator puts old messages back to RETRY_REQUIRED.
--- Read in short ranges, so that no sweep holds the loop up.
-SELECT id, message_id
-FROM {prefix}queue_message_status FORCE INDEX ({unique})
-WHERE queue_id = %(queue_id)s AND message_id > %(after)s AND message_id <= %(up_to)s AND status IN (2, 5)
-ORDER BY message_id
-
--- sweep_pending --
+-- pending_slice --
 -- The same with the optional index: reads pending rows only.
 (SELECT id, message_id FROM {prefix}queue_message_status FORCE INDEX ({pending})
  WHERE queue_id = %(queue_id)s AND status = 2 AND message_id > %(after)s AND message_id <= %(up_to)s
@@ -74,10 +60,23 @@ UNION ALL
  WHERE queue_id = %(queue_id)s AND status = 5 AND message_id > %(after)s AND message_id <= %(up_to)s
  ORDER BY message_id LIMIT %(limit)s)
 ORDER BY message_id
+LIMIT %(limit)s
 
--- sweep_first --
-SELECT message_id FROM {prefix}queue_message_status FORCE INDEX ({unique})
-WHERE queue_id = %(queue_id)s ORDER BY message_id LIMIT 1
+-- look_back --
+-- The pending ones of the last %(limit)s messages of the queue that the cursor has passed in the last seconds.
+SELECT id, message_id
+FROM (SELECT id, message_id, status
+      FROM {prefix}queue_message_status FORCE INDEX ({unique})
+      WHERE queue_id = %(queue_id)s AND message_id > %(after)s AND message_id <= %(up_to)s
+      ORDER BY message_id DESC
+      LIMIT %(limit)s) AS last_rows
+WHERE status IN (2, 5)
+
+-- pending_of --
+-- Which of these messages are still pending: those of a group of which only the message ids were kept in memory.
+SELECT id, message_id
+FROM {prefix}queue_message_status FORCE INDEX ({unique})
+WHERE queue_id = %(queue_id)s AND message_id IN %(message_ids)s AND status IN (2, 5)
 
 -- claim_due --
 -- Heads whose retry is due, and released ones.
@@ -96,13 +95,10 @@ ORDER BY lease_until
 LIMIT %(limit)s
 
 -- bodies --
--- Bodies above %(large)s bytes are left out and read one at a time: a hundred 20 MB bodies at once would not fit in memory.
+-- The lengths of all, and the bodies of up to %(large)s bytes; the others are read once it is known that there is room for them.
 SELECT id, topic_name, LENGTH(body) AS bytes, IF(LENGTH(body) > %(large)s, NULL, body) AS body
 FROM {prefix}queue_message
 WHERE id IN %(message_ids)s
-
--- body --
-SELECT body FROM {prefix}queue_message WHERE id = %(message_id)s
 
 -- groups_busy --
 SELECT group_key FROM {prefix}zithara_message_group WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s

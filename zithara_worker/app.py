@@ -57,7 +57,7 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
-from zithara_worker.processors import ShopContext, identify, process, supersedes
+from zithara_worker.processors import ShopContext, identify, outline, process, supersedes
 from zithara_worker.settings import SECTIONS, LoggingSettings, Settings
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
@@ -454,6 +454,7 @@ class Worker:
                     held=held,
                     identify=identify,
                     supersedes=supersedes if row.topic in coalesced else None,
+                    outline=outline,
                     attempt_limit=settings.retry.limit,
                 ),
                 _TARGETS[row.topic],

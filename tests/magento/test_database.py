@@ -324,7 +324,7 @@ def test_what_is_wrong_with_the_settings_is_said_with_its_remedy(
     open_database: Callable[..., Database], changes: dict[str, object], expected: type[Exception], remedy: str
 ) -> None:
     with pytest.raises(expected, match=remedy) as raised:
-        open_database(**changes).rows("read_forward", queue_id=1, after=0, limit=1)
+        open_database(**changes).rows("slice", queue_id=1, after=0, up_to=1, limit=1)
     assert "wrong" not in str(raised.value), "no password in an error"
 
 

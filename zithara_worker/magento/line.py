@@ -2,16 +2,29 @@
 
 Pure memory: knows no SQL and no clock. The tables decide; this only says what to try, so that a claim reads neither
 completed rows nor the messages of busy groups again and again. What is forgotten here is found again by a sweep.
+
+A group keeps its first GROUP_LIMIT messages; of those behind them only the message ids, eight bytes each, so that a
+hundred thousand messages of one waiting group neither fill the memory nor stop the reading for others.
 """
 
 from __future__ import annotations
 
-from bisect import insort
-from collections import deque
-from collections.abc import Iterable, Iterator
+from array import array
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import islice
 from typing import NamedTuple
+
+from zithara_worker.messages import Event
+
+#: Messages of one group that are kept whole; the next ones are looked up when these are gone.
+GROUP_LIMIT = 1_000
+#: Messages kept whole for all groups together, some 150 bytes each. Beyond it each group keeps its first one only; at
+#: twice as many, which takes as many busy groups, reading on waits.
+LINE_LIMIT = 100_000
+#: Messages behind the kept ones, 8 bytes each, at which reading on waits.
+BEHIND_LIMIT = 4_000_000
 
 
 class Entry(NamedTuple):
@@ -25,35 +38,98 @@ class Line:
     """Pending messages by group, in message id order; groups are free (may be tried) or busy (known to be held)."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, deque[Entry]] = {}
+        self._groups: dict[str, list[Entry]] = {}
+        self._behind: dict[str, array[int]] = {}  # group -> message ids behind those that are kept, ascending
+        self._behind_count = 0
         self._busy: dict[str, bool] = {}  # group -> held by this very worker
         self._free: list[tuple[int, str]] = []  # heap over (message id of the head, group); stale pairs are skipped
-        self._known: set[int] = set()
+        self._known: dict[int, Event | None] = {}  # message id -> what coalescing needs of its event
         self._recheck: dict[str, None] = {}  # groups busy elsewhere, in the order in which to look again
 
     def __len__(self) -> int:
         """How many messages wait here."""
-        return len(self._known)
+        return len(self._known) + self._behind_count
 
     def __contains__(self, message_id: int) -> bool:
+        """Whether the message is kept whole."""
         return message_id in self._known
 
-    def add(self, group: str, entry: Entry) -> None:
-        """A pending message has been seen. A late one finds its place by its id."""
+    @property
+    def full(self) -> bool:
+        """Whether nothing more should be read ahead."""
+        return len(self._known) >= 2 * LINE_LIMIT or self._behind_count >= BEHIND_LIMIT
+
+    def clear(self) -> None:
+        """Forgets the messages; which groups are busy stays."""
+        self._groups.clear()
+        self._behind.clear()
+        self._behind_count = 0
+        self._free.clear()
+        self._known.clear()
+
+    def unknown(self, entries: Collection[Entry]) -> list[Entry]:
+        """Those of `entries` that have not been seen, oldest first."""
+        if not entries:
+            return []
+        first, last = min(entries).message_id, max(entries).message_id
+        behind: set[int] = set()
+        for ids in self._behind.values():
+            behind.update(ids[bisect_left(ids, first) : bisect_right(ids, last)])
+        return sorted(
+            entry for entry in entries if entry.message_id not in self._known and entry.message_id not in behind
+        )
+
+    def add(self, group: str, entry: Entry, outline: Event | None = None) -> None:
+        """A pending message has been seen. A late one finds its place by its id.
+
+        `outline`: what coalescing will need of its event.
+        """
         if entry.message_id in self._known:
             return
-        self._known.add(entry.message_id)
-        waiting = self._groups.get(group)
-        if waiting is None:
-            waiting = self._groups[group] = deque()
-        if waiting and waiting[-1] > entry:
-            ordered = list(waiting)
-            insort(ordered, entry)
-            waiting = self._groups[group] = deque(ordered)
-        else:
-            waiting.append(entry)
+        behind = self._behind.get(group)
+        if behind and entry.message_id >= behind[0]:
+            self._put_behind(group, entry.message_id)
+            return
+        waiting = self._groups.setdefault(group, [])
+        insort(waiting, entry)
+        self._known[entry.message_id] = outline
+        if len(waiting) > (GROUP_LIMIT if len(self._known) <= LINE_LIMIT else 1):
+            last = waiting.pop()
+            del self._known[last.message_id]
+            self._put_behind(group, last.message_id)
         if waiting[0] is entry and group not in self._busy:
             heappush(self._free, (entry.message_id, group))
+
+    def _put_behind(self, group: str, message_id: int) -> None:
+        behind = self._behind.setdefault(group, array("Q"))
+        place = bisect_left(behind, message_id)
+        if place == len(behind) or behind[place] != message_id:
+            behind.insert(place, message_id)
+            self._behind_count += 1
+
+    def exhausted(self) -> tuple[str, Sequence[int]] | None:
+        """A group of which only message ids are left, with the first of these; None: there is none."""
+        for group, behind in self._behind.items():
+            if group not in self._groups:
+                return group, behind[:GROUP_LIMIT]
+        return None
+
+    def bring_up(self, group: str, message_ids: Sequence[int]) -> None:
+        """The first message ids behind a group's kept messages have been looked up: those still pending are added."""
+        behind = self._behind[group]
+        del behind[: len(message_ids)]
+        self._behind_count -= len(message_ids)
+        if not behind:
+            del self._behind[group]
+
+    def outline(self, message_id: int) -> Event | None:
+        """What coalescing needs of a waiting message's event."""
+        return self._known.get(message_id)
+
+    def offers(self, group: str, entry: Entry) -> bool:
+        """Whether this message is the head of a free group."""
+        waiting = self._groups.get(group)
+        return waiting is not None and waiting[0] == entry and group not in self._busy
 
     @property
     def has_free(self) -> bool:
@@ -81,8 +157,16 @@ class Line:
             heappush(self._free, (waiting[0].message_id, group))
 
     def waiting(self, group: str) -> tuple[Entry, ...]:
-        """All messages of the group that wait here, oldest first."""
+        """The messages of the group that are kept, oldest first."""
         return tuple(self._groups.get(group, ()))
+
+    def first(self, group: str) -> int | None:
+        """The message id of the oldest message of the group that waits here."""
+        waiting = self._groups.get(group)
+        if waiting:
+            return waiting[0].message_id
+        behind = self._behind.get(group)
+        return behind[0] if behind else None
 
     def hold(self, group: str) -> None:
         """This worker has won the group."""
@@ -105,11 +189,9 @@ class Line:
         if waiting is None:
             return
         gone = set(message_ids)
-        self._known -= gone
-        if waiting[0].message_id in gone and len(gone) == 1:
-            waiting.popleft()
-        else:
-            waiting = self._groups[group] = deque(entry for entry in waiting if entry.message_id not in gone)
+        for message_id in gone:
+            self._known.pop(message_id, None)
+        waiting[:] = [entry for entry in waiting if entry.message_id not in gone]
         if not waiting:
             del self._groups[group]
 
@@ -122,7 +204,7 @@ class Line:
             del self._recheck[group]
             if self._busy.get(group) is not False:
                 continue  # freed or won since: it is queued again when it blocks again
-            if group not in self._groups:
+            if group not in self._groups and group not in self._behind:
                 del self._busy[group]
                 continue
             self._recheck[group] = None

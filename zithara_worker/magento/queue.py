@@ -16,17 +16,26 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from zithara_worker.magento.claim import Claim, Head, merged, superseded_from
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.line import Entry
-from zithara_worker.magento.reader import Identify, Reader
+from zithara_worker.magento.reader import Identify, Outline, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
-from zithara_worker.magento.snapshots import READ_A_CLAIM, Supersedes, newest_replacing_all_before
+from zithara_worker.magento.snapshots import Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
 from zithara_worker.messages import Claimed, Message, OutcomeKind
+
+#: Bytes of bodies that a worker holds at a time; one message whose body is larger may come on top of them. A decoded
+#: event takes up to ten times the bytes of its body.
+BYTES_IN_HAND = 4_000_000
+#: Groups that are looked at together whether somebody holds them, where some are known to be held.
+LOOK_AT = 50
+#: Seconds for which a head is passed by whose row another session has locked.
+PASSED_BY_SECONDS = 1.0
 
 
 class Candidate(NamedTuple):
@@ -44,7 +53,7 @@ class MessageQueue:
 
     Not thread-safe: the loop's thread owns it and its database session. `held`: what this worker has in
     hand, of all its queues. `attempt_limit`: deaths of workers after which a message counts as poison. `supersedes`:
-    coalesce, by this judgement; None: every message is sent.
+    coalesce, by this judgement of what `outline` keeps of an event; None: every message is sent.
     """
 
     def __init__(
@@ -57,6 +66,7 @@ class MessageQueue:
         held: Held,
         identify: Identify,
         supersedes: Supersedes | None = None,
+        outline: Outline = lambda event: event,
         attempt_limit: int = 8,
         write_php_locks: bool = True,
     ) -> None:
@@ -66,7 +76,13 @@ class MessageQueue:
         self._database = database
         self._held = held
         self._supersedes = supersedes
-        self._reader = Reader(database, queue_id=queue_id, identify=identify, monotonic=held.clock)
+        self._reader = Reader(
+            database,
+            queue_id=queue_id,
+            identify=identify,
+            monotonic=held.clock,
+            outline=outline if supersedes else None,
+        )
         self._line = self._reader.line
         self._claim = Claim(
             database,
@@ -83,10 +99,17 @@ class MessageQueue:
         #: Whether the last claim learned anything: took messages, or found that some groups or messages are not to be
         #: had. Another one may then go further at once, past ten thousand busy groups at the head of the line.
         self.advanced = False
+        #: Whether a message had to wait because there was no room for its body: it goes before others
+        self.short_of_room = False
+        self._turn = 0
+        #: Groups whose head's row another session has locked -> until when they are passed by
+        self._passed_by: dict[str, float] = {}
 
     def notice(self, *, newest: int, due: bool, expired: bool) -> None:
         """What the poll's one statement saw: the highest message id, and whether a retry is due or a lease expired."""
         self._reader.notice(newest)
+        now = self._held.clock()
+        self._passed_by = {group: until for group, until in self._passed_by.items() if until > now}
         self._due = due
         self._expired = expired
 
@@ -116,12 +139,15 @@ class MessageQueue:
         """Whether an older message of the group of this one waits, one of a late commit included. Raises
         DatabaseUnavailable."""
         self._reader.look_back()
-        return any(each.message_id < message.message_id for each in self._line.waiting(message.group_key))
+        first = self._line.first(message.group_key)
+        return first is not None and first < message.message_id
 
-    def claim(self, limit: int) -> list[Claimed]:
+    def claim(self, limit: int, *, room: int = BYTES_IN_HAND, large: bool = True) -> list[Claimed]:
         """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group; `held` has
         them from now on.
 
+        `room`: how many bytes their bodies may have together; `large`: whether one may be among them whose body is
+        larger than BYTES_IN_HAND.
         Raises DatabaseUnavailable; what was claimed in a transaction whose commit is in doubt is then nobody's, and
         `Leases.renew` frees it.
         """
@@ -129,75 +155,93 @@ class MessageQueue:
             return []
         claimed: list[Claimed] = []
         try:
-            claimed = self._claim_up_to(limit)
+            claimed = self._claim_up_to(limit, room=room, large=large)
         finally:
             self._held.take(message for message, _ in claimed)
         return claimed
 
-    def _claim_up_to(self, limit: int) -> list[Claimed]:
+    def _claim_up_to(self, limit: int, *, room: int, large: bool) -> list[Claimed]:
+        self._reader.check_session()
+        self._reader.moved = False
+        self._turn += 1
         waited = self._waited_heads(limit)
+        # Heads that waited get half of a claim at most while there are fresh ones, and the other way round.
+        share = limit // 2 if limit > 1 else self._turn % 2
+        groups = {head.group for head in waited} | self._held.groups(self.queue_id) | self._passed_by.keys()
         fresh: list[Candidate] = []
+        found: list[tuple[str, Entry]] = []
         busy: set[str] = set()
-        if len(waited) < limit:
-            groups = {head.group for head in waited} | self._held.groups(self.queue_id)
-            # No more than are wanted, however many compete: a body is decoded to know its group, and what another
-            # worker takes has been decoded in vain. Whoever loses finds the next ones at once.
-            found = self._reader.heads(limit - len(waited), groups)
-            try:
-                if self._contended:
-                    # One look spares a try, and the lock of a row, for each group that somebody holds.
+        try:
+            wanted = max(limit - len(waited), share)
+            if wanted:
+                # No more than are wanted, however many compete: a body is decoded to know its group, and what another
+                # worker takes has been decoded in vain. Whoever loses finds the next ones at once.
+                look = self._contended or bool(waited)
+                found = self._reader.heads(max(wanted, LOOK_AT) if look else wanted, groups)
+                if look:
+                    # One look spares a try, and the lock of a row, for each group that somebody holds or that waits.
                     busy = self._reader.park_busy([group for group, _ in found])
-                    found = [(group, entry) for group, entry in found if group not in busy]
-                fresh = self._fresh_heads(found)
-                taken, faster = self._take(waited, fresh, limit)
-            except BaseException:
-                for group, _ in found:
+                free = [(group, entry) for group, entry in found if group not in busy]
+                for group, _ in free[wanted:]:
                     self._line.put_back(group)
-                raise
-        else:
-            taken, faster = self._take(waited, fresh, limit)
+                fresh = self._fresh_heads(free[:wanted])
+            candidates = waited[: limit - len(fresh)] + fresh
+            self._due = self._due or len(candidates) < len(waited) + len(fresh)
+            left = self._reader.read_for_claim(
+                [head.entry for head in candidates], room=room, large=large, largest=BYTES_IN_HAND
+            )
+            for head in fresh:
+                if head.entry in left:
+                    self._line.put_back(head.group)
+            candidates = [head for head in candidates if head.entry not in left]
+            taken, faster = self._take(candidates, limit)
+        except BaseException:
+            for group, _ in found:
+                self._line.put_back(group)
+            raise
+        self.short_of_room = bool(left)
         for group in faster:
             self._line.block(group)
-        gone = self._after_claim(waited + fresh, {each.message.id for each in taken}, limit, lost=len(busy))
-        self.advanced = bool(taken or faster or busy or gone)
+        gone, locked = self._after_claim(candidates, {each.message.id for each in taken}, limit, lost=len(busy))
+        self.advanced = bool(taken or faster or busy or gone or locked or self._reader.moved)
         return taken
 
-    def _take(
-        self, waited: Sequence[Candidate], fresh: Sequence[Candidate], limit: int
-    ) -> tuple[list[Claimed], list[str]]:
-        """Reads the bodies of these heads and claims them; a head whose message is gone is left out."""
-        self._reader.read_contents([head.entry for head in (*waited, *fresh)])
+    def _take(self, candidates: Sequence[Candidate], limit: int) -> tuple[list[Claimed], list[str]]:
+        """Claims these heads, whose bodies have been read; a head whose message is gone is left out."""
         contents = self._reader.contents
         there = [
             [
                 Head(head.group, head.entry, head.supersedes, head.row_id, contents[head.entry.message_id])
-                for head in heads
+                for head in candidates
                 # Ids begin again after a restore: the one in hand may be another message.
-                if head.entry.message_id in contents and head.entry.id not in self._held
+                if head.waited is waited and head.entry.message_id in contents and head.entry.id not in self._held
             ]
-            for heads in (waited, fresh)
+            for waited in (True, False)
         ]
         if not there[0] and not there[1]:
             return [], []
         return self._database.again_on_contention(partial(self._claim.take, there[0], there[1], limit))
 
     def _waited_heads(self, limit: int) -> list[Candidate]:
-        rows: list[dict[str, Any]] = []
-        if self._due:
-            rows += self._database.rows("claim_due", queue_id=self.queue_id, limit=limit)
-        if self._expired:
-            rows += self._database.rows(
-                "claim_expired", queue_id=self.queue_id, limit=limit, worker_id=self._held.worker_id
-            )
-        self._due = len(rows) >= limit
+        """Heads that are due and heads whose lease has expired, in turns; but for those that are passed by."""
         # A group in hand whose row is free: another worker took it over and gave it back. Our request may be under way
         # still, so it is not ours to claim.
-        in_hand = self._held.groups(self.queue_id)
+        but = self._held.groups(self.queue_id) | self._passed_by.keys()
+        due: list[dict[str, Any]] = []
+        over: list[dict[str, Any]] = []
+        if self._due:
+            due = self._database.rows("claim_due", queue_id=self.queue_id, limit=limit + len(but))
+            self._due = len(due) >= limit + len(but)
+        if self._expired:
+            over = self._database.rows(
+                "claim_expired", queue_id=self.queue_id, limit=limit + len(but), worker_id=self._held.worker_id
+            )
+        rows = chain.from_iterable(zip_longest(*((due, over) if self._turn % 2 else (over, due))))
         found = [
             (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])), bool(row["expired"]))
-            for row in rows[:limit]
-            if row["group_key"] not in in_hand
-        ]
+            for row in rows
+            if row is not None and row["group_key"] not in but
+        ][:limit]
         # What a dead worker held may have arrived: it is sent again as it was, not in the shape of a newer one.
         waiting = self._waiting_with([(row["group_key"], entry) for row, entry, expired in found if not expired])
         heads = []
@@ -223,50 +267,51 @@ class MessageQueue:
         return heads
 
     def _waiting_with(self, heads: Sequence[tuple[str, Entry]]) -> dict[str, list[Entry]]:
-        """What waits in these groups, their heads included, oldest first, with contents read; only where some may
-        coalesce, and no more at once than fits in memory."""
+        """What waits in these groups, their heads included, oldest first; only where some may coalesce."""
         if self._supersedes is None:
             return {}
         waiting: dict[str, list[Entry]] = {}
-        room = READ_A_CLAIM
         for group, head in heads:
-            line = sorted({head, *self._line.waiting(group)})[:room]
-            if len(line) > 1 and head in line:
+            line = sorted({head, *self._line.waiting(group)})
+            if len(line) > 1:
                 waiting[group] = line
-                room -= len(line)
-        self._reader.read_contents([entry for line in waiting.values() for entry in line])
         return waiting
 
     def _newest_replacing(self, line: Sequence[Entry]) -> int:
         if self._supersedes is None or len(line) < 2:
             return 0
-        contents = self._reader.contents
-        known = {each.message_id: contents[each.message_id].content for each in line if each.message_id in contents}
-        return newest_replacing_all_before(line, known, self._supersedes)
+        return newest_replacing_all_before(line, self._reader.outlines(line), self._supersedes)
 
-    def _after_claim(self, candidates: Sequence[Candidate], taken: Collection[int], limit: int, *, lost: int) -> int:
-        """Brings the line in step with what the claim found; how many candidates were not pending any more."""
+    def _after_claim(
+        self, candidates: Sequence[Candidate], taken: Collection[int], limit: int, *, lost: int
+    ) -> tuple[int, int]:
+        """Brings the line in step with what the claim found: how many candidates were not pending any more, and of how
+        many another session has locked the row."""
         missed = [head for head in candidates if head.entry.id not in taken]
         for head in candidates:
             if head.entry.id in taken:
                 self._line.hold(head.group)
                 self._line.drop(head.group, [head.entry.message_id])
-        gone = self._after_missing(missed) if missed else 0
+        gone, locked = self._after_missing(missed) if missed else (0, 0)
         # What was left because the claim was full is nobody's loss.
         lost += gone if len(taken) >= limit else len(missed)
         self._contended = lost > len(taken)
         self._reader.forget_contents()
-        return gone
+        return gone, locked
 
-    def _after_missing(self, missed: Sequence[Candidate]) -> int:
-        """Takes what is not pending any more out of the line; how many were not."""
+    def _after_missing(self, missed: Sequence[Candidate]) -> tuple[int, int]:
+        """Takes what is not pending any more out of the line, and passes by for a while what could not be locked."""
         rows = self._database.rows("statuses", ids=[head.entry.id for head in missed])
         status = {int(row["id"]): int(row["status"]) for row in rows}
         pending = (Status.NEW, Status.RETRY_REQUIRED)
-        gone = 0
+        gone = locked = 0
+        until = self._held.clock() + PASSED_BY_SECONDS
         for head in missed:
             now = status.get(head.entry.id)
             gone += now not in pending
+            if now in pending and head.group not in self._passed_by:
+                locked += 1
+                self._passed_by[head.group] = until
             if head.waited and head.entry.id == head.row_id:
                 if now not in (*pending, Status.IN_PROGRESS):
                     self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
@@ -278,7 +323,7 @@ class MessageQueue:
                 # Where a newer snapshot was to take the place of a waiting head, that head still waits.
                 self._line.drop(head.group, [head.entry.message_id])
             self._line.put_back(head.group)
-        return gone
+        return gone, locked
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
         """Writes outcomes and frees or parks their groups; see `Settle.settle`."""

@@ -22,11 +22,21 @@ from zithara_worker.messages import (
     Skip,
 )
 from zithara_worker.processors import cart, customer, groups, order, reasons, webhook
-from zithara_worker.processors.coalescing import supersedes
+from zithara_worker.processors.coalescing import outline, supersedes
 from zithara_worker.processors.context import InventedPhone, ShopContext
 from zithara_worker.processors.decoding import decode
 
-__all__ = ["PROCESSORS", "InventedPhone", "Processor", "ShopContext", "decode", "identify", "process", "supersedes"]
+__all__ = [
+    "PROCESSORS",
+    "InventedPhone",
+    "Processor",
+    "ShopContext",
+    "decode",
+    "identify",
+    "outline",
+    "process",
+    "supersedes",
+]
 
 
 class Processor(NamedTuple):

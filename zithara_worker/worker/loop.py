@@ -18,7 +18,7 @@ from typing import Protocol
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.magento.held import Held, Stage
-from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.queue import BYTES_IN_HAND, MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
     Event,
@@ -453,18 +453,29 @@ class Loop:
         lanes = list(self._lanes.values())
         first = self._turn % len(lanes)
         self._turn += 1
-        for lane in lanes[first:] + lanes[:first]:
+        for position, lane in enumerate(lanes[first:] + lanes[:first], start=first):
             room = self._room(lane)
             if room > 0 and lane.queue.promising:
                 before = self._monotonic()
-                claimed = lane.queue.claim(room)
+                room_bytes, large = self._room_bytes()
+                claimed = lane.queue.claim(room, room=room_bytes, large=large)
                 messages = [message for message, _ in claimed]
                 self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
                 for message, content in claimed:
                     self._start(message, content)
                 self._start_doubtful()
+                if lane.queue.short_of_room:
+                    # What becomes free is for the message that waits for it: this lane is the first of the next turn.
+                    self._turn = position
+                    break
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
                 self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
+
+    def _room_bytes(self) -> tuple[int, bool]:
+        """Bytes that the bodies of further messages may have, and whether one larger than all of them may come."""
+        lengths = [message.length for message in self._held.messages()]
+        large = [length for length in lengths if length > BYTES_IN_HAND]
+        return BYTES_IN_HAND - (sum(lengths) - sum(large)), not large
 
     def _is_paused(self, lane: _Lane) -> bool:
         return lane.queue.topic in self._duties.paused
