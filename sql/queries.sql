@@ -304,10 +304,16 @@ UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 1 WHERE id IN %(id
 -- ============================== the expiry guard ==============================
 
 -- expiring --
--- NEW messages of ours that Magento's cleanup would delete as too old: found through Magento's own (status, updated_at).
-SELECT id FROM {prefix}queue_message_status
-WHERE status = 2 AND updated_at < NOW() - INTERVAL %(age)s SECOND AND queue_id IN %(queue_ids)s
-ORDER BY id
+-- The next %(limit)s NEW messages that Magento's cleanup will delete as too old, oldest first, of all queues: through Magento's own
+-- (status, updated_at), behind which InnoDB keeps the primary key. In two parts, so that each begins where the last slice ended,
+-- however many rows have one and the same updated_at.
+(SELECT id, queue_id, CAST(updated_at AS CHAR) AS updated_at FROM {prefix}queue_message_status {by_status}
+ WHERE status = 2 AND updated_at = %(updated_at)s AND id > %(after)s
+ ORDER BY id LIMIT %(limit)s)
+UNION ALL
+(SELECT id, queue_id, CAST(updated_at AS CHAR) AS updated_at FROM {prefix}queue_message_status {by_status}
+ WHERE status = 2 AND updated_at > %(updated_at)s AND updated_at < NOW() - INTERVAL %(age)s SECOND
+ ORDER BY {prefix}queue_message_status.updated_at, id LIMIT %(limit)s)
 LIMIT %(limit)s
 
 -- keep_from_expiry --

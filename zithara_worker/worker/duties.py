@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zithara_worker.magento import expiry
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.deployment_config import DeploymentConfig
+from zithara_worker.magento.expiry import ExpiryGuard
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.registry import Registry
 from zithara_worker.magento.shop import ShopConfiguration, read_configuration
@@ -26,7 +26,7 @@ REGISTRY_INTERVAL = 5.0
 EXPIRY_INTERVAL = 600.0
 #: Polls from one sweep to the next, at least: with 1 an idle worker asks 10.5 times a second, with 2 8 times.
 SWEEP_POLLS = 2
-#: A sweep may take this share of the time.
+#: A sweep may take this share of the time, and so may a round of the expiry guard.
 SWEEP_SHARE = 0.02
 #: Seconds that a lasting condition stays silent between two log lines.
 LOG_INTERVAL = 60.0
@@ -97,6 +97,7 @@ class Duties:
         self._look_at_shop = Timer(SHOP_INTERVAL)
         self._register = Timer(REGISTRY_INTERVAL)
         self._guard = Timer(EXPIRY_INTERVAL)
+        self._expiry = ExpiryGuard(database, self._queues)
         self._complain = Timer(LOG_INTERVAL)
         self._sweep_turn = 0
         self._generation = 0
@@ -138,7 +139,6 @@ class Duties:
                 minutes=self._minutes(),
             )
         if self._guard.due(now):
-            self._guard.set(now)
             self._guard_expiry()
 
     def poll(self) -> None:
@@ -203,7 +203,13 @@ class Duties:
         self._sweep.set(now, max(self._sweep.interval, (now - before) / SWEEP_SHARE))
 
     def _guard_expiry(self) -> None:
+        """A slice of it, and the next one so much later that all of them take a small share of the time."""
+        before = self._monotonic()
         self._registry.forget_old()
-        kept = expiry.keep_from_expiry(self._database, sorted(self._queues), self._latest.new_messages_lifetime_minutes)
-        if kept:
-            log.info("kept old messages from Magento's cleanup", extra={"event": "expiry_guard", "count": kept})
+        over = self._expiry.run_slice(self._latest.new_messages_lifetime_minutes)
+        now = self._monotonic()
+        self._guard.set(now, None if over else (now - before) / SWEEP_SHARE)
+        if over and self._expiry.kept:
+            log.info(
+                "kept old messages from Magento's cleanup", extra={"event": "expiry_guard", "count": self._expiry.kept}
+            )
