@@ -265,27 +265,26 @@ UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET number_of_trials = number_of_trials - 1, updated_at = updated_at
 WHERE id = %(id)s AND status = 5 AND number_of_trials = %(number_of_trials)s
 
--- refund_group --
-UPDATE {prefix}zithara_message_group SET not_before = NOW(3)
-WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND worker_id IS NULL
-
 -- refund_failure --
-UPDATE {prefix}zithara_delivery_failure SET attempts = attempts - 1 WHERE id = %(id)s AND attempts > 0
+UPDATE {prefix}zithara_delivery_failure
+SET attempts = attempts - 1, unwitnessed = GREATEST(unwitnessed, %(unwitnessed)s) - %(unwitnessed)s
+WHERE id = %(id)s AND attempts > 0
 
--- refund_failure_gone --
--- Not where an operator has asked for a retry: how often is part of the message's Idempotency-Key.
-DELETE FROM {prefix}zithara_delivery_failure WHERE id = %(id)s AND attempts = 0 AND retries = 0
+-- group_wake --
+-- Groups that wait for the retry of these messages need not wait any longer.
+UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY) SET not_before = NOW(3)
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND id IN %(ids)s AND worker_id IS NULL AND not_before > NOW(3)
 
 -- ============================== failures ==============================
 
 -- failure_record --
 INSERT INTO {prefix}zithara_delivery_failure
-  (id, queue_id, message_id, topic_name, group_key, attempts, reason_code, http_status, detail,
+  (id, queue_id, message_id, topic_name, group_key, attempts, unwitnessed, reason_code, http_status, detail,
    first_failed_at, last_failed_at, history)
-VALUES (%(id)s, %(queue_id)s, %(message_id)s, %(topic)s, %(group_key)s, 1, %(reason)s, %(http_status)s, %(detail)s,
-        NOW(3), NOW(3), CONCAT(%(history)s, '\n'))
-ON DUPLICATE KEY UPDATE attempts = attempts + 1, reason_code = VALUES(reason_code), http_status = VALUES(http_status),
-  detail = VALUES(detail), last_failed_at = VALUES(last_failed_at), history = RIGHT(CONCAT(history, VALUES(history)), 8000)
+VALUES (%(id)s, %(queue_id)s, %(message_id)s, %(topic)s, %(group_key)s, 1, %(unwitnessed)s, %(reason)s, %(http_status)s,
+        %(detail)s, NOW(3), NOW(3), CONCAT(%(history)s, '\n'))
+ON DUPLICATE KEY UPDATE attempts = attempts + 1, unwitnessed = unwitnessed + VALUES(unwitnessed),
+  reason_code = VALUES(reason_code), http_status = VALUES(http_status), detail = VALUES(detail), last_failed_at = VALUES(last_failed_at), history = RIGHT(CONCAT(history, VALUES(history)), 8000)
 
 -- failures_gone --
 DELETE FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s

@@ -27,7 +27,7 @@ from zithara_worker import config, logs
 from zithara_worker.audit import AuditFile
 from zithara_worker.config import Configured
 from zithara_worker.delivery.backoff import RetryPolicy, delay_before
-from zithara_worker.delivery.courier import Courier
+from zithara_worker.delivery.courier import WEBHOOK, Courier, gates_of
 from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.delivery.rate import TokenBucket
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
@@ -79,7 +79,13 @@ log = logging.getLogger(__name__)
 
 #: What [worker] coalesce calls the topics.
 _KINDS = {"cart": TOPIC_CART, "customer": TOPIC_CUSTOMER, "order": TOPIC_ORDER, "webhook": TOPIC_WEBHOOK}
-_TARGETS = {topic: Target.WEBHOOK if topic == TOPIC_WEBHOOK else Target.API for topic in TOPICS}
+#: Topic -> the gates that its requests pass: known before a message is read, since nothing is claimed for a shut one.
+GATES = {
+    TOPIC_ORDER: gates_of(Target.API, "/order"),
+    TOPIC_CUSTOMER: gates_of(Target.API, "/customer"),
+    TOPIC_CART: gates_of(Target.API, "/cart"),
+    TOPIC_WEBHOOK: gates_of(Target.WEBHOOK, ""),
+}
 _STACK_BYTES = 256 * 1024
 #: What a stop may take beyond shutdown_timeout: the last outcomes are written.
 _STOP_MARGIN_SECONDS = 15.0
@@ -441,8 +447,9 @@ class Worker:
             ),
             stopping=stopping,
             clock=self._monotonic,
+            gates=sorted({gate for row in rows for gate in GATES[row.topic]}),
         )
-        context = _Context(settings, shop, self._utc)
+        context = _Context(settings, shop, self._utc, on_webhook_url=lambda: courier.forget(WEBHOOK))
         coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
         queues = [
             (
@@ -457,7 +464,7 @@ class Worker:
                     outline=outline,
                     attempt_limit=settings.retry.limit,
                 ),
-                _TARGETS[row.topic],
+                GATES[row.topic],
             )
             for row in rows
         ]
@@ -525,7 +532,7 @@ class Worker:
                     courier=courier,
                     tokens=tokens,
                     rows=rows,
-                    targets=frozenset(_TARGETS[row.topic] for row in rows),
+                    gates={row.topic: GATES[row.topic] for row in rows},
                     settings=settings,
                     audit=audit,
                 )
@@ -558,15 +565,28 @@ class _Sign:
 
 
 class _Context:
-    """Turns messages into requests with the shop's latest answers."""
+    """Turns messages into requests with the shop's latest answers.
 
-    def __init__(self, settings: Settings, shop: ShopConfiguration, utc: Callable[[], float]) -> None:
+    `on_webhook_url` is called when webhooks go to another URL from now on.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        shop: ShopConfiguration,
+        utc: Callable[[], float],
+        *,
+        on_webhook_url: Callable[[], None],
+    ) -> None:
         self._settings = settings
         self._utc = utc
         self._shop = shop
+        self._on_webhook_url = on_webhook_url
 
     def update(self, shop: ShopConfiguration) -> None:
-        self._shop = shop
+        before, self._shop = self._shop, shop
+        if shop.webhook_url != before.webhook_url:
+            self._on_webhook_url()
 
     def process(self, event: Event) -> Request | Skip | Rejection:
         zithara = self._settings.zithara
@@ -583,12 +603,13 @@ class _Context:
 def _states(courier: Courier) -> dict[str, Any]:
     """What the registry shows of breakers and throttles."""
     return {
-        target.value: {
+        gate: {
             "breaker": status.breaker.state.value,
-            "next_probe_seconds": round(courier.next_opening_seconds(target), 1),
+            "why": status.breaker.why,
+            "next_probe_seconds": round(courier.next_opening_seconds(gate), 1),
             "throttled_seconds": round(status.throttled_seconds, 1),
         }
-        for target, status in courier.states().items()
+        for gate, status in courier.states().items()
     }
 
 

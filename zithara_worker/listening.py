@@ -15,7 +15,6 @@ from zithara_worker.audit import AuditFile
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.shop import QueueRow
-from zithara_worker.messages import Target
 from zithara_worker.settings import Settings
 from zithara_worker.worker.health import Health, judge, longest_delivery_seconds
 from zithara_worker.worker.loop import Loop
@@ -44,7 +43,8 @@ class Running:
     courier: Courier
     tokens: TokenSource
     rows: Sequence[QueueRow]
-    targets: frozenset[Target]
+    #: Topic -> the gates that its requests pass
+    gates: Mapping[str, Sequence[str]]
     settings: Settings
     audit: AuditFile | None
 
@@ -138,16 +138,15 @@ class Listening:
     def health(self) -> Health:
         running = self._running
         if running is None:
-            return judge(None, self._monotonic(), breakers={}, stopping=self._stopping(), audit_problem=None)
+            return judge(None, self._monotonic(), shut={}, stopping=self._stopping(), audit_problem=None)
         audit = running.audit if running.settings.logging.audit_required else None
+        states = running.courier.states()
+        shut = {gate: status.breaker.why for gate, status in states.items() if status.breaker.why}
         return judge(
             running.loop.vitals(),
             self._monotonic(),
-            breakers={
-                target.value: status.breaker.state.value
-                for target, status in running.courier.states().items()
-                if target in running.targets
-            },
+            shut=shut,
+            serves_none=all(any(gate in shut for gate in gates) for gates in running.gates.values()),
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
             configuration_problem=self._configuration_problem(),
@@ -230,8 +229,8 @@ class Listening:
             shop_enabled=vitals.consumable,
             paused=paused,
             concurrency=running.settings.worker.concurrency,
-            breakers={target.value: status.breaker.state.value for target, status in states.items()},
-            throttled_seconds={target.value: status.throttled_seconds for target, status in states.items()},
+            breakers={gate: status.breaker.state.value for gate, status in states.items()},
+            throttled_seconds={gate: status.throttled_seconds for gate, status in states.items()},
             token_refreshes=self._earlier_refreshes + running.tokens.refresh_count,
             depths=_depths(queues) if sight else None,
             depths_read_seconds=sight.took_seconds if sight else 0.0,

@@ -45,7 +45,7 @@ class Skip:
 
 
 class Target(Enum):
-    """Where a request goes. Each target has its own host, and so its own breaker and throttle."""
+    """Where a request goes."""
 
     API = "api"
     WEBHOOK = "webhook"
@@ -190,6 +190,8 @@ class Outcome:
     endpoint: str = ""
     outage: bool = False
     evidence: Evidence = Evidence.NONE
+    #: Of a failure: another group was served on the path just before it, and after the failure before it
+    witnessed: bool = False
     #: The request to send at once in the place of this one, if no older message of the group is pending
     instead: Request | None = None
     request_sha256: str = ""

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.reasons import LEASE_LOST
 
 CART = Request(target=Target.API, method="POST", path="/cart", json={})
 WEBHOOK = Request(target=Target.WEBHOOK, method="POST", path="https://h.example/", json={}, idempotent=False)
 
-DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
-DOWN = Outcome(kind=OutcomeKind.RETRY, reason="http_503", detail="busy", http_status=503, outage=True)
+DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200, evidence=Evidence.SERVED)
+DOWN = Outcome(kind=OutcomeKind.RETRY, reason="http_503", detail="busy", http_status=503, evidence=Evidence.PATH)
 
 
-def message(number: int = 1, *, valid_until: float = 1e12) -> Message:
+def message(number: int = 1, *, valid_until: float = 1e12, failed_at: float | None = None) -> Message:
     return Message(
         id=number,
         message_id=1000 + number,
@@ -24,6 +24,7 @@ def message(number: int = 1, *, valid_until: float = 1e12) -> Message:
         group_key=f"cart:{number}",
         number_of_trials=0,
         claim=1,
+        failed_at=failed_at,
         status_before=2,
         updated_at_before="2026-11-23 12:00:00",
         lease=Lease(valid_until),

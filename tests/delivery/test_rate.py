@@ -5,7 +5,7 @@ import threading
 import pytest
 from courier_doubles import Clock
 
-from zithara_worker.delivery.rate import Throttle, TokenBucket
+from zithara_worker.delivery.rate import Pause, Throttle, TokenBucket
 
 
 @pytest.fixture
@@ -100,10 +100,16 @@ def test_stopping_wakes_every_waiting_thread(clock: Clock) -> None:
     assert results == [False] * 8
 
 
-def test_a_throttle_pauses_for_as_long_as_the_host_asked(clock: Clock) -> None:
+def refused(
+    throttle: Throttle, group: str, seconds: float | None = None, *, others_served_at: float | None = None
+) -> Pause:
+    return throttle.refused(group, seconds, others_served_at=others_served_at)
+
+
+def test_a_throttle_pauses_for_as_long_as_it_was_asked(clock: Clock) -> None:
     throttle = Throttle(clock=clock)
     assert throttle.remaining_seconds() == 0
-    assert throttle.pause(30.0) == 30
+    assert refused(throttle, "a", 30.0).seconds == 30
     clock.now += 29
     assert throttle.remaining_seconds() == 1
     clock.now += 2
@@ -112,26 +118,55 @@ def test_a_throttle_pauses_for_as_long_as_the_host_asked(clock: Clock) -> None:
 
 def test_the_longest_of_several_pauses_holds(clock: Clock) -> None:
     throttle = Throttle(clock=clock)
-    throttle.pause(30.0)
-    throttle.pause(10.0)
-    assert throttle.pause(None) == 30
+    refused(throttle, "a", 30.0)
+    refused(throttle, "b", 10.0)
+    assert refused(throttle, "c").seconds == 30
 
 
-def test_a_host_that_does_not_say_how_long_is_left_alone_for_longer_each_time(clock: Clock) -> None:
+def test_one_group_alone_is_believed_for_five_minutes_and_two_for_as_long_as_they_say(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    assert refused(throttle, "a", 7200.0).seconds == 300
+    assert refused(throttle, "a", 7200.0).seconds == 300
+    assert refused(throttle, "b", 7200.0).seconds == 7200
+
+
+def test_a_path_that_does_not_say_how_long_is_left_alone_for_longer_each_time(clock: Clock) -> None:
     throttle = Throttle(clock=clock)
     pauses = []
     for _ in range(8):
-        pauses.append(throttle.pause(None))
+        pauses.append(refused(throttle, "a").seconds)
         clock.now += pauses[-1]
     assert pauses == [5, 10, 20, 40, 80, 160, 300, 300]
 
-    throttle.relax()
+    throttle.relax("b")
 
-    assert throttle.pause(None) == 5
+    assert refused(throttle, "a").seconds == 5
 
 
 def test_threads_throttled_together_are_one_event(clock: Clock) -> None:
     throttle = Throttle(clock=clock)
-    assert [throttle.pause(None) for _ in range(64)] == [5] * 64
+    assert {refused(throttle, f"group {number}").seconds for number in range(64)} == {5}
     clock.now += 5
-    assert throttle.pause(None) == 10
+    assert refused(throttle, "a").seconds == 10
+
+
+def test_a_group_refused_again_after_others_were_served_pauses_nobody_but_itself(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    refused(throttle, "a", 20.0)
+    found = []
+    for _ in range(5):
+        clock.now += 20
+        throttle.relax("b")
+        found.append(refused(throttle, "a", 20.0, others_served_at=clock.now - 1))
+        assert throttle.remaining_seconds() == 0
+    # Every third costs an attempt; the first one of all was no more than a wish for peace.
+    assert [pause.times for pause in found] == [2, 3, 1, 2, 3]
+    assert {pause.seconds for pause in found} == {0}
+
+
+def test_a_group_that_was_served_begins_anew(clock: Clock) -> None:
+    throttle = Throttle(clock=clock)
+    refused(throttle, "a", 20.0)
+    clock.now += 20
+    throttle.relax("a")
+    assert refused(throttle, "a", 20.0, others_served_at=clock.now - 1).seconds == 20

@@ -314,16 +314,20 @@ def test_released_with_a_delay_it_waits_and_its_group_with_it(shop: Shop, clock:
     assert [message.message_id for message in worker.claim()] == [first.message_id]
 
 
+def retried(message: Message) -> Settlement:
+    return Settlement(message=message, outcome=Outcome(kind=OutcomeKind.RETRY, reason="test"))
+
+
 def test_an_attempt_is_given_back_once_and_the_message_is_due_at_once(
     shop: Shop, clock: Clock, worker: StepWorker
 ) -> None:
     shop.publish_order("A")
     [message] = worker.claim()
     worker.settle((message, OutcomeKind.RETRY), delay=30)
-    assert worker.queue.refund([message]) == 1
+    assert worker.queue.refund([retried(message)]) == 1
     assert shop.row(message.id).number_of_trials == 0
-    assert failures_of(shop) == {}
-    assert worker.queue.refund([message]) == 0
+    assert failures_of(shop) == {message.id: (0, "test", 0)}, "that it has failed before is still known"
+    assert worker.queue.refund([retried(message)]) == 0
     assert [each.id for each in worker.claim()] == [message.id]
 
 
@@ -335,7 +339,7 @@ def test_no_attempt_is_given_back_of_a_message_that_somebody_claimed_since(
     worker.settle((message, OutcomeKind.RETRY), delay=1)
     clock.pass_by(2)
     [again] = other.claim()
-    assert worker.queue.refund([message]) == 0
+    assert worker.queue.refund([retried(message)]) == 0
     assert other.deliver([again]).lost == []
 
 

@@ -1,8 +1,13 @@
-"""A circuit breaker: stops sending to a host that is down, and finds out cheaply when it is back.
+"""A circuit breaker: stops sending where nobody is served, and finds out cheaply when that is over.
 
-CLOSED --(threshold failures in a row, or trip)--> OPEN --(pause over)--> HALF_OPEN --(success)--> CLOSED
-                                                     ^                        |
-                                                     +------(failure, pause doubled)
+CLOSED --(evidence, see below)--> OPEN --(pause over)--> HALF_OPEN --(success)--> CLOSED, a few messages at first
+                                    ^                       |
+                                    +----(failure, pause doubled)
+
+Evidence comes in two kinds, because a message that always fails must never stop the others:
+- what no message can cause (no connection, no access token): so many failures in a row, or one that speaks for all;
+- what an outage would explain, and so would the message: failures of three groups, none of which had failed before
+  others were served, as many failures as requests are under way, and no success between.
 """
 
 from __future__ import annotations
@@ -12,12 +17,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-#: Host failures in a row that open a breaker, and its pauses between probes, seconds: first, and at most.
-THRESHOLD = 5
+#: Failed connections in a row that open a breaker, and groups that must have failed.
+UNREACHABLE_IN_A_ROW = 5
+GROUPS = 3
+#: Pauses between probes, seconds: first, and at most.
 FIRST_PAUSE_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 300.0
 #: What `next_opening_seconds` says while a probe is under way: nobody knows, and its result wakes the loop anyway.
 PROBING_SECONDS = 1.0
+#: Messages that may be claimed at once after an outage or a pause: doubled by each success, up to the point where the
+#: limit is lifted. What waited must not fall all at once on a host that has just come back.
+FIRST_WINDOW = 2
+WIDEST_WINDOW = 128
 
 
 class BreakerState(Enum):
@@ -31,55 +42,65 @@ class Permit(Enum):
     """What a message gets on its way in, and shows again with its result."""
 
     NORMAL = "normal"
-    #: The one message that tries whether the host is back
+    #: The one message that tries whether others are served again
     PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
-    """`since`: on the breaker's clock, seconds. `next_probe_in`: seconds, None when closed or a probe is under way."""
+    """`since`: on the breaker's clock, seconds. `next_probe_in`: seconds, None when closed or a probe is under way.
+
+    `why`: the last failure while it is not closed, for people; "" when it is.
+    """
 
     state: BreakerState
     since: float
     next_probe_in: float | None
-    failures_in_a_row: int
+    why: str
 
 
 class CircuitBreaker:
-    """One host's. Thread-safe; `clock`: monotonic seconds."""
+    """One host's, or one path's. Thread-safe; `clock`: monotonic seconds.
+
+    Each permit that `admit` gives ends with one of the methods below it.
+    """
 
     def __init__(
         self,
         *,
         clock: Callable[[], float],
-        threshold: int = THRESHOLD,
         first_pause_seconds: float = FIRST_PAUSE_SECONDS,
         max_pause_seconds: float = MAX_PAUSE_SECONDS,
     ) -> None:
         self._clock = clock
-        self._threshold = threshold
         self._first_pause = first_pause_seconds
         self._max_pause = max_pause_seconds
         self._lock = threading.Lock()
+        self._under_way = 0
+        self._unreachable = 0
+        #: Failures since the last success, and the groups among them that had no failure on record
         self._failures = 0
+        self._groups: set[str] = set()
         self._open = False
+        self._why = ""
         self._pause = first_pause_seconds
         self._probe_at = 0.0
         self._probing = False
+        self._window: int | None = None
         self._since = clock()
 
     @property
     def is_open(self) -> bool:
-        """Open or half-open: the host is taken to be down."""
+        """Open or half-open: nobody is taken to be served."""
         return self._open
 
     def allowance(self) -> int | None:
-        """How many messages may be claimed for this host: None as many as one likes, 1 a probe, 0."""
-        if not self._open:
+        """How many messages may be in hand: None as many as one likes; a few after an outage; 1 a probe; 0."""
+        if not self._open and self._window is None:
             return None
         with self._lock:
             if not self._open:
-                return None
+                return self._window
             return 1 if self._may_probe() else 0
 
     def next_opening_seconds(self) -> float:
@@ -89,58 +110,73 @@ class CircuitBreaker:
                 return 0.0
             return PROBING_SECONDS if self._probing else self._probe_at - self._clock()
 
+    def narrow(self) -> None:
+        """After a pause that was asked for, a few messages go first."""
+        with self._lock:
+            self._window = FIRST_WINDOW
+
     def admit(self) -> Permit | None:
         """Takes a permit, whose result must be told by one of the methods below; None: do not send."""
-        if not self._open:  # read without the lock: a message that slips through only fails a moment later
-            return Permit.NORMAL
         with self._lock:
-            if not self._open:
-                return Permit.NORMAL
-            if not self._may_probe():
-                return None
-            self._probing = True
-            return Permit.PROBE
+            permit = Permit.NORMAL
+            if self._open:
+                if not self._may_probe():
+                    return None
+                self._probing = True
+                permit = Permit.PROBE
+            self._under_way += 1
+            return permit
 
     def record_success(self) -> bool:
-        """The host answered, whatever it thinks of the message. True when that has just closed the breaker."""
-        if not self._open and self._failures == 0:
-            return False
+        """Somebody was served. True when that has just closed the breaker."""
         with self._lock:
-            self._failures = 0
+            self._under_way -= 1
+            self._unreachable = self._failures = 0
+            self._groups.clear()
+            if self._window is not None:
+                self._window = self._window * 2 if self._window < WIDEST_WINDOW else None
             if not self._open:
                 return False
             self._open = self._probing = False
+            self._why = ""
             self._pause = self._first_pause
+            self._window = FIRST_WINDOW
             self._since = self._clock()
             return True
 
-    def record_failure(self, permit: Permit) -> bool:
-        """The host failed. True when that has just opened the breaker: those before were of the outage too.
+    def record_failure(self, permit: Permit, why: str, *, group: str | None) -> bool:
+        """A message failed in a way that may be its own. True when that has just opened the breaker.
 
-        The probe's failure doubles the pause; that of a message already under way when the breaker opened does not.
+        `group`: None for one that has failed before while others were served. The probe's failure doubles the pause;
+        that of a message already under way when the breaker opened does not.
         """
         with self._lock:
+            self._unreachable = 0
             self._failures += 1
-            if not self._open:
-                return self._failures >= self._threshold and self._open_now()
-            if permit is Permit.PROBE:
-                self._pause_again()
-            return False
+            if group is not None and len(self._groups) < GROUPS:
+                self._groups.add(group)
+            enough = len(self._groups) >= GROUPS and self._failures >= self._under_way
+            return self._failed(permit, why, enough=enough)
 
-    def trip(self, permit: Permit) -> bool:
-        """Opens at once: no message could be sent, whichever it is. True when it was closed."""
+    def record_unreachable(self, permit: Permit, why: str, *, for_all: bool) -> bool:
+        """The host is not there, whatever the message. True when that has just opened the breaker.
+
+        `for_all`: once is enough, no message could have been sent.
+        """
         with self._lock:
-            self._failures += 1
-            if not self._open:
-                return self._open_now()
-            if permit is Permit.PROBE:
-                self._pause_again()
-            return False
+            self._unreachable += 1
+            return self._failed(permit, why, enough=for_all or self._unreachable >= UNREACHABLE_IN_A_ROW)
+
+    def learn_nothing(self, permit: Permit, why: str) -> None:
+        """The message did not get as far as here: a probe is over, and the next one waits as after a failure."""
+        with self._lock:
+            self._failed(permit, why, enough=False)
 
     def give_back(self, permit: Permit) -> None:
-        """The message was not sent after all, or its answer says nothing about the host."""
-        if permit is Permit.PROBE:
-            with self._lock:
+        """The message was not sent after all, or its answer says nothing about others."""
+        with self._lock:
+            self._under_way -= 1
+            if permit is Permit.PROBE:
                 self._probing = False
 
     def status(self) -> BreakerStatus:
@@ -154,21 +190,27 @@ class CircuitBreaker:
                 state=state,
                 since=self._since,
                 next_probe_in=max(0.0, self._probe_at - now) if self._open and not self._probing else None,
-                failures_in_a_row=self._failures,
+                why=self._why,
             )
 
     def _may_probe(self) -> bool:
         return not self._probing and self._clock() >= self._probe_at
 
-    def _open_now(self) -> bool:
+    def _failed(self, permit: Permit, why: str, *, enough: bool) -> bool:
+        self._under_way -= 1
+        if self._open:
+            if permit is Permit.PROBE:
+                self._why = why
+                self._probing = False
+                self._pause = min(self._pause * 2, self._max_pause)
+                self._probe_at = self._clock() + self._pause
+            return False
+        if not enough:
+            return False
         self._open = True
+        self._why = why
         self._probing = False
         self._pause = self._first_pause
         self._since = self._clock()
         self._probe_at = self._since + self._pause
         return True
-
-    def _pause_again(self) -> None:
-        self._probing = False
-        self._pause = min(self._pause * 2, self._max_pause)
-        self._probe_at = self._clock() + self._pause

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 #: Pauses after 429 without Retry-After, seconds: the first, doubled each time, and the longest.
 FIRST_PAUSE_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 300.0
+#: How often a group is answered 429 while others are served until that costs an attempt, and how many groups are known.
+REFUSALS_AN_ATTEMPT = 3
+REFUSED_KEPT = 1000
 
 
 class TokenBucket:
@@ -44,38 +48,67 @@ class TokenBucket:
         return False
 
 
+class Pause(NamedTuple):
+    """What a 429 means. `seconds`: for which the path is left alone, 0 where only the message's own group is meant;
+    `times`: how often in all the group was answered so while others were served."""
+
+    seconds: float
+    times: int
+
+
 class Throttle:
-    """The pause that a host asked for (429). `clock`: monotonic seconds."""
+    """The pauses that were asked for on one path (429). `clock`: monotonic seconds. Thread-safe.
+
+    A message that is always answered 429 must not stop the others: a group that is answered so again after others were
+    served has only itself to blame; and one group alone is believed for no more than MAX_PAUSE_SECONDS.
+    """
 
     def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._lock = threading.Lock()
         self._until = 0.0
         self._next_pause = FIRST_PAUSE_SECONDS
+        #: Groups that were answered 429: when last, and how often while others were served; the oldest first
+        self._refused: dict[str, tuple[float, int]] = {}
+        #: Those since the last success
+        self._asking: set[str] = set()
 
-    def pause(self, retry_after_seconds: float | None) -> float:
-        """Leaves the host alone for so long, or for a growing while when it did not say; returns the pause's seconds.
+    def refused(self, group: str, retry_after_seconds: float | None, *, others_served_at: float | None) -> Pause:
+        """A message of this group was answered 429. `others_served_at`: when another group's last success was sent.
 
-        Of several pauses at once the longest holds; they are one event, so the while grows once.
+        Of several pauses at once the longest holds; they are one event, so the growing while grows once.
         """
         with self._lock:
             now = self._clock()
+            before, times = self._refused.pop(group, (None, 0))
+            own = before is not None and others_served_at is not None and others_served_at > before
+            times += int(own or before is None)
+            self._refused[group] = (now, times % REFUSALS_AN_ATTEMPT)
+            if len(self._refused) > REFUSED_KEPT:
+                del self._refused[next(iter(self._refused))]
+            if own:
+                return Pause(0.0, times)
+            self._asking.add(group)
             if retry_after_seconds is None:
                 if now < self._until:
-                    return self._until - now
+                    return Pause(self._until - now, times)
                 retry_after_seconds = self._next_pause
                 self._next_pause = min(self._next_pause * 2, MAX_PAUSE_SECONDS)
+            elif len(self._asking) == 1:
+                retry_after_seconds = min(retry_after_seconds, MAX_PAUSE_SECONDS)
             self._until = max(self._until, now + retry_after_seconds)
-            return self._until - now
+            return Pause(self._until - now, times)
 
     def remaining_seconds(self) -> float:
-        """0 when the host may be asked."""
+        """0 when the path may be asked."""
         if self._until == 0.0:
             return 0.0
         return max(0.0, self._until - self._clock())
 
-    def relax(self) -> None:
-        """The host took a request: the next pause is a short one again."""
-        if self._next_pause != FIRST_PAUSE_SECONDS:
+    def relax(self, group: str) -> None:
+        """A message of this group was served: the next pause is a short one again."""
+        if self._refused or self._asking or self._next_pause != FIRST_PAUSE_SECONDS:
             with self._lock:
                 self._next_pause = FIRST_PAUSE_SECONDS
+                self._asking.clear()
+                self._refused.pop(group, None)

@@ -98,8 +98,12 @@ def record(
     outcome: Outcome,
     worker_id: str,
     claim: int,
+    unwitnessed: bool = False,
 ) -> None:
-    """Counts one failed attempt of a message, with its reason, in the caller's transaction."""
+    """Counts one failed attempt of a message, with its reason, in the caller's transaction.
+
+    `unwitnessed`: nothing shows that others were served.
+    """
     attempt = {
         "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
         "reason": outcome.reason,
@@ -117,6 +121,7 @@ def record(
         reason=outcome.reason[:64],
         http_status=outcome.http_status,
         detail=outcome.detail[:1000],
+        unwitnessed=int(unwitnessed),
         history=json.dumps(attempt),
     )
 

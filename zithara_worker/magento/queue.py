@@ -348,6 +348,13 @@ class MessageQueue:
         else:
             self._line.free(message.group_key)
 
-    def refund(self, messages: Iterable[Message]) -> int:
+    def refund(self, settlements: Iterable[Settlement]) -> int:
         """Gives back attempts that turned out to be the beginning of an outage; see `Settle.refund`."""
-        return self._settle.refund(messages)
+        refunded = self._settle.refund(settlements)
+        self._due = self._due or refunded > 0
+        return refunded
+
+    def wake(self, messages: Iterable[Message]) -> None:
+        """Makes these messages due, which wait for their retry; see `Settle.wake`."""
+        self._settle.wake(messages)
+        self._due = True

@@ -21,11 +21,15 @@ from zithara_worker.messages import Message, Outcome, OutcomeKind
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What shall be written of one claimed message. `delay_seconds`: until its group may be claimed again."""
+    """What shall be written of one claimed message. `delay_seconds`: until its group may be claimed again.
+
+    `unwitnessed`: a failed attempt that does not count, since nothing shows that others were served.
+    """
 
     message: Message
     outcome: Outcome
     delay_seconds: float = 0.0
+    unwitnessed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +243,7 @@ class Settle:
                 group_key=each.message.group_key,
                 topic=each.message.topic,
                 outcome=each.outcome,
+                unwitnessed=each.unwitnessed,
             )
         again = [each.message.id for each in complete if _has_history(each.message)]
         if again or superseded:
@@ -268,27 +273,38 @@ class Settle:
         if waiting:
             self._database.insert_rows("failed_wake", waiting)
 
-    def refund(self, messages: Iterable[Message]) -> int:
-        """Gives back the attempt of messages that were settled RETRY just before their host was known to be down.
+    def refund(self, settlements: Iterable[Settlement]) -> int:
+        """Gives back the attempts of messages that were settled RETRY just before their path was known to serve nobody.
 
         Each must be as it was settled: still RETRY_REQUIRED, one trial above its claim, its group unclaimed.
-        How many were.
+        How many were. What was recorded of the failure stays: it tells that the message has failed before.
         """
-        return self._database.again_on_contention(lambda: self._refund(list(messages)))
+        return self._database.again_on_contention(lambda: self._refund(list(settlements)))
 
-    def _refund(self, messages: Sequence[Message]) -> int:
-        refunded = 0
+    def _refund(self, settlements: Sequence[Settlement]) -> int:
+        refunded = []
         with self._database.transaction():
-            for message in messages:
-                if not self._database.execute("refund", id=message.id, number_of_trials=message.number_of_trials + 1):
-                    continue
-                refunded += 1
-                self._database.execute(
-                    "refund_group", queue_id=self._queue_id, group_key=message.group_key, id=message.id
-                )
-                self._database.execute("refund_failure", id=message.id)
-                self._database.execute("refund_failure_gone", id=message.id)
-        return refunded
+            for each in settlements:
+                message = each.message
+                if self._database.execute("refund", id=message.id, number_of_trials=message.number_of_trials + 1):
+                    refunded.append(message)
+                    self._database.execute("refund_failure", id=message.id, unwitnessed=int(each.unwitnessed))
+            self._wake(refunded)
+        return len(refunded)
+
+    def wake(self, messages: Iterable[Message]) -> None:
+        """Lets groups that wait for the retry of these messages be claimed at once."""
+        woken = list(messages)
+        self._database.again_on_contention(lambda: self._wake(woken))
+
+    def _wake(self, messages: Sequence[Message]) -> None:
+        if messages:
+            self._database.execute(
+                "group_wake",
+                queue_id=self._queue_id,
+                group_keys=sorted(message.group_key for message in messages),
+                ids=[message.id for message in messages],
+            )
 
 
 def hands_over(settlement: Settlement) -> bool:

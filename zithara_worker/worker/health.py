@@ -44,7 +44,8 @@ def judge(
     vitals: Vitals | None,
     now: float,
     *,
-    breakers: Mapping[str, str],
+    shut: Mapping[str, str],
+    serves_none: bool = False,
     stopping: bool,
     audit_problem: str | None,
     configuration_problem: str | None = None,
@@ -52,7 +53,8 @@ def judge(
 ) -> Health:
     """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
 
-    `breakers`: target -> state. `audit_problem`: why no audit line can be written, where one must.
+    `shut`: host or path that is taken to serve nobody -> why; `serves_none`: no topic can be sent.
+    `audit_problem`: why no audit line can be written, where one must.
     `configuration_problem`: why a changed configuration cannot be used.
     """
     reasons: list[str] = []
@@ -81,9 +83,10 @@ def judge(
         )
     if audit_problem is not None:
         reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
-    shut = sorted(target for target, state in breakers.items() if state != "closed")
-    told = [f"{target} is taken to be down: probes find out when it is back" for target in shut]
-    if shut and len(shut) == len(breakers):
+    told = [
+        f"{gate} is taken to be down ({why}): probes find out when it is back" for gate, why in sorted(shut.items())
+    ]
+    if serves_none:
         reasons += told
     else:
         notes += told

@@ -28,7 +28,6 @@ from zithara_worker.messages import (
     Rejection,
     Request,
     Skip,
-    Target,
 )
 from zithara_worker.processors.reasons import UNKNOWN_CONFIG_ID
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
@@ -70,8 +69,10 @@ class Pool(Protocol):
 class Gate(Protocol):
     """What may be sent now, as the loop needs it."""
 
-    def allowance(self, target: Target) -> int | None: ...
-    def is_open(self, target: Target) -> bool: ...
+    def allowance(self, gate: str) -> int | None: ...
+    def is_open(self, gate: str) -> bool: ...
+    def served_since(self, gate: str, since: float) -> bool: ...
+    def served_others_since(self, gate: str, group: str, failed_at: float) -> bool: ...
     def shutdown(self) -> None: ...
 
 
@@ -135,10 +136,10 @@ class Vitals:
 
 @dataclass(slots=True)
 class _Lane:
-    """One queue in the loop, and what it sends to."""
+    """One queue in the loop, and the gates that its messages pass: the host's, then their path's."""
 
     queue: MessageQueue
-    target: Target
+    gates: tuple[str, ...]
 
 
 class Loop:
@@ -147,7 +148,7 @@ class Loop:
     def __init__(
         self,
         *,
-        queues: Sequence[tuple[MessageQueue, Target]],
+        queues: Sequence[tuple[MessageQueue, tuple[str, ...]]],
         duties: Duties,
         reload: Reload,
         held: Held,
@@ -171,7 +172,7 @@ class Loop:
         observer: Observer | None = None,
         sign: Sign | None = None,
     ) -> None:
-        self._lanes = {queue.queue_id: _Lane(queue, target) for queue, target in queues}
+        self._lanes = {queue.queue_id: _Lane(queue, gates) for queue, gates in queues}
         self._duties = duties
         self._reload = reload
         self._renewal = renewal
@@ -191,11 +192,12 @@ class Loop:
         self._turned_at = monotonic()
 
         self._outcomes = Outcomes(
-            queues={queue.queue_id: (queue, target) for queue, target in queues},
+            queues=[(queue, gates[-1]) for queue, gates in queues],
             outages=gate,
             delay_before=delay_before,
             attempt_limit=attempt_limit,
             stats=stats,
+            monotonic=monotonic,
             on_settled=on_settled,
         )
         self._held = held
@@ -395,14 +397,14 @@ class Loop:
             self._unsettled += decided
             self._observer.decided(decided)
         if not self._unsettled:
-            self._outcomes.refund(self._held)
+            self._outcomes.catch_up(self._held)
             return
         by_queue: dict[int, list[Settlement]] = {}
         for each in self._unsettled:
             by_queue.setdefault(each.message.queue_id, []).append(each)
         for queue_id, settlements in by_queue.items():
             self._write(self._lanes[queue_id], settlements)
-        self._outcomes.refund(self._held)
+        self._outcomes.catch_up(self._held)
 
     def _write(self, lane: _Lane, settlements: Sequence[Settlement]) -> None:
         """Writes a batch; one that cannot be written for one message's sake is written message by message."""
@@ -488,12 +490,11 @@ class Loop:
         room = min(room, self._batch_size)
         if len(self._held) >= self._concurrency and room < (self._batch_size + 1) // 2:
             return 0
-        allowance = self._gate.allowance(lane.target)
-        if allowance is not None:
-            room = min(
-                room,
-                allowance - self._held.count([id for id, each in self._lanes.items() if each.target is lane.target]),
-            )
+        for gate in lane.gates:
+            allowance = self._gate.allowance(gate)
+            if allowance is not None:
+                sharing = [id for id, each in self._lanes.items() if gate in each.gates]
+                room = min(room, allowance - self._held.count(sharing))
         if self._limits.max_messages is not None:
             room = min(room, self._limits.max_messages - self._settled_count - len(self._held))
         return room

@@ -1,0 +1,359 @@
+"""Outages against poison messages: courier, breakers and outcomes together, through simulated days.
+
+The queue is a stand-in in memory that keeps the order of the real one (`test_the_stand_in_keeps_the_order_of_the_queue`
+runs both); time passes only when a rule says so. After each step both guarantees are checked:
+- while nobody is served, no message that could be delivered ends in ERROR;
+- a message that always fails neither holds up the others nor lives for ever.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from zithara_worker.app import GATES
+from zithara_worker.delivery.backoff import RetryPolicy, delay_before
+from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
+from zithara_worker.delivery.courier import Courier
+from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.messages import (
+    TOPIC_CART,
+    TOPIC_CUSTOMER,
+    TOPIC_ORDER,
+    TOPIC_WEBHOOK,
+    TOPICS,
+    Evidence,
+    Lease,
+    Message,
+    Outcome,
+    OutcomeKind,
+    Request,
+    Target,
+)
+from zithara_worker.worker.outcomes import Outcomes
+from zithara_worker.worker.stats import Stats
+
+MINUTE, HOUR = 60.0, 3600.0
+#: A healthy message whose path serves is delivered within so long: two probes at their slowest, and some.
+PATIENCE = 15 * MINUTE
+
+REQUESTS = {
+    TOPIC_ORDER: Request(target=Target.API, method="POST", path="/order", json={}),
+    TOPIC_CUSTOMER: Request(target=Target.API, method="POST", path="/customer", json={}),
+    TOPIC_CART: Request(target=Target.API, method="POST", path="/cart", json={}),
+    TOPIC_WEBHOOK: Request(target=Target.WEBHOOK, method="POST", path="https://h.example/", json={}, idempotent=False),
+}
+
+
+def failure(reason: str, status: int | None = None) -> Outcome:
+    return Outcome(kind=OutcomeKind.RETRY, reason=reason, http_status=status, evidence=Evidence.PATH)
+
+
+SERVED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200, evidence=Evidence.SERVED)
+ANSWERS = {
+    "403": failure("http_403", 403),
+    "500": failure("http_500", 500),
+    "502 page": failure("http_502", 502),
+    "302": failure("http_302", 302),
+    "timeout": failure("timeout"),
+    "429": Outcome(
+        kind=OutcomeKind.RELEASED, reason="throttled", http_status=429, retry_after_seconds=20, evidence=Evidence.NONE
+    ),
+    "no connection": Outcome(kind=OutcomeKind.RETRY, reason="connect_error", evidence=Evidence.HOST),
+    "no token": Outcome(kind=OutcomeKind.RELEASED, reason="token_unavailable", evidence=Evidence.HOST),
+}
+OWN_FAULTS = ("403", "500", "502 page", "timeout", "429")
+PATH_FAULTS = ("403", "500", "302", "timeout")
+HOST_FAULTS = (*PATH_FAULTS, "no connection", "no token")
+
+
+@dataclass
+class Row:
+    """A message on the queue, with what the tables know of it."""
+
+    number: int
+    topic: str
+    group: str
+    fault: str | None
+    published_at: float
+    status: str = "pending"
+    trials: int = 0
+    attempts: int = 0
+    unwitnessed: int = 0
+    failed_at: float | None = None
+    #: None: its group is free; else from when it may be claimed
+    not_before: float | None = None
+    held: bool = False
+
+
+class MemoryQueue:
+    """What Outcomes and a loop need of `MessageQueue`, with the same order of candidates."""
+
+    def __init__(self, queue_id: int, topic: str, clock: Callable[[], float]) -> None:
+        self.queue_id, self.name, self.topic, self._clock = queue_id, f"queue of {topic}", topic, clock
+        self.rows: list[Row] = []
+
+    def claim(self, limit: int, *, fresh_first: bool = False) -> list[Message]:
+        heads: dict[str, Row] = {}
+        for row in self.rows:
+            if row.status == "pending":
+                heads.setdefault(row.group, row)
+        free = [row for row in heads.values() if not row.held]
+        fresh = [row for row in free if row.not_before is None]
+        due = sorted(
+            (row for row in free if row.not_before is not None and row.not_before <= self._clock()),
+            key=lambda row: (row.not_before or 0.0, row.group),
+        )
+        taken = (fresh if fresh_first and fresh else due + fresh)[:limit]
+        for row in taken:
+            row.held = True
+        return [self._message(row) for row in taken]
+
+    def _message(self, row: Row) -> Message:
+        return Message(
+            id=row.number,
+            message_id=row.number,
+            queue_id=self.queue_id,
+            queue_name=self.name,
+            topic=self.topic,
+            group_key=row.group,
+            number_of_trials=row.trials,
+            claim=1,
+            attempts=row.attempts,
+            unwitnessed=row.unwitnessed,
+            failed_at=row.failed_at,
+            status_before=2,
+            updated_at_before="2026-11-24 12:00:00",
+            lease=Lease(float("inf")),
+        )
+
+    def settle(self, settlements: Sequence[Settlement]) -> Settled:
+        for each in settlements:
+            row, kind = self._row(each.message), each.outcome.kind
+            row.held = False
+            if kind is OutcomeKind.RETRY:
+                row.trials += 1
+                row.attempts += 1
+                row.unwitnessed += each.unwitnessed
+                row.failed_at = self._clock()
+            if kind in (OutcomeKind.RETRY, OutcomeKind.RELEASED):
+                row.not_before = self._clock() + each.delay_seconds
+            else:
+                row.status = "delivered" if kind is OutcomeKind.DELIVERED else "error"
+        return Settled(done=list(settlements))
+
+    def refund(self, settlements: Iterable[Settlement]) -> int:
+        count = 0
+        for each in settlements:
+            row = self._row(each.message)
+            if row.trials == each.message.number_of_trials + 1 and not row.held and row.status == "pending":
+                row.trials -= 1
+                row.attempts -= 1
+                row.unwitnessed -= each.unwitnessed
+                row.not_before = self._clock()
+                count += 1
+        return count
+
+    def wake(self, messages: Iterable[Message]) -> None:
+        for message in messages:
+            row = self._row(message)
+            if not row.held and row.not_before is not None:
+                row.not_before = min(row.not_before, self._clock())
+
+    def _row(self, message: Message) -> Row:
+        return self.rows[message.id]
+
+
+class World:
+    """One process for some topics, and what it talks to."""
+
+    def __init__(self, topics: Sequence[str], *, limit: int, concurrency: int = 4) -> None:
+        self.now = 1_000.0
+        self.faults: dict[str, str] = {}
+        self.sent = 0
+        self._concurrency = concurrency
+        self._numbers = itertools.count()
+        self.queues = [MemoryQueue(number, topic, lambda: self.now) for number, topic in enumerate(topics)]
+        stopping = threading.Event()
+        self.courier = Courier(
+            api=self,
+            bucket=TokenBucket(rate=0, burst=1, clock=lambda: self.now, wait=stopping.wait),
+            stopping=stopping,
+            clock=lambda: self.now,
+            gates={gate for topic in topics for gate in GATES[topic]},
+        )
+        policy = RetryPolicy(limit=limit)
+        self.outcomes = Outcomes(
+            queues=[(queue, GATES[queue.topic][-1]) for queue in self.queues],  # type: ignore[misc]
+            outages=self.courier,
+            delay_before=lambda attempt: delay_before(attempt, policy, 0.0),
+            attempt_limit=limit,
+            stats=Stats(lambda: 0.0),
+            monotonic=lambda: self.now,
+            on_settled=lambda _: None,
+        )
+        self._fresh_first = dict.fromkeys(topics, True)
+        self._being_sent: Row | None = None
+
+    def publish(self, topic: str, *, fault: str | None = None, group: str | None = None) -> Row:
+        queue = next(queue for queue in self.queues if queue.topic == topic)
+        number = len(queue.rows)
+        row = Row(number, topic, group or f"group:{next(self._numbers)}", fault, self.now)
+        queue.rows.append(row)
+        return row
+
+    def send(self, request: Request, message: str, **_: Any) -> Outcome:
+        """The API, the webhook's receiver and what is between."""
+        assert self._being_sent is not None
+        self.sent += 1
+        self.now += 0.001
+        gates = GATES[self._being_sent.topic]
+        fault = next((self.faults[gate] for gate in gates if gate in self.faults), self._being_sent.fault)
+        return ANSWERS[fault] if fault else SERVED
+
+    def pass_time(self, seconds: float) -> None:
+        """Works while there is something to do, and lets time pass up to what comes next."""
+        until = self.now + seconds
+        while True:
+            for _ in range(100_000):
+                if sum(self._turn(queue) for queue in self.queues) == 0:
+                    break
+            else:
+                raise AssertionError("the worker never rests")
+            if self.now >= until:
+                return
+            self.now = min([until, *self._next_events()])
+
+    def _next_events(self) -> list[float]:
+        events = [row.not_before for queue in self.queues for row in queue.rows if row.status == "pending"]
+        openings = [self.courier.next_opening_seconds(gate) for queue in self.queues for gate in GATES[queue.topic]]
+        return [
+            moment + 0.001
+            for moment in [*(each for each in events if each), *(self.now + each for each in openings if each > 0)]
+            if moment > self.now
+        ]
+
+    def _turn(self, queue: MemoryQueue) -> bool:
+        """One turn of the loop for one queue; whether it sent anything."""
+        room, limited = self._concurrency, False
+        for gate in GATES[queue.topic]:
+            allowance = self.courier.allowance(gate)
+            limited = limited or allowance is not None
+            room = room if allowance is None else min(room, allowance)
+        before = self.sent
+        claimed = queue.claim(room, fresh_first=limited and self._fresh_first[queue.topic]) if room else []
+        if limited and claimed:
+            self._fresh_first[queue.topic] = not self._fresh_first[queue.topic]
+        results = []
+        for message in claimed:
+            self._being_sent = queue.rows[message.id]
+            results.append((message, self.courier.deliver(message, REQUESTS[queue.topic])))
+        settled = queue.settle([self.outcomes.settlement(message, outcome) for message, outcome in results])
+        self.outcomes.settled(queue.queue_id, settled)
+        self.outcomes.catch_up(())
+        return self.sent > before
+
+    def rows(self, *, poison: bool) -> list[Row]:
+        return [row for queue in self.queues for row in queue.rows if (row.fault is not None) is poison]
+
+    def is_down(self, topic: str) -> bool:
+        return any(gate in self.faults for gate in GATES[topic])
+
+
+class Outages(RuleBasedStateMachine):
+    @initialize(topics=st.sampled_from([TOPICS, (TOPIC_ORDER,), (TOPIC_WEBHOOK,)]), limit=st.sampled_from([1, 8]))
+    def begin(self, topics: tuple[str, ...], limit: int) -> None:
+        self.limit = limit
+        self.world = World(topics, limit=limit)
+        #: Topic -> since when its path serves
+        self.up_since = dict.fromkeys(topics, self.world.now)
+
+    def _topic(self, number: int) -> str:
+        return self.world.queues[number % len(self.world.queues)].topic
+
+    @rule(number=st.integers(0, 3), count=st.sampled_from([1, 1, 2, 30]))
+    def customers_buy(self, number: int, count: int) -> None:
+        for _ in range(count):
+            self.world.publish(self._topic(number))
+
+    @rule(number=st.integers(0, 3), fault=st.sampled_from(OWN_FAULTS), count=st.sampled_from([1, 1, 3, 5]))
+    def poison_comes(self, number: int, fault: str, count: int) -> None:
+        for _ in range(count):
+            self.world.publish(self._topic(number), fault=fault)
+
+    @precondition(lambda self: not self.world.faults)
+    @rule(number=st.integers(0, 3), fault=st.sampled_from(HOST_FAULTS))
+    def a_host_goes_down(self, number: int, fault: str) -> None:
+        self._rest()
+        self.world.faults[GATES[self._topic(number)][0]] = fault
+
+    @precondition(lambda self: not self.world.faults)
+    @rule(number=st.integers(0, 3), fault=st.sampled_from(PATH_FAULTS))
+    def a_path_goes_down(self, number: int, fault: str) -> None:
+        self._rest()
+        self.world.faults[GATES[self._topic(number)][-1]] = fault
+
+    @precondition(lambda self: self.world.faults)
+    @rule()
+    def it_serves_again(self) -> None:
+        self._rest()
+        down = [topic for topic in self.up_since if self.world.is_down(topic)]
+        self.world.faults.clear()
+        self.up_since.update(dict.fromkeys(down, self.world.now))
+
+    @rule(seconds=st.sampled_from([1.0, 20.0, 90.0, 10 * MINUTE, HOUR, 7 * HOUR]))
+    def time_passes(self, seconds: float) -> None:
+        self.world.pass_time(seconds)
+        self._check()
+
+    def _rest(self) -> None:
+        """States last for more than a minute: what serves others and stops within the minute in which a message is
+        tried, each time that it is, cannot be told from a message that always fails (docs/reliability.md)."""
+        self.world.pass_time(90.0)
+        self._check()
+
+    def _check(self) -> None:
+        now = self.world.now
+        for row in self.world.rows(poison=False):
+            assert row.status != "error", row
+            if row.status == "pending" and not self.world.is_down(row.topic):
+                # Each poison message that nobody knows yet may take a probe, and the turn of one that waits.
+                unknown = sum(each.topic == row.topic and each.attempts < 2 for each in self.world.rows(poison=True))
+                patience = PATIENCE + unknown * 2 * MAX_PAUSE_SECONDS
+                assert now - max(row.published_at, self.up_since[row.topic]) < patience, (now, row, unknown)
+
+    def teardown(self) -> None:
+        """Everything serves, and one healthy message comes each hour: enough for every poison message to end."""
+        if not hasattr(self, "world"):
+            return
+        self.world.faults.clear()
+        self.up_since = dict.fromkeys(self.up_since, self.world.now)
+        for _ in range(48 + 24 * self.limit):
+            if all(row.status == "error" for row in self.world.rows(poison=True)):
+                break
+            for queue in self.world.queues:
+                self.world.publish(queue.topic)
+            self.world.pass_time(HOUR)
+            self._check()
+        self.world.pass_time(2 * HOUR)
+        self._check()
+        assert {row.status for row in self.world.rows(poison=False)} <= {"delivered"}
+        assert {row.status for row in self.world.rows(poison=True)} <= {"error"}, self.world.rows(poison=True)
+
+
+TestOutages = Outages.TestCase
+TestOutages.settings = settings(
+    max_examples=60,
+    stateful_step_count=25,
+    deadline=None,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
