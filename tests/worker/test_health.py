@@ -83,6 +83,7 @@ def make_message() -> Callable[[int], Message]:
             topic="zithara.cart.events",
             group_key=f"cart:{number}",
             number_of_trials=0,
+            claim=1,
             status_before=2,
             updated_at_before="2026-01-01 00:00:00",
             lease=Lease(60.0),

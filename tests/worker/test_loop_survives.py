@@ -27,8 +27,8 @@ def test_a_claim_that_meets_a_defect_ends_nothing(
 ) -> None:
     claim, raised = MessageQueue.claim, threading.Event()
 
-    def fails_once(self: MessageQueue, limit: int) -> Any:
-        claimed = claim(self, limit)
+    def fails_once(self: MessageQueue, limit: int, **options: Any) -> Any:
+        claimed = claim(self, limit, **options)
         if claimed and not raised.is_set():
             raised.set()
             raise LookupError("a defect")
