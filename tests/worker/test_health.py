@@ -26,7 +26,7 @@ def health(oldest: float, allowed: float) -> Health:
         in_hand=1,
         oldest_request_seconds=oldest,
     )
-    return judge(vitals, 0.0, breakers={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
+    return judge(vitals, 0.0, shut={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
 
 
 def test_a_delivery_that_no_timeout_explains_is_no_sign_of_life() -> None:

@@ -215,7 +215,7 @@ def vitals(**changes: Any) -> Vitals:
 
 
 def test_working_worker_is_live_and_ready() -> None:
-    health = judge(vitals(), 1001.0, breakers={"api": "closed"}, stopping=False, audit_problem=None)
+    health = judge(vitals(), 1001.0, shut={}, stopping=False, audit_problem=None)
     assert health.as_json() == {"live": True, "ready": True, "reasons": [], "notes": []}
 
 
@@ -226,31 +226,31 @@ def test_working_worker_is_live_and_ready() -> None:
         ({"consumable": False}, {}, "switched Zithara off"),
         ({}, {"stopping": True}, "stopping"),
         ({}, {"audit_problem": "No space left on device"}, r"audit file cannot be written \(No space left"),
-        ({}, {"breakers": {"api": "open"}}, "api is taken to be down"),
+        ({}, {"shut": {"api": "HTTP 503"}, "serves_none": True}, r"api is taken to be down \(HTTP 503\)"),
     ],
 )
 def test_worker_that_cannot_deliver_is_live_but_not_ready(
     changes: dict[str, Any], facts: dict[str, Any], reason: str
 ) -> None:
-    given: dict[str, Any] = {"breakers": {"api": "closed"}, "stopping": False, "audit_problem": None, **facts}
+    given: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None, **facts}
     health = judge(vitals(**changes), 1001.0, **given)
     assert health.live and not health.ready
     assert len(health.reasons) == 1 and re.search(reason, health.reasons[0])
 
 
 def test_one_host_of_two_being_down_is_only_a_note() -> None:
-    breakers = {"api": "closed", "webhook": "half-open"}
-    health = judge(vitals(paused=(CART,)), 1001.0, breakers=breakers, stopping=False, audit_problem=None)
+    shut = {"webhook": "no connection"}
+    health = judge(vitals(paused=(CART,)), 1001.0, shut=shut, stopping=False, audit_problem=None)
     assert health.ready and len(health.notes) == 2 and "resume" in health.notes[1]
 
 
 def test_loop_that_does_not_turn_is_not_live() -> None:
-    facts: dict[str, Any] = {"breakers": {}, "stopping": False, "audit_problem": None}
+    facts: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None}
     assert judge(vitals(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
     stuck = judge(vitals(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
     assert not stuck.live and not stuck.ready and "restart" in stuck.reasons[0]
 
 
 def test_worker_that_has_not_reached_the_database_yet_is_live() -> None:
-    health = judge(None, 1000.0, breakers={}, stopping=False, audit_problem=None)
+    health = judge(None, 1000.0, shut={}, stopping=False, audit_problem=None)
     assert health.live and not health.ready and "database" in health.reasons[0]
