@@ -1,12 +1,14 @@
 """The protocol as a state machine: whatever the order of the steps, nothing is lost and no group runs backwards.
 
 Real MariaDB, real statements, one step at a time: publishers (also in long transactions), three workers, PHP consumers,
-Magento's cron, an operator, and a clock that only the machine moves.
+Magento's cron, an operator with his real commands, a group whose messages the API never takes, a clock that only the
+machine moves, and a clock of the database that jumps.
 
 What order means here. Of two messages of a group, the older (by message id) has been dealt with before the newer one is
 delivered, if the older one was visible no later than the newer one. Nothing is promised
 - for messages that PHP has selected, put back or been handed by Magento's cron: PHP knows no groups;
-- for messages that an operator has retried: newer ones may have been delivered since, and he was told;
+- for messages that an operator has retried with --force;
+- for what is held while the database's clock jumps: other workers may take it for left behind;
 - for snapshots whose replacement arrived without our knowing it and was given up later.
 """
 
@@ -27,10 +29,12 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
-from support.workers import LEASE_SECONDS, Clock, StepWorker, operator_retries, settings_of
+from support.workers import LEASE_SECONDS, Clock, StepWorker, settings_of
 
 from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
+from zithara_worker.magento.failures import Failure
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.reader import LATELY_SECONDS
 from zithara_worker.magento.statuses import Status
@@ -42,7 +46,11 @@ from zithara_worker.sandbox.publisher import Published, Publisher
 from zithara_worker.sandbox.shop import Shop
 
 TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER)
-GROUPS = ("A", "B")
+#: What is sent of the last one always fails.
+GROUPS = ("A", "B", "P")
+POISON = "P"
+ATTEMPTS = 3
+JUMP_SECONDS = 70.0
 SLOTS = (0, 1, 2)
 EXAMPLES, STEPS = 25, 30
 #: Any moment that stays the same
@@ -68,6 +76,10 @@ class Fate:
     #: We have written COMPLETE, so PHP must not handle it any more
     settled: bool = False
     deleted: bool = False
+    #: We have written ERROR, with a reason
+    recorded: bool = False
+    discarded: bool = False
+    retried: bool = False
     #: Somebody without groups has had it: its place in the order is not promised any more
     excused: bool = False
 
@@ -111,6 +123,7 @@ class Protocol(RuleBasedStateMachine):
         self.shop.query("SET SESSION foreign_key_checks = 1")
         self.clock = Clock()
         self.clock.now = BEGINNING
+        self.ahead = 0.0
         self.fates: dict[int, Fate] = {}
         self.commits = 0
         self.workers_started = 0
@@ -118,16 +131,23 @@ class Protocol(RuleBasedStateMachine):
         self.checkouts: list[Checkout] = []
         self.php = {topic: PhpSide(self.shop.php_consumer(topic)) for topic in TOPICS}
         self.freed_by_cron: set[int] = set()
+        #: Claims (worker, relation id, claim) that the database's clock has put in doubt
+        self.doubtful: set[tuple[str, int, int]] = set()
+        self.operator = Database(settings_of(self.shop), clock=self._database_clock, sleep=lambda _: None)
         self._tell_the_time()
+
+    def _database_clock(self) -> float:
+        return self.clock() + self.ahead
 
     def _tell_the_time(self) -> None:
         connections = [self.shop.operator, *(side.consumer._connection for side in self.php.values())]
         connections += [checkout.publisher.publishing_connection() for checkout in self.checkouts]
         for connection in connections:
             with connection.cursor() as cursor:
-                cursor.execute("SET SESSION timestamp = %s", (self.clock(),))
+                cursor.execute("SET SESSION timestamp = %s", (self._database_clock(),))
 
     def teardown(self) -> None:
+        self.operator.close()
         for hand in self.hands.values():
             hand.database.close()
         for checkout in self.checkouts:
@@ -139,7 +159,7 @@ class Protocol(RuleBasedStateMachine):
     def _start_worker(self) -> Hand:
         self.workers_started += 1
         worker_id = f"worker-{self.workers_started}"
-        database = Database(settings_of(self.shop), clock=self.clock, sleep=lambda _: None)
+        database = Database(settings_of(self.shop), clock=self._database_clock, sleep=lambda _: None)
         held = Held(worker_id=worker_id, lease_seconds=LEASE_SECONDS, clock=self.clock)
         queues = {
             topic: StepWorker(
@@ -149,7 +169,7 @@ class Protocol(RuleBasedStateMachine):
                 topic=topic,
                 database=database,
                 held=held,
-                attempt_limit=3,
+                attempt_limit=ATTEMPTS,
                 supersedes=supersedes if topic == TOPIC_CUSTOMER else None,
             )
             for topic in TOPICS
@@ -218,6 +238,16 @@ class Protocol(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([1, 6, LEASE_SECONDS + 1]))
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_by(seconds)
+        self._tell_the_time()
+
+    @rule(seconds=st.sampled_from([JUMP_SECONDS, -JUMP_SECONDS]))
+    def the_databases_clock_jumps(self, seconds: float) -> None:
+        self.ahead += seconds
+        for hand in self.hands.values():
+            for message in hand.held.values():
+                self.doubtful.add((hand.worker_id, message.id, message.claim))
+                for id in (message.id, *(id for id, _ in message.supersedes)):
+                    self.fates[id].excused = True
         self._tell_the_time()
 
     # --- workers ---------------------------------------------------------------------------------------------------
@@ -303,6 +333,8 @@ class Protocol(RuleBasedStateMachine):
     def _outcome(self, hand: Hand, message: Message, kind: OutcomeKind, unheard: bool) -> OutcomeKind:
         if hand.queues[message.topic].rejects(message):
             return OutcomeKind.FAILED
+        if message.id in hand.sent and self.fates[message.id].group == POISON:
+            return OutcomeKind.FAILED if message.attempts + 1 >= ATTEMPTS else OutcomeKind.RETRY
         if message.id in hand.sent:
             return (OutcomeKind.RETRY if kind is OutcomeKind.SKIPPED else kind) if unheard else OutcomeKind.DELIVERED
         if message.lease.valid_until <= self.clock():
@@ -319,7 +351,11 @@ class Protocol(RuleBasedStateMachine):
         elif kind is OutcomeKind.SKIPPED:
             fate.skipped = True
         elif kind is OutcomeKind.FAILED:
-            fate.failed = True
+            fate.failed = fate.recorded = True
+            attempts = self.shop.query(
+                "SELECT attempts, reason_code FROM {prefix}zithara_delivery_failure WHERE id = %s", (message.id,)
+            )
+            assert attempts == [(message.attempts + 1, "test")], f"{fate} ended in ERROR, and of it is told {attempts}"
         if kind in (OutcomeKind.FAILED, OutcomeKind.SKIPPED) and fate.deliveries:
             for each in older:
                 each.excused = True
@@ -413,13 +449,32 @@ class Protocol(RuleBasedStateMachine):
         for id in old[:1]:
             self.fates[id].deleted = True
 
-    @rule()
-    def operator_retries_a_failed_message(self) -> None:
-        for row in self.shop.rows():
-            if row.status == Status.ERROR:
-                operator_retries(self.shop, row.relation_id)
-                self.fates[row.relation_id].excused = True
-                return
+    def _failure(self, fate: Fate) -> Failure:
+        kind = "order" if fate.topic == TOPIC_ORDER else "customer"
+        (found,) = failures.by_ids(self.operator, [fate.published.relation_id])
+        return failures.completed(found, topic=fate.topic, group_key=f"{kind}:{fate.group}")
+
+    def _given_up(self, *, discarded: bool) -> list[Fate]:
+        """What is in ERROR, and what an operator has discarded, in order."""
+        wanted = {row.relation_id for row in self.shop.rows() if row.status == Status.ERROR}
+        if discarded:
+            wanted |= {id for id, fate in self.fates.items() if fate.discarded and not fate.deleted}
+        return [self.fates[id] for id in sorted(wanted)]
+
+    @rule(last=st.booleans(), force=st.booleans())
+    def operator_retries_a_failed_message(self, last: bool, force: bool) -> None:
+        for fate in self._given_up(discarded=True)[-1 if last else 0 :][:1]:
+            done = failures.retry(self.operator, [self._failure(fate)], by="me", note="", force=force)
+            if done.retried:
+                fate.recorded = fate.discarded = False
+                fate.retried = True
+                fate.excused = fate.excused or force
+
+    @rule(last=st.booleans())
+    def operator_discards_a_failed_message(self, last: bool) -> None:
+        for fate in self._given_up(discarded=False)[-1 if last else 0 :][:1]:
+            assert failures.discard(self.operator, [self._failure(fate)], by="me", note="")
+            fate.recorded, fate.discarded = False, True
 
     # --- what must hold ------------------------------------------------------------------------------------------
 
@@ -436,11 +491,14 @@ class Protocol(RuleBasedStateMachine):
             if id < message.id and other.visible_at < mine.visible_at:
                 assert status[id] in FINAL or id in replaced, f"{mine} overtakes {other}, status {status[id]}"
             if id > message.id and mine.visible_at < other.visible_at:
-                assert not other.deliveries, f"{mine} is delivered after {other}"
+                # What the operator put before a newer one that failed goes first, and the newer one after it again.
+                passed = other.settled if mine.retried else bool(other.deliveries)
+                assert not passed, f"{mine} is delivered after {other}"
 
     @staticmethod
     def _accounted_for(fate: Fate) -> bool:
-        return bool(fate.deliveries) or fate.skipped or fate.superseded or fate.php_handled
+        delivered = bool(fate.deliveries) and fate.group != POISON
+        return delivered or fate.skipped or fate.superseded or fate.php_handled or fate.discarded
 
     @invariant()
     def nothing_is_lost(self) -> None:
@@ -451,6 +509,12 @@ class Protocol(RuleBasedStateMachine):
                 assert self._accounted_for(fate), f"{fate} is complete and nothing says why"
             if status.get(id) is Status.ERROR:
                 assert fate.failed, f"{fate} failed and nothing says why"
+
+    @invariant()
+    def what_we_gave_up_has_its_reason(self) -> None:
+        wanted = {id for id, fate in self.fates.items() if fate.recorded and not fate.deleted}
+        told = {id for (id,) in self.shop.query("SELECT id FROM {prefix}zithara_delivery_failure")}
+        assert wanted <= told, f"{[self.fates[id] for id in wanted - told]} lost their reasons"
 
     @invariant()
     def rows_in_progress_and_leases_are_the_same(self) -> None:
@@ -469,6 +533,7 @@ class Protocol(RuleBasedStateMachine):
             for hand in self.hands.values()
             for message in hand.held.values()
             if message.lease.valid_until > self.clock()
+            and (hand.worker_id, message.id, message.claim) not in self.doubtful
         ]
         assert len(live) == len(set(live)), live
 
