@@ -12,15 +12,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from chaos.account import Row, Verdict, judge, report
+from chaos.account import FINDINGS, Row, Verdict, judge, report
 from chaos.fleet import LEASE_SECONDS, Fleet, Killer
 from chaos.host import TIMEOUT_SECONDS, Host
+from chaos.operator import Operator
 from chaos.php import PhpConsumer
 from chaos.publishers import Published, PublisherThread, groups
-from chaos.world import World
+from chaos.world import Blow, Poison, World
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import interruptible
@@ -35,7 +36,12 @@ _SIZES = {
     "workers": (4, 3),
     "kills": (40, 12),
     "publishers": (3, 2),
+    "poison": (40, 9),
 }
+#: Small, so that a message can run out of it. Chance alone fails 5 in 100 requests.
+ATTEMPT_LIMIT = 6
+#: Those whose message kills workers: each of its attempts costs a lease. The others take turns.
+KILLING = 2
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,7 +69,8 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, directory: Path) -> int:
     started = time.monotonic()
-    world, published, stop = World(), Published(), threading.Event()
+    published, stop = Published(), threading.Event()
+    world = World(poison=published.poison)
     with (
         MariaDbServer() as server,
         Shop(server) as shop,
@@ -73,31 +80,38 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
         shop.configure_webhook(client_id=client_id, client_secret=client_secret)
         print(f"seed {options.seed}, {server.version}", flush=True)
         with Fleet(_config(directory, shop), host, directory, slots=options.workers) as fleet:
+            host.kill = lambda slot: fleet.workers[slot].replace()
             killer = Killer(world, fleet, server, host, seed=options.seed, blows=options.kills, stop=stop)
             publishers = _publishers(options, shop, published, killer.seconds, stop)
             php = PhpConsumer(shop, seed=options.seed)
+            operator = Operator(directory / "zithara-worker.conf", seed=options.seed)
             try:
                 for publisher in publishers:
                     publisher.start()
                 php.start()
+                operator.start()
                 killer.run()
                 for publisher in publishers:
                     publisher.join()
                 host.calm = True
+                operator.end()
                 php.end()
                 _free_what_php_held(shop)
                 left = _drained(shop, fleet, stop)
             finally:
                 stop.set()
                 php.end()
+                operator.end()
             findings = [f"publisher failed: {each.failed!r}" for each in publishers if each.failed]
             if left:
                 findings.append(f"{left} messages are not settled {DRAIN_SECONDS:g} s after the last blow")
             fleet.stop(within=30)
-            findings += fleet.died
-        verdict = judge(_rows(shop, published), world, php.held)
+            findings += [*fleet.died, *operator.findings]
+        verdict = judge(_rows(shop, published, operator.forced), world, php.held, attempt_limit=ATTEMPT_LIMIT)
         findings += _leftovers(shop)
-    print(report(verdict, killer.done))
+    killed = sum(each.blow is Blow.POISON for each in world.misfortunes)
+    print(report(verdict, {**killer.done, Blow.POISON: killed}))
+    print("operator          " + ", ".join(f"{command} {count} x" for command, count in sorted(operator.done.items())))
     print(f"time              {time.monotonic() - started:>8.0f}  s")
     for finding in findings:
         print(f"FINDING: {finding}")
@@ -105,7 +119,7 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
         _show_logs(directory, verdict)
         print(f"\nNot as promised. To play it again: scripts/chaos --seed {options.seed} (and the other options)")
         return 1
-    print("\nNothing lost, nothing out of order, every duplicate explained.")
+    print("\nNothing lost, nothing out of order, every duplicate explained, every poison in ERROR by its own attempts.")
     return 0
 
 
@@ -114,7 +128,7 @@ def _config(directory: Path, shop: Shop) -> Path:
         "database": dict(shop.worker_settings),
         "zithara": {"timeout": f"{TIMEOUT_SECONDS:g}"},
         "worker": {"lease": f"{LEASE_SECONDS:g}", "concurrency": "8", "batch_size": "40", "poll_interval": "0.2"},
-        "retry": {"limit": "60", "delay": "0.3", "factor": "1.5", "max_delay": "3"},
+        "retry": {"limit": str(ATTEMPT_LIMIT), "delay": "0.3", "factor": "1.5", "max_delay": "3"},
         "metrics": {"listen": ""},
     }
     path = directory / "zithara-worker.conf"
@@ -132,6 +146,9 @@ def _publishers(
     options: argparse.Namespace, shop: Shop, published: Published, seconds: float, stop: threading.Event
 ) -> list[PublisherThread]:
     every = groups(options.groups)
+    others = [each for each in Poison if each is not Poison.KILLS]
+    poison = [Poison.KILLS] * min(KILLING, options.poison // 5)
+    poison += [others[number % len(others)] for number in range(options.poison - len(poison))]
     return [
         PublisherThread(
             shop,
@@ -141,6 +158,7 @@ def _publishers(
             seconds=seconds,
             seed=options.seed * 1000 + number,
             stop=stop,
+            poisons=poison[number :: options.publishers],
         )
         for number in range(options.publishers)
     ]
@@ -167,8 +185,13 @@ def _drained(shop: Shop, fleet: Fleet, stop: threading.Event) -> int:
         stop.wait(0.2)
 
 
-def _rows(shop: Shop, published: Published) -> list[Row]:
-    reasons: dict[int, str] = dict(shop.query("SELECT id, reason_code FROM {prefix}zithara_delivery_failure"))
+def _rows(shop: Shop, published: Published, forced: Collection[int]) -> list[Row]:
+    told = {
+        id: {"failed": reason, "attempts": attempts, "discarded": bool(discarded), "retried": retries > 0}
+        for id, reason, attempts, discarded, retries in shop.query(
+            "SELECT id, reason_code, attempts, discarded_at IS NOT NULL, retries FROM {prefix}zithara_delivery_failure"
+        )
+    }
     return [
         Row(
             key=f"{row.queue}-{row.message_id}",
@@ -176,7 +199,9 @@ def _rows(shop: Shop, published: Published) -> list[Row]:
             group=published.groups[row.message_id].name,
             coalesced=row.topic in (TOPIC_CART, TOPIC_CUSTOMER),
             status=row.status,
-            failed=reasons.get(row.relation_id, ""),
+            committed_at=published.committed_at.get(row.message_id),
+            forced=row.message_id in forced,
+            **told.get(row.relation_id, {}),
         )
         for row in shop.rows()
     ]
@@ -191,12 +216,18 @@ def _leftovers(shop: Shop) -> list[str]:
     def count(statement: str) -> int:
         return int(shop.query(statement)[0][0])
 
+    kept = "(SELECT id FROM {prefix}zithara_delivery_failure WHERE discarded_at IS NOT NULL)"
+    failed = "(SELECT id FROM {prefix}queue_message_status WHERE status = 6)"
     found = [
         f"{left} rows are left in {table}"
-        for table in ("zithara_message_group", "zithara_delivery_failure")
-        if (left := count(f"SELECT COUNT(*) FROM {{prefix}}{table}"))
+        for table, condition in (
+            ("zithara_message_group", ""),
+            ("zithara_delivery_failure", f" WHERE discarded_at IS NULL AND id NOT IN {failed}"),
+        )
+        if (left := count(f"SELECT COUNT(*) FROM {{prefix}}{table}{condition}"))
     ]
-    complete = count("SELECT COUNT(*) FROM {prefix}queue_message_status WHERE status = 4")
+    # None comes with what an operator has discarded: it can be taken back.
+    complete = count(f"SELECT COUNT(*) FROM {{prefix}}queue_message_status WHERE status = 4 AND id NOT IN {kept}")
     locks = count("SELECT COUNT(*) FROM {prefix}queue_lock")
     if locks != complete:
         found.append(f"{locks} rows in queue_lock for {complete} complete messages: PHP could process some again")
@@ -205,7 +236,7 @@ def _leftovers(shop: Shop) -> list[str]:
 
 def _show_logs(directory: Path, verdict: Verdict) -> None:
     """What the workers said about the messages in question, and at last."""
-    wrong = [*verdict.lost, *verdict.out_of_order, *verdict.unexplained, *verdict.strangers]
+    wrong = [each for name in FINDINGS for each in getattr(verdict, name)]
     ids = {number for each in wrong[:20] for number in re.findall(r"_queue-(\d+)", each)}
     for log in sorted(directory.glob("*.log")):
         lines = log.read_text(errors="replace").splitlines()

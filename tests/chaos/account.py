@@ -8,16 +8,22 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from chaos.php import Held
-from chaos.world import Arrival, Blow, Fate, Misfortune, World
+from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World
 from zithara_worker.magento.statuses import Status
 
 #: A request may be read a little after its sender was killed: it lay in the socket.
 IN_THE_SOCKET_SECONDS = 1.0
+#: No message of a healthy group may wait longer for its first request. A lease, a stop, an outage of the database, a
+#: retry's longest delay, a breaker's first pauses and an operator's pause together stay below it; a message that stops
+#: others does not.
+STARVED_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A message as the database has it in the end. `failed`: its recorded reason, if it has one."""
+    """A message as the database has it in the end. `failed`: its recorded reason, if it has one, and its `attempts`;
+    `discarded`, `retried`, `forced` (behind newer ones too): by an operator. `committed_at`: monotonic, None where
+    nobody knows."""
 
     key: str
     message_id: int
@@ -25,6 +31,11 @@ class Row:
     coalesced: bool
     status: int
     failed: str = ""
+    attempts: int = 0
+    discarded: bool = False
+    retried: bool = False
+    forced: bool = False
+    committed_at: float | None = None
 
 
 @dataclass(slots=True)
@@ -42,13 +53,24 @@ class Verdict:
     out_of_order: list[str] = field(default_factory=list)
     unexplained: list[str] = field(default_factory=list)
     strangers: list[str] = field(default_factory=list)
+    #: Poison that did not end in ERROR by its own attempts, and has no other good end
+    unfair: list[str] = field(default_factory=list)
+    starved: list[str] = field(default_factory=list)
+    poisoned: Counter[str] = field(default_factory=Counter)
+    #: Seconds from COMMIT to the first request, of the groups without poison
+    waits: list[float] = field(default_factory=list)
 
     @property
     def good(self) -> bool:
-        return not (self.lost or self.out_of_order or self.unexplained or self.strangers)
+        return not any(getattr(self, name) for name in FINDINGS)
 
 
-def judge(rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = None) -> Verdict:
+FINDINGS = ("lost", "out_of_order", "unexplained", "strangers", "unfair", "starved")
+
+
+def judge(
+    rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = None, *, attempt_limit: int = 1
+) -> Verdict:
     """Lost: not COMPLETE at the end, or COMPLETE though the API never acted on it and nothing newer replaced it.
 
     Out of order: the API acted on a message after it had acted on a newer one of the group. Duplicates: acted on again;
@@ -56,6 +78,10 @@ def judge(rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = No
 
     `php`: what a PHP consumer of the same queue did, by message id. It processes without asking for order, so the
     groups that it had a hand in are not judged for order.
+
+    Poison ends in ERROR, with a reason, after all of `attempt_limit` attempts, or at once if the API rejects it; or an
+    operator has discarded it, or a newer snapshot has replaced it. Starved: a message of a group without poison whose
+    first request came more than STARVED_SECONDS after its COMMIT.
     """
     php = php or {}
     verdict = Verdict(messages=len(rows), arrivals=len(world.order))
@@ -66,7 +92,9 @@ def judge(rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = No
         arrivals = world.arrivals.get(row.key, ())
         acted_on = [arrival for arrival in arrivals if arrival.fate is not Fate.REFUSED]
         verdict.refused += len(arrivals) - len(acted_on)
-        if row.status != Status.COMPLETE:
+        if row.key in world.poison:
+            _judge_poison(row, world.poison[row.key], len(arrivals), newest, attempt_limit, verdict)
+        elif row.status != Status.COMPLETE:
             status = Status(row.status).name if row.status in set(Status) else row.status
             verdict.lost.append(f"{row.key} ({row.group}) is {status} {row.failed}".rstrip())
         elif acted_on:
@@ -91,9 +119,37 @@ def judge(rows: Sequence[Row], world: World, php: Mapping[int, Held] | None = No
                 verdict.duplicates[why] += 1
             else:
                 verdict.unexplained.append(f"{row.key} ({row.group}): {before} and again {again}")
+    poisoned = {row.group for row in rows if row.key in world.poison}
+    for row in rows:
+        if row.group not in poisoned and row.committed_at is not None and row.key in world.arrivals:
+            waited = world.arrivals[row.key][0].at - row.committed_at
+            verdict.waits.append(waited)
+            if waited > STARVED_SECONDS:
+                verdict.starved.append(f"{row.key} ({row.group}) waited {waited:.1f} s for its first request")
     by_php = {row.group for row in rows if row.message_id in php}
     verdict.out_of_order = _out_of_order({key: row for key, row in by_key.items() if row.group not in by_php}, world)
     return verdict
+
+
+def _judge_poison(
+    row: Row, poison: Poison, arrivals: int, newest: Mapping[str, int], attempt_limit: int, verdict: Verdict
+) -> None:
+    status = Status(row.status)
+    if status is Status.COMPLETE and row.discarded:
+        verdict.poisoned["discarded by an operator"] += 1
+    elif status is Status.COMPLETE and row.coalesced and newest.get(row.group, 0) > row.message_id:
+        verdict.superseded += 1
+        verdict.poisoned["superseded"] += 1
+    elif status is not Status.ERROR:
+        verdict.lost.append(f"{row.key} ({row.group}), poison ({poison.value}), is {status.name}")
+    else:
+        verdict.poisoned[poison.value] += 1
+        wanted = 1 if poison is Poison.REJECTED else attempt_limit
+        if not row.failed or row.attempts < wanted or not arrivals:
+            verdict.unfair.append(
+                f"{row.key} ({row.group}), poison ({poison.value}), is in ERROR for {row.failed or 'no reason'} after "
+                f"{row.attempts} attempts and {arrivals} requests; {wanted} attempts are its own"
+            )
 
 
 def explanation(before: Arrival, again: Arrival, misfortunes: Collection[Misfortune]) -> str | None:
@@ -119,6 +175,8 @@ def _out_of_order(by_key: Mapping[str, Row], world: World) -> list[str]:
     """Judged by when requests were read, and for every one of them, refused ones too."""
     found: list[str] = []
     newest: dict[str, Row] = {}
+    #: Groups whose newest message was acted on with an answer: it will not be sent again
+    answered: set[str] = set()
     seen: Counter[str] = Counter()
     for key in world.order:
         row = by_key.get(key)
@@ -127,13 +185,19 @@ def _out_of_order(by_key: Mapping[str, Row], world: World) -> list[str]:
         arrival = world.arrivals[key][seen[key]]
         seen[key] += 1
         before = newest.get(row.group)
-        if before is not None and row.message_id < before.message_id:
+        # What an operator puts before a newer one that failed goes first, and the newer one again after it.
+        excused = row.forced or (row.retried and row.group not in answered)
+        if before is not None and row.message_id < before.message_id and not excused:
             found.append(
                 f"{key} ({row.group}) came after {before.key}: {arrival}; all of the older: {world.arrivals[key]}; "
                 f"all of the newer: {world.arrivals[before.key]}; {_what_befell(arrival, world.misfortunes)}"
             )
-        if arrival.fate is not Fate.REFUSED and (before is None or row.message_id > before.message_id):
-            newest[row.group] = row
+        if arrival.fate is not Fate.REFUSED and (before is None or row.message_id >= before.message_id):
+            if before is None or row.message_id > before.message_id:
+                newest[row.group] = row
+                answered.discard(row.group)
+            if arrival.fate is Fate.ANSWERED:
+                answered.add(row.group)
     return found
 
 
@@ -154,11 +218,25 @@ def report(verdict: Verdict, blows: Mapping[Blow, int]) -> str:
         f"duplicates        {sum(verdict.duplicates.values()) + len(verdict.unexplained):>8}",
         *(f"  {count:>6} {why}" for why, count in verdict.duplicates.most_common()),
         f"  {len(verdict.unexplained):>6} unexplained",
+        f"poison            {sum(verdict.poisoned.values()):>8}  messages: "
+        + (", ".join(f"{why} {count} x" for why, count in sorted(verdict.poisoned.items())) or "none"),
+        "waited            " + _waits(verdict.waits),
         "blows             " + ", ".join(f"{blow.value} {count} x" for blow, count in blows.items()),
     ]
-    for name in ("lost", "out_of_order", "unexplained", "strangers"):
+    for name in FINDINGS:
         found = getattr(verdict, name)
         lines += [f"{name.upper().replace('_', ' ')}: {each}" for each in found[:20]]
         if len(found) > 20:
             lines.append(f"... and {len(found) - 20} more")
     return "\n".join(lines)
+
+
+def _waits(seconds: Sequence[float]) -> str:
+    if not seconds:
+        return "nobody"
+    ordered = sorted(seconds)
+    at = {name: ordered[min(len(ordered) - 1, int(len(ordered) * share))] for name, share in _SHARES.items()}
+    return ", ".join(f"{name} {value:.2f} s" for name, value in at.items()) + " (groups without poison)"
+
+
+_SHARES = {"p50": 0.5, "p99": 0.99, "longest": 1.0}

@@ -47,6 +47,8 @@ class Worker:
         self._output: IO[bytes] | None = None
         self._log_before = 0
         self.stopped = False
+        #: The killer and a message may strike at the same time
+        self.lock = threading.RLock()
 
     def start(self) -> None:
         self._output = self._log.open("ab")
@@ -83,6 +85,12 @@ class Worker:
             self._output.close()
         self._process = self._output = None
         self.stopped = False
+
+    def replace(self) -> None:
+        """Killed, and another one in its place."""
+        with self.lock:
+            self.kill()
+            self.start()
 
     def wait(self, seconds: float) -> int | None:
         """Its exit code; None when it still runs after that long."""
@@ -125,11 +133,11 @@ class Fleet:
     def look_after(self) -> None:
         """A worker that ended by itself is a finding; it is started again, so that the run can go on."""
         for worker in self.workers:
-            code = worker.exit_code
-            if code is not None:
-                self.died.append(f"worker {worker.slot} ended by itself with exit code {code}")
-                worker.kill()
-                worker.start()
+            with worker.lock:
+                code = worker.exit_code
+                if code is not None:
+                    self.died.append(f"worker {worker.slot} ended by itself with exit code {code}")
+                    worker.replace()
 
     def stop(self, *, within: float) -> None:
         """SIGTERM to all, also to those that the killer has started again a moment ago; each must end with 0."""
@@ -211,14 +219,14 @@ class Killer:
         else:
             worker = self._random.choice(self._fleet.workers)
             if blow is Blow.KILL:
-                worker.kill()
+                worker.replace()
                 self._world.befell(blow, worker.slot, at, time.monotonic())
-                worker.start()
-            elif worker.stopped:
-                return  # as well as dead already
             else:
-                worker.send(signal.SIGSTOP)
-                worker.stopped = True
+                with worker.lock:
+                    if worker.stopped:
+                        return  # as well as dead already
+                    worker.send(signal.SIGSTOP)
+                    worker.stopped = True
                 self._resumed.append((at + self._random.uniform(*STOP_SECONDS), worker, at))
         self.done[blow] += 1
 
@@ -228,7 +236,8 @@ class Killer:
             if now < until:
                 continue
             self._resumed.remove(each)
-            if worker.stopped:  # it may have been killed and started again meanwhile
-                worker.send(signal.SIGCONT)
-                worker.stopped = False
+            with worker.lock:
+                if worker.stopped:  # it may have been killed and started again meanwhile
+                    worker.send(signal.SIGCONT)
+                    worker.stopped = False
             self._world.befell(Blow.STOP, worker.slot, since, time.monotonic())

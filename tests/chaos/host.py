@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 
-from chaos.world import Blow, Fate, World
+from chaos.world import Blow, Fate, Poison, World
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, RecordedRequest, Reply
 
 #: Fault -> share of the requests. The rest is answered after a latency of up to LATENCY_SECONDS.
@@ -43,6 +44,8 @@ class Host:
         self._token_count = 0
         self._stack = ExitStack()
         self.calm = False
+        #: Kills the worker in a place with -9 and starts another one
+        self.kill: Callable[[int], None] = lambda slot: None
 
     def __enter__(self) -> Host:
         for slot, api in enumerate(self._apis):
@@ -81,6 +84,7 @@ class Host:
         if request.path == TOKEN_PATH:
             return self._issue_token()
         key = request.message
+        poison = self._world.poison.get(key)
         with self._lock:
             known = request.path == "/hook" or request.headers.get("authorization") in self._tokens
             fault = "none" if self.calm else self._draw()
@@ -88,9 +92,20 @@ class Host:
         if not known:
             self._world.arrived(key, slot, Fate.REFUSED, "token refused")
             return Reply.error(401, "invalid or expired token")
+        if poison is not None:
+            self._world.arrived(key, slot, Fate.REFUSED, poison.value)
+            return self._poisoned(poison, slot)
         fate = Fate.ANSWERED if fault == "none" else Fate.ANSWER_LOST if fault in _LOST else Fate.REFUSED
         self._world.arrived(key, slot, fate, fault)
         return _reply(fault, webhook=request.path == "/hook").after(latency)
+
+    def _poisoned(self, poison: Poison, slot: int) -> Reply:
+        if poison is Poison.KILLS:
+            at = time.monotonic()
+            self.kill(slot)
+            self._world.befell(Blow.POISON, slot, at, time.monotonic())
+            return Reply.reset()
+        return Reply.never() if poison is Poison.SILENT else Reply.error(int(poison.value))
 
     def _issue_token(self) -> Reply:
         with self._lock:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pymysql
 import pymysql.err
 
+from chaos.world import Poison
 from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.magento.topics import PHP_SIDE
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.publisher import Publisher
@@ -36,9 +39,12 @@ class Group:
 
 @dataclass(slots=True)
 class Published:
-    """Message id -> its group. Ids of transactions that were rolled back are there too: the database decides."""
+    """Message id -> its group, and when it was committed (monotonic). Ids of transactions that were rolled back are
+    there too: the database decides. `poison`: queue and message id -> what happens to it, before it is visible."""
 
     groups: dict[int, Group] = field(default_factory=dict)
+    committed_at: dict[int, float] = field(default_factory=dict)
+    poison: dict[str, Poison] = field(default_factory=dict)
     committed: int = 0
 
 
@@ -63,6 +69,7 @@ class PublisherThread(threading.Thread):
         seconds: float,
         seed: int,
         stop: threading.Event,
+        poisons: Sequence[Poison] = (),
     ) -> None:
         super().__init__(name=f"publisher-{seed}", daemon=True)
         self._shop = shop
@@ -73,6 +80,10 @@ class PublisherThread(threading.Thread):
         self._random = random.Random(seed)
         self._stop_asked = stop
         self.failed: BaseException | None = None
+        # In the first half, so that they have ended when the run does.
+        places = self._random.sample(range(messages // 2), len(poisons))
+        self._poisons = dict(zip(sorted(places), poisons, strict=True))
+        self._poisonable = [group for group in mine if group.topic in (TOPIC_ORDER, TOPIC_CUSTOMER)]
 
     def run(self) -> None:
         try:
@@ -87,10 +98,11 @@ class PublisherThread(threading.Thread):
         done = 0
         while done < self._messages and not self._stop_asked.is_set():
             count = min(self._messages - done, self._random.randint(1, TRANSACTION_MESSAGES))
-            chosen = [self._random.choice(self._mine) for _ in range(count)]
+            poisons = [self._poisons.get(done + number) for number in range(count)]
+            chosen = [self._random.choice(self._poisonable if poison else self._mine) for poison in poisons]
             try:
                 connection = connection or self._shop.connect(autocommit=False)
-                self._publish(connection, chosen)
+                self._publish(connection, chosen, poisons)
             except (DatabaseUnavailable, pymysql.err.Error, OSError):
                 # Killed under us. Whether it was committed, the database knows; if not, the shop's visitor tries again.
                 if connection is not None and connection.open:
@@ -106,14 +118,24 @@ class PublisherThread(threading.Thread):
         if connection is not None:
             connection.close()
 
-    def _publish(self, connection: pymysql.connections.Connection[Any], chosen: list[Group]) -> None:
+    def _publish(
+        self, connection: pymysql.connections.Connection[Any], chosen: list[Group], poisons: list[Poison | None]
+    ) -> None:
         publisher = Publisher(connection, prefix=self._shop.prefix)
-        for group in chosen:
+        ids: list[int] = []
+        for group, poison in zip(chosen, poisons, strict=True):
             row = publisher.publish(group.topic, self._payload(group))
+            ids.append(row.message_id)
             self._published.groups[row.message_id] = group
+            key = f"{PHP_SIDE[group.topic].queue}-{row.message_id}"
+            if poison:
+                self._published.poison[key] = poison
+            else:
+                self._published.poison.pop(key, None)  # of a transaction that was rolled back
         if self._random.random() < 0.3:
             self._stop_asked.wait(self._random.uniform(0, TRANSACTION_SECONDS))
         connection.commit()
+        self._published.committed_at.update(dict.fromkeys(ids, time.monotonic()))
 
     def _payload(self, group: Group) -> object:
         number = str(group.number)

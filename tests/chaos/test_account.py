@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from chaos.account import Row, judge, report
 from chaos.php import Held
-from chaos.world import Arrival, Blow, Fate, Misfortune, World
+from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World
 from zithara_worker.magento.statuses import Status
 
 
-def row(message_id: int, *, group: str = "g", coalesced: bool = False, status: Status = Status.COMPLETE) -> Row:
-    return Row(key=f"q-{message_id}", message_id=message_id, group=group, coalesced=coalesced, status=status)
+def row(
+    message_id: int,
+    *,
+    group: str = "g",
+    coalesced: bool = False,
+    status: Status = Status.COMPLETE,
+    **told: Any,
+) -> Row:
+    return Row(key=f"q-{message_id}", message_id=message_id, group=group, coalesced=coalesced, status=status, **told)
 
 
 def world(*arrivals: tuple[int, float, Fate], blows: tuple[Misfortune, ...] = ()) -> World:
@@ -105,3 +114,67 @@ def test_a_message_that_both_processed_needs_an_explanation() -> None:
     assert len(judge([row(1)], world((1, 1.0, Fate.ANSWERED)), twice).unexplained) == 1
     assert judge([row(1)], world((1, 1.0, Fate.ANSWER_LOST)), twice).good
     assert judge([row(1)], world((1, 1.0, Fate.ANSWERED)), {1: Held(2.0, processed=False)}).good
+
+
+def poisoned(poison: Poison, *arrivals: tuple[int, float, Fate]) -> World:
+    """Message 1 is poison."""
+    made = world((1, 1.0, Fate.REFUSED), *arrivals)
+    made.poison["q-1"] = poison
+    return made
+
+
+@pytest.mark.parametrize(
+    ("poison", "attempts", "reason", "good"),
+    [
+        (Poison.FAILS, 6, "http_500", True),
+        (Poison.FAILS, 5, "http_500", False),
+        (Poison.FAILS, 6, "", False),
+        (Poison.KILLS, 6, "worker_died", True),
+        (Poison.REJECTED, 1, "http_422", True),
+        (Poison.REJECTED, 0, "http_422", False),
+    ],
+)
+def test_poison_ends_in_error_with_a_reason_after_all_its_attempts(
+    poison: Poison, attempts: int, reason: str, good: bool
+) -> None:
+    ended = row(1, status=Status.ERROR, attempts=attempts, failed=reason)
+    verdict = judge([ended], poisoned(poison), attempt_limit=6)
+    assert (verdict.good, len(verdict.unfair)) == (good, int(not good))
+    assert ("UNFAIR" in report(verdict, {})) is not good
+
+
+def test_poison_that_was_never_sent_did_not_end_by_its_own_attempts() -> None:
+    never = World(poison={"q-1": Poison.FAILS})
+    assert judge([row(1, status=Status.ERROR, attempts=6, failed="http_500")], never, attempt_limit=6).unfair
+
+
+@pytest.mark.parametrize("status", [Status.NEW, Status.IN_PROGRESS, Status.RETRY_REQUIRED, Status.COMPLETE])
+def test_poison_that_has_another_end_is_lost(status: Status) -> None:
+    assert len(judge([row(1, status=status)], poisoned(Poison.FAILS), attempt_limit=6).lost) == 1
+
+
+def test_poison_may_be_discarded_or_replaced_by_a_newer_snapshot() -> None:
+    assert judge([row(1, discarded=True)], poisoned(Poison.FAILS), attempt_limit=6).good
+    newer = poisoned(Poison.FAILS, (2, 2.0, Fate.ANSWERED))
+    assert judge([row(1, coalesced=True), row(2, coalesced=True)], newer, attempt_limit=6).good
+    assert judge([row(1), row(2)], newer, attempt_limit=6).lost
+
+
+def test_a_message_that_waited_too_long_starved_unless_poison_is_in_its_group() -> None:
+    late = world((2, 100.0, Fate.ANSWERED))
+    verdict = judge([row(2, committed_at=39.9)], late)
+    assert (len(verdict.starved), verdict.good) == (1, False)
+    assert judge([row(2, committed_at=40.1)], late).good
+    behind = poisoned(Poison.FAILS, (2, 100.0, Fate.ANSWERED))
+    ended = row(1, status=Status.ERROR, attempts=1, failed="http_500")
+    assert judge([ended, row(2, committed_at=1.0)], behind).good
+    assert judge([ended, row(2, group="other", committed_at=1.0)], behind).starved
+
+
+def test_a_retry_goes_before_a_newer_message_only_while_that_was_not_delivered() -> None:
+    lost = world((2, 1.0, Fate.ANSWER_LOST), (1, 2.0, Fate.ANSWERED), (2, 3.0, Fate.ANSWERED))
+    assert judge([row(1), row(2)], lost).out_of_order
+    assert judge([row(1, retried=True), row(2)], lost).out_of_order == []
+    delivered = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED))
+    assert judge([row(1, retried=True), row(2)], delivered).out_of_order
+    assert judge([row(1, retried=True, forced=True), row(2)], delivered).out_of_order == []

@@ -19,11 +19,22 @@ class Fate(Enum):
     REFUSED = "refused"
 
 
+class Poison(Enum):
+    """What happens to a message whenever it is sent."""
+
+    REJECTED = "422"
+    FAILS = "500"
+    FORBIDDEN = "403"
+    SILENT = "no answer"
+    KILLS = "kill -9 of whoever sends it"
+
+
 class Blow(Enum):
     KILL = "worker killed"
     STOP = "worker stopped"
     DATABASE = "database killed"
     CONNECTIONS = "connections reset"
+    POISON = "worker killed by a message"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,11 +59,13 @@ class Misfortune:
 
 @dataclass(slots=True)
 class World:
-    """`arrivals`: idempotency key -> arrivals in order. `order`: group -> keys in the order of arrival."""
+    """`arrivals`: a message's queue and id -> arrivals in order. `order`: all of them in the order of arrival.
+    `poison`: queue and id -> what happens to the message, known before it is visible."""
 
     arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     misfortunes: list[Misfortune] = field(default_factory=list)
+    poison: dict[str, Poison] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arrived(self, key: str, slot: int, fate: Fate, fault: str) -> None:
