@@ -80,7 +80,7 @@ WHERE queue_id = %(queue_id)s AND message_id IN %(message_ids)s AND status IN (2
 
 -- claim_due --
 -- Heads whose retry is due, and released ones.
-SELECT group_key, id, message_id, supersedes, 0 AS expired
+SELECT group_key, id, message_id, supersedes
 FROM {prefix}zithara_message_group FORCE INDEX (due)
 WHERE queue_id = %(queue_id)s AND not_before <= NOW(3)
 ORDER BY not_before
@@ -88,7 +88,7 @@ LIMIT %(limit)s
 
 -- claim_expired --
 -- Heads whose worker has not renewed its lease. Not this worker's own: those are renewed, or given back, by their owner.
-SELECT group_key, id, message_id, supersedes, 1 AS expired
+SELECT group_key, id, message_id, supersedes
 FROM {prefix}zithara_message_group FORCE INDEX (lease)
 WHERE queue_id = %(queue_id)s AND lease_until < NOW(3) AND worker_id <> %(worker_id)s
 ORDER BY lease_until
@@ -120,7 +120,7 @@ FOR UPDATE {skip_locked}
 
 -- claim_lock_groups --
 -- The group rows of due and expired heads, re-read under lock: another worker may have been faster.
-SELECT group_key, id, worker_id, supersedes,
+SELECT group_key, id, worker_id, suspect, supersedes,
        COALESCE(not_before <= NOW(3), 0) AS due, COALESCE(lease_until < NOW(3), 0) AS expired
 FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s
@@ -147,7 +147,7 @@ FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 -- Taking a waiting or expired group. The head changes only where a newer snapshot supersedes it.
 UPDATE {prefix}zithara_message_group
 SET id = %(id)s, message_id = %(message_id)s, supersedes = %(supersedes)s, worker_id = %(worker_id)s, claim = %(claim)s,
-    lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND, not_before = NULL
+    suspect = %(suspect)s, lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND, not_before = NULL
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s
 
 -- claim_take --
@@ -248,14 +248,15 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
 -- group_wait --
 -- The group keeps its head: nothing newer of it may pass.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
-SET worker_id = NULL, lease_until = NULL, not_before = NOW(3) + INTERVAL %(delay_us)s MICROSECOND
+SET worker_id = NULL, suspect = 0, lease_until = NULL, not_before = NOW(3) + INTERVAL %(delay_us)s MICROSECOND
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
   AND (group_key, claim) IN %(claims)s
 
 -- group_hand_over --
 -- The newest snapshot did not arrive. The oldest of those that it stood for is the head again, before anything newer.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
-SET id = %(id)s, message_id = %(message_id)s, supersedes = NULL, worker_id = NULL, lease_until = NULL, not_before = NOW(3)
+SET id = %(id)s, message_id = %(message_id)s, supersedes = NULL, worker_id = NULL, suspect = 0,
+    lease_until = NULL, not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
   AND (group_key, claim) IN %(claims)s
 
@@ -281,9 +282,9 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND id IN %(ids)s 
 INSERT INTO {prefix}zithara_delivery_failure
   (id, queue_id, message_id, topic_name, group_key, attempts, unwitnessed, reason_code, http_status, detail,
    first_failed_at, last_failed_at, history)
-VALUES (%(id)s, %(queue_id)s, %(message_id)s, %(topic)s, %(group_key)s, 1, %(unwitnessed)s, %(reason)s, %(http_status)s,
+VALUES (%(id)s, %(queue_id)s, %(message_id)s, %(topic)s, %(group_key)s, %(paid)s, %(unwitnessed)s, %(reason)s, %(http_status)s,
         %(detail)s, NOW(3), NOW(3), CONCAT(%(history)s, '\n'))
-ON DUPLICATE KEY UPDATE attempts = attempts + 1, unwitnessed = unwitnessed + VALUES(unwitnessed),
+ON DUPLICATE KEY UPDATE attempts = attempts + VALUES(attempts), unwitnessed = unwitnessed + VALUES(unwitnessed),
   reason_code = VALUES(reason_code), http_status = VALUES(http_status), detail = VALUES(detail), last_failed_at = VALUES(last_failed_at), history = RIGHT(CONCAT(history, VALUES(history)), 8000)
 
 -- failures_gone --

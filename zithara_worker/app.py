@@ -480,10 +480,10 @@ class Worker:
             pool = DeliveryPool(
                 settings.worker.concurrency, courier.deliver, lambda message, outcome: inbox.put((message, outcome))
             )
-            renewal.start()
         finally:
             # An embedding program's own threads get what they had.
             threading.stack_size(before)
+        renewal.start()
         self._metrics.expect(
             [row.topic for row in rows],
             tell_decided=DeliveryAudit(audit, worker_id=worker_id).decided if audit else None,

@@ -94,7 +94,7 @@ class StepWorker:
 
     def take(self, limit: int) -> list[Message]:
         """Claims; what was in the messages is in `contents`."""
-        claimed = self.queue.claim(limit)
+        claimed = self.queue.claim_suspect() or self.queue.claim(limit)
         self.contents |= {message.id: content for message, content in claimed}
         return [message for message, _ in claimed]
 

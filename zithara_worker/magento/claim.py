@@ -71,12 +71,14 @@ class Claim:
                         limit=limit - len(locked),
                     )
                     locked.update((int(row["id"]), row) for row in rows)
-            taken = self._take_waited([head for head in waited if head.entry.id in locked], locked, claim)
+            again = self._take_waited([head for head in waited if head.entry.id in locked], locked, claim)
+            taken = [head for head, _ in again]
             over = [head for head in taken if locked[head.entry.id]["status"] == Status.IN_PROGRESS]
+            suspects = {head.group for head, row in again if row["expired"]}
             won = self._take_fresh([head for head in fresh if head.entry.id in locked], claim)
             taken += won
             if over:
-                self._take_over(over, claim)
+                self._take_over(over, {head.group for head, row in again if row["suspect"]}, claim)
             ids = sorted({head.entry.id for head in taken} - {head.entry.id for head in over})
             if ids and self._database.execute("claim_take", ids=ids) != len(ids):
                 # Locked rows cannot change under us; if they did, nothing about this claim is certain.
@@ -85,14 +87,22 @@ class Claim:
             pending = self._pending(taken)
         claimed = [
             self._claimed(
-                head, locked[head.entry.id], history.get(head.entry.id), pending, taken_over=head in over, claim=claim
+                head,
+                locked[head.entry.id],
+                history.get(head.entry.id),
+                pending,
+                taken_over=head in over,
+                suspect=head.group in suspects,
+                claim=claim,
             )
             for head in taken
         ]
         return claimed, [head.group for head in fresh if head.entry.id in locked and head not in won]
 
-    def _take_waited(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]], claim: _Number) -> list[Head]:
-        """Takes the groups that wait or whose lease expired, looking again under lock."""
+    def _take_waited(
+        self, heads: Sequence[Head], locked: dict[int, dict[str, Any]], claim: _Number
+    ) -> list[tuple[Head, dict[str, Any]]]:
+        """Takes the groups that wait or whose lease expired, looking again under lock; with their rows before that."""
         if not heads:
             return []
         rows = self._database.rows(
@@ -119,9 +129,10 @@ class Claim:
                 supersedes=superseded_text(head.supersedes),
                 worker_id=self._held.worker_id,
                 claim=claim.number,
+                suspect=int(row["expired"]),
                 lease_us=int(self._held.lease_seconds * 1e6),
             )
-            taken.append(head)
+            taken.append((head, row))
         return taken
 
     def _take_fresh(self, heads: Sequence[Head], claim: _Number) -> list[Head]:
@@ -165,7 +176,8 @@ class Claim:
         rows = self._database.rows("statuses", ids=ids)
         return {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
 
-    def _take_over(self, heads: Sequence[Head], claim: _Number) -> None:
+    def _take_over(self, heads: Sequence[Head], suspects: Collection[str], claim: _Number) -> None:
+        """Their worker died. Only what was a suspect already pays: it was delivered alone, so it is what killed."""
         self._database.execute("claim_take_over", ids=sorted(head.entry.id for head in heads))
         for head in heads:
             failures.record(
@@ -177,6 +189,7 @@ class Claim:
                 group_key=head.group,
                 worker_id=self._held.worker_id,
                 claim=claim.number,
+                paid=head.group in suspects,
                 outcome=Outcome(
                     kind=OutcomeKind.RETRY,
                     reason="worker_died",
@@ -192,6 +205,7 @@ class Claim:
         pending: Collection[int],
         *,
         taken_over: bool,
+        suspect: bool,
         claim: _Number,
     ) -> Claimed:
         attempts = int(failure["attempts"]) if failure else 0
@@ -199,7 +213,7 @@ class Claim:
         if taken_over and attempts >= self._attempt_limit:
             content = Rejection(
                 code="worker_died",
-                detail=f"{attempts} workers died or lost their lease while they held it: "
+                detail=f"{attempts} workers died or lost their lease while they held it and nothing else: "
                 "look at their logs, then 'zithara-worker failed retry'",
             )
         message = Message(
@@ -214,6 +228,7 @@ class Claim:
             attempts=attempts,
             unwitnessed=int(failure["unwitnessed"]) if failure else 0,
             retries=int(failure["retries"]) if failure else 0,
+            suspect=suspect,
             failed_at=claim.begun - float(failure["failed_ago"]) if failure else None,
             length=head.content.length,
             status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),

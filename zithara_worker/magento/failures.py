@@ -99,10 +99,11 @@ def record(
     worker_id: str,
     claim: int,
     unwitnessed: bool = False,
+    paid: bool = True,
 ) -> None:
     """Counts one failed attempt of a message, with its reason, in the caller's transaction.
 
-    `unwitnessed`: nothing shows that others were served.
+    `unwitnessed`: nothing shows that others were served. Not `paid`: it is recorded, and not counted.
     """
     attempt = {
         "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -118,6 +119,7 @@ def record(
         message_id=message_id,
         topic=topic,
         group_key=group_key,
+        paid=int(paid),
         reason=outcome.reason[:64],
         http_status=outcome.http_status,
         detail=outcome.detail[:1000],

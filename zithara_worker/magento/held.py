@@ -83,6 +83,12 @@ class Held:
         with self._lock:
             return [each.message for each in self._holdings.values() if not stages or each.stage in stages]
 
+    @property
+    def has_suspect(self) -> bool:
+        """Whether a message is in hand that may kill the worker, and that shall die alone."""
+        with self._lock:
+            return any(each.message.suspect for each in self._holdings.values())
+
     def count(self, queue_ids: Collection[int]) -> int:
         """How many messages of these queues are in hand."""
         with self._lock:

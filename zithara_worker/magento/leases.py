@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 #: Seconds to the next try of a renewal that failed, doubling up to a third of a lease.
 RETRY_SECONDS = 0.1
+#: Seconds to wait at the end for a statement under way.
+STOP_SECONDS = 2.0
 #: Seconds between two lines about renewals that fail.
 LOG_SECONDS = 60.0
 
@@ -119,9 +121,10 @@ class Renewal:
         self._awake.set()
 
     def stop(self) -> None:
-        """Ends once a statement under way is answered; nobody waits for it."""
+        """Ends; waits a moment for a statement under way."""
         self._ended = True
         self._awake.set()
+        self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
         due_at, complain_at = 0.0, 0.0

@@ -14,9 +14,8 @@ Knows the tables; knows neither HTTP nor what a message means: the group comes f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 from zithara_worker.magento.claim import Claim, Head, merged, superseded_from
@@ -116,7 +115,7 @@ class MessageQueue:
     @property
     def promising(self) -> bool:
         """Whether a claim may find something: what the last poll said, and what is known of the line."""
-        return self._due or self._expired or self._reader.promising
+        return self._due or self._reader.promising
 
     @property
     def parked(self) -> int:
@@ -153,9 +152,45 @@ class MessageQueue:
         """
         if limit < 1:
             return []
+        return self._held_from(partial(self._claim_up_to, limit, room=room, large=large))
+
+    @property
+    def suspects_wait(self) -> bool:
+        """Whether the last poll saw a lease that has expired: `claim_suspect` may find something."""
+        return self._expired
+
+    def claim_suspect(self) -> list[Claimed]:
+        """One message whose worker died, or none. It may be what killed it: whoever claims it has nothing else in hand,
+        and takes nothing else before there is an outcome, so that nothing else can be blamed.
+
+        It may have arrived: it is sent again as it was, not in the shape of a newer one. Raises DatabaseUnavailable.
+        """
+        return self._held_from(self._claim_suspect)
+
+    def _claim_suspect(self) -> list[Claimed]:
+        self._reader.check_session()
+        rows = self._database.rows("claim_expired", queue_id=self.queue_id, limit=1, worker_id=self._held.worker_id)
+        self._expired = bool(rows)
+        in_hand = self._held.groups(self.queue_id)
+        heads = [
+            Candidate(row["group_key"], entry, superseded_from(row["supersedes"]), entry.id, waited=True)
+            for row in rows
+            for entry in [Entry(message_id=int(row["message_id"]), id=int(row["id"]))]
+            if row["group_key"] not in in_hand
+        ]
+        if not heads:
+            return []
+        # Nothing else is in hand, so there is room for one of any size.
+        entries = [head.entry for head in heads]
+        self._reader.read_for_claim(entries, room=BYTES_IN_HAND, large=True, largest=BYTES_IN_HAND)
+        taken, _ = self._take(heads, 1)
+        self._after_claim(heads, {each.message.id for each in taken}, 1, lost=0)
+        return taken
+
+    def _held_from(self, claim: Callable[[], list[Claimed]]) -> list[Claimed]:
         claimed: list[Claimed] = []
         try:
-            claimed = self._claim_up_to(limit, room=room, large=large)
+            claimed = claim()
         finally:
             self._held.take(message for message, _ in claimed)
         return claimed
@@ -223,31 +258,24 @@ class MessageQueue:
         return self._database.again_on_contention(partial(self._claim.take, there[0], there[1], limit))
 
     def _waited_heads(self, limit: int) -> list[Candidate]:
-        """Heads that are due and heads whose lease has expired, in turns; but for those that are passed by."""
+        """Heads that are due, but for those that are passed by."""
         # A group in hand whose row is free: another worker took it over and gave it back. Our request may be under way
         # still, so it is not ours to claim.
         but = self._held.groups(self.queue_id) | self._passed_by.keys()
         due: list[dict[str, Any]] = []
-        over: list[dict[str, Any]] = []
         if self._due:
             due = self._database.rows("claim_due", queue_id=self.queue_id, limit=limit + len(but))
             self._due = len(due) >= limit + len(but)
-        if self._expired:
-            over = self._database.rows(
-                "claim_expired", queue_id=self.queue_id, limit=limit + len(but), worker_id=self._held.worker_id
-            )
-        rows = chain.from_iterable(zip_longest(*((due, over) if self._turn % 2 else (over, due))))
         found = [
-            (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])), bool(row["expired"]))
-            for row in rows
-            if row is not None and row["group_key"] not in but
+            (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])))
+            for row in due
+            if row["group_key"] not in but
         ][:limit]
-        # What a dead worker held may have arrived: it is sent again as it was, not in the shape of a newer one.
-        waiting = self._waiting_with([(row["group_key"], entry) for row, entry, expired in found if not expired])
+        waiting = self._waiting_with([(row["group_key"], entry) for row, entry in found])
         heads = []
-        for row, entry, expired in found:
+        for row, entry in found:
             group, supersedes = row["group_key"], superseded_from(row["supersedes"])
-            line = [] if expired else waiting.get(group, [])
+            line = waiting.get(group, [])
             newest = self._newest_replacing(line)
             if len(line) > 1 and line[newest] >= entry:
                 supersedes = merged(supersedes, [(each.id, each.message_id) for each in line[:newest]])

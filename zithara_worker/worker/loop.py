@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Protocol
 
@@ -21,6 +22,7 @@ from zithara_worker.magento.held import Held, Stage
 from zithara_worker.magento.queue import BYTES_IN_HAND, MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
+    Claimed,
     Event,
     Message,
     Outcome,
@@ -43,6 +45,8 @@ DATABASE_RETRY = (0.1, 5.0)
 #: Messages in hand for each delivery thread, besides one batch: none may run dry while a turn settles and claims.
 #: With 1 they did: 64 threads at 50 ms lost a tenth of their pace (docs/performance.md).
 HELD_A_THREAD = 2
+#: Seconds for which suspects are delivered one after another before others have their turn.
+SUSPECTS_SECONDS = 1.0
 #: Seconds for which results wait for others, as settling is dear: while every thread has its next message (too short to
 #: be worth a way to end it), and while some have none (the next result ends it).
 LINGER = 0.02
@@ -206,6 +210,10 @@ class Loop:
         self._unsettled: list[Settlement] = []
         self._in_doubt = False
         self._settled_count = 0
+        #: Since when suspects have their turn, whether one has been in hand in it, and when they may have the next one
+        self._suspects_since: float | None = None
+        self._suspect_seen = False
+        self._suspects_at = 0.0
         self._end: End | None = None
         self._started = monotonic()
         self._renew = Timer(lease_seconds / 3)
@@ -455,23 +463,62 @@ class Loop:
         lanes = list(self._lanes.values())
         first = self._turn % len(lanes)
         self._turn += 1
+        if self._suspects_turn(lanes[first:] + lanes[:first]):
+            return
         for position, lane in enumerate(lanes[first:] + lanes[:first], start=first):
             room = self._room(lane)
             if room > 0 and lane.queue.promising:
-                before = self._monotonic()
                 room_bytes, large = self._room_bytes()
-                claimed = lane.queue.claim(room, room=room_bytes, large=large)
-                messages = [message for message, _ in claimed]
-                self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
-                for message, content in claimed:
-                    self._start(message, content)
-                self._start_doubtful()
+                self._claim_from(lane, partial(lane.queue.claim, room, room=room_bytes, large=large))
                 if lane.queue.short_of_room:
                     # What becomes free is for the message that waits for it: this lane is the first of the next turn.
                     self._turn = position
                     break
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
                 self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
+
+    def _claim_from(self, lane: _Lane, claim: Callable[[], list[Claimed]]) -> int:
+        """Claims and starts what the claim brings; how many messages."""
+        before = self._monotonic()
+        claimed = claim()
+        messages = [message for message, _ in claimed]
+        self._observer.claimed(lane.queue.topic, messages, self._monotonic() - before)
+        for message, content in claimed:
+            self._start(message, content)
+        self._start_doubtful()
+        return len(claimed)
+
+    def _suspects_turn(self, lanes: Sequence[_Lane]) -> bool:
+        """Whether nothing else is claimed now, because a message whose worker died is in hand, or is to come.
+
+        Only what is in hand alone can be blamed for the next death. Suspects and others take turns: suspects one after
+        another for a second, or one of them for as long as it takes, then the others for as long as that took.
+        """
+        if self._held.has_suspect:
+            return True
+        now = self._monotonic()
+        waiting = [
+            lane
+            for lane in lanes
+            if lane.queue.suspects_wait
+            and not self._is_paused(lane)
+            and all(self._gate.allowance(gate) != 0 for gate in lane.gates)
+        ]
+        if self._suspects_since is None:
+            if not waiting or now < self._suspects_at:
+                return False
+            self._suspects_since, self._suspect_seen = now, False
+        elif not waiting or (self._suspect_seen and now - self._suspects_since >= SUSPECTS_SECONDS):
+            self._suspects_at, self._suspects_since = now + (now - self._suspects_since), None
+            return False
+        if self._held:
+            return True
+        for lane in waiting:
+            if self._room(lane) > 0 and self._claim_from(lane, lane.queue.claim_suspect):
+                self._suspect_seen = True
+                return True
+        self._suspects_since = None
+        return False
 
     def _room_bytes(self) -> tuple[int, bool]:
         """Bytes that the bodies of further messages may have, and whether one larger than all of them may come."""
@@ -562,11 +609,11 @@ class Loop:
             for lane in self._lanes.values():
                 if self._is_paused(lane):
                     continue
-                if lane.queue.promising:
+                if lane.queue.promising or lane.queue.suspects_wait:
                     return False
                 lane.queue.sweep_all()
                 lane.queue.recheck()
-                if lane.queue.promising:
+                if lane.queue.promising or lane.queue.suspects_wait:
                     return False
         except DatabaseUnavailable as error:
             self._database_away(error)
