@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
-from zithara_doubles import Clock, MemoryStore, Pauses, RawServer, Script
+from support.raw_server import RawServer, Script
+from zithara_doubles import Clock, MemoryStore, Pauses
 
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.settings import Secret
@@ -35,12 +36,13 @@ def make_transport(trusting_all: ssl.SSLContext) -> Iterator[Callable[..., Trans
 
 
 @pytest.fixture
-def raw_server() -> Iterator[Callable[[Script], RawServer]]:
+def raw_server() -> Iterator[Callable[..., RawServer]]:
+    """raw_server(script, tls=...)"""
     with ExitStack() as servers:
 
-        def serve(script: Script) -> RawServer:
-            server = RawServer(script)
-            servers.callback(server.stop)
+        def serve(script: Script, tls: ssl.SSLContext | None = None) -> RawServer:
+            server = RawServer(script, tls)
+            servers.callback(server.close)
             return server
 
         yield serve

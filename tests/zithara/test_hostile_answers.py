@@ -10,24 +10,24 @@ from contextlib import suppress
 import httpx
 import pytest
 import trustme
-from zithara_doubles import RawServer, Script, exchange, read_request
+from support.raw_server import RawServer, answer, filling_answer, read_request
+from zithara_doubles import exchange
 
 from zithara_worker.zithara.http import Transport, tls_context
 
-ANSWERS = [
-    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
-    b"HTTP/1.1 422 Unprocessable Content\r\nContent-Length: 2\r\n\r\n{}",
-]
-LONG = b"HTTP/1.1 200 OK\r\nContent-Length: 30000\r\n\r\n" + b"x" * 30_000
+STATUSES = ["200 OK", "422 Unprocessable Content"]
+LONG = answer("200 OK", b"x" * 30_000)
+#: What a server sends, given the request's own status and the other one
 BY_NAME = {
-    "doubled": lambda own, other: own + other,
-    "a long one behind": lambda own, other: own + LONG,
-    "a stray line end": lambda own, other: own + b"\r\n",
-    "408 behind": lambda own, other: own + b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n",
-    "204 with a body": lambda own, other: own.replace(b"200 OK", b"204 No Content") + other,
-    "100 before": lambda own, other: b"HTTP/1.1 100 Continue\r\n\r\n" + own,
-    "103 before": lambda own, other: b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + own,
-    "too short a length": lambda own, other: own.replace(b"{}", b'{"status": 200}'),
+    "doubled": lambda own, other: answer(own) + answer(other),
+    "doubled, the second still in the socket": lambda own, other: filling_answer(own) + answer(other),
+    "a long one behind": lambda own, other: answer(own) + LONG,
+    "a stray line end": lambda own, other: answer(own) + b"\r\n",
+    "408 behind": lambda own, other: answer(own) + answer("408 Request Timeout", b""),
+    "204 with a body": lambda own, other: answer(own.replace("200 OK", "204 No Content")) + answer(other),
+    "100 before": lambda own, other: b"HTTP/1.1 100 Continue\r\n\r\n" + answer(own),
+    "103 before": lambda own, other: b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" + answer(own),
+    "too short a length": lambda own, other: answer(own).replace(b"{}", b'{"status": 200}'),
 }
 
 
@@ -42,25 +42,20 @@ def server_tls(request: pytest.FixtureRequest) -> Iterator[ssl.SSLContext | None
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_each_request_arrives_and_has_its_own_answer(
-    raw_server: Callable[[Script], RawServer], server_tls: ssl.SSLContext | None, name: str
+    raw_server: Callable[..., RawServer], server_tls: ssl.SSLContext | None, name: str
 ) -> None:
     read: list[bytes] = []
 
-    def answer(plain: socket.socket, number: int) -> None:
-        connection = server_tls.wrap_socket(plain, server_side=True) if server_tls else plain
-        with connection, suppress(OSError):
-            while request := read_request(connection):
-                read.append(request.partition(b"\r\n\r\n")[2])
-                turn = int(read[-1])
-                connection.sendall(BY_NAME[name](ANSWERS[turn % 2], ANSWERS[(turn + 1) % 2]))
+    def respond(connection: socket.socket, number: int) -> None:
+        while request := read_request(connection):
+            read.append(request.partition(b"\r\n\r\n")[2])
+            turn = int(read[-1])
+            connection.sendall(BY_NAME[name](STATUSES[turn % 2], STATUSES[(turn + 1) % 2]))
 
-    url = raw_server(answer).url
+    url = raw_server(respond, server_tls).url
     transport = Transport(tls=tls_context(verify=False), timeout_seconds=5)
     try:
-        statuses = [
-            exchange(transport, "POST", url.replace("http:", "https:") if server_tls else url, b"%d" % turn).status
-            for turn in range(8)
-        ]
+        statuses = [exchange(transport, "POST", url, b"%d" % turn).status for turn in range(8)]
     finally:
         transport.close()
     assert read == [b"%d" % turn for turn in range(8)]
@@ -68,10 +63,10 @@ def test_each_request_arrives_and_has_its_own_answer(
     assert statuses == [success, 422] * 4
 
 
-def test_a_success_to_a_request_that_was_not_read_whole_is_none(raw_server: Callable[[Script], RawServer]) -> None:
+def test_a_success_to_a_request_that_was_not_read_whole_is_none(raw_server: Callable[..., RawServer]) -> None:
     def answer_early(connection: socket.socket, number: int) -> None:
         connection.recv(1000)
-        connection.sendall(ANSWERS[0])
+        connection.sendall(answer("200 OK"))
 
     transport = Transport(tls=tls_context(verify=False), timeout_seconds=5)
     with pytest.raises(httpx.TransportError):
@@ -79,13 +74,13 @@ def test_a_success_to_a_request_that_was_not_read_whole_is_none(raw_server: Call
     transport.close()
 
 
-@pytest.mark.parametrize("cut", range(9, len(ANSWERS[0])))
+@pytest.mark.parametrize("cut", range(9, len(answer("200 OK"))))
 def test_an_answer_that_is_cut_off_anywhere_is_no_whole_one(
-    raw_server: Callable[[Script], RawServer], transport: Transport, cut: int
+    raw_server: Callable[..., RawServer], transport: Transport, cut: int
 ) -> None:
-    def answer(connection: socket.socket, number: int) -> None:
+    def respond(connection: socket.socket, number: int) -> None:
         read_request(connection)
-        connection.sendall(ANSWERS[0][:cut])
+        connection.sendall(answer("200 OK")[:cut])
 
     with suppress(httpx.RemoteProtocolError):
-        assert exchange(transport, "POST", raw_server(answer).url, b"{}").broken
+        assert exchange(transport, "POST", raw_server(respond).url, b"{}").broken

@@ -11,7 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 import trustme
-from zithara_doubles import RawServer, Script, exchange, read_request
+from support.raw_server import RawServer, read_request
+from zithara_doubles import exchange
 
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
@@ -30,7 +31,7 @@ from zithara_worker.zithara.http import (
 )
 
 MakeTransport = Callable[..., Transport]
-Serve = Callable[[Script], RawServer]
+Serve = Callable[..., RawServer]
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"
 
@@ -402,15 +403,14 @@ def test_a_drip_over_tls_is_cut_off(
     raw_server: Serve, server_tls: ssl.SSLContext, ca_file: str, make_transport: MakeTransport
 ) -> None:
     def drip(connection: socket.socket, number: int) -> None:
-        with server_tls.wrap_socket(connection, server_side=True) as secured:
-            read_request(secured)
-            while not server.stopping.wait(0.02):
-                secured.sendall(b"H")
+        read_request(connection)
+        while not server.stopping.wait(0.02):
+            connection.sendall(b"H")
 
-    server = raw_server(drip)
+    server = raw_server(drip, server_tls)
     transport = make_transport(tls=tls_context(ca_file=ca_file), timeout_seconds=0.4)
 
-    assert failure(transport, server.url.replace("http:", "https:")).reason == reasons.TIMEOUT
+    assert failure(transport, server.url).reason == reasons.TIMEOUT
 
 
 def test_a_plain_answer_to_a_tls_greeting_is_a_tls_error(raw_server: Serve, transport: Transport) -> None:

@@ -1,21 +1,16 @@
-"""Stand-ins for what surrounds the API's client; a server that says exactly the bytes a test wants among them."""
+"""Stand-ins for what surrounds the API's client."""
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from itertools import count
+from contextlib import contextmanager
 
 import httpx
 
 from zithara_worker.zithara.answers import Answer
 from zithara_worker.zithara.http import MAY_SEND, send, usable_url
 from zithara_worker.zithara.tokens import StoredToken
-
-#: Gets an open connection and its number (1 = first), and does with it what the test wants.
-Script = Callable[[socket.socket, int], None]
 
 
 class MemoryStore:
@@ -68,52 +63,6 @@ class MemoryRow:
         return self.locked
 
 
-class RawServer:
-    """Accepts on loopback and runs a script on each connection, in a thread of its own, then closes it."""
-
-    def __init__(self, script: Script) -> None:
-        self._script = script
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self._threads: list[threading.Thread] = []
-        self._numbers = count(1)
-        self.connection_count = 0
-        self.stopping = threading.Event()
-        self._acceptor = threading.Thread(target=self._accept, daemon=True)
-        self._acceptor.start()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1/order"
-
-    def stop(self) -> None:
-        self.stopping.set()
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._acceptor.join()
-        self._listener.close()
-        for connection in self._open:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for thread in self._threads:
-            thread.join()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connection_count += 1
-            self._open.append(connection)
-            thread = threading.Thread(target=self._run, args=(connection, next(self._numbers)), daemon=True)
-            self._threads.append(thread)
-            thread.start()
-
-    def _run(self, connection: socket.socket, number: int) -> None:
-        with connection, suppress(OSError):
-            self._script(connection, number)
-
-
 def exchange(
     transport: httpx.BaseTransport,
     method: str,
@@ -127,22 +76,6 @@ def exchange(
     extensions = {} if may_send is None else {MAY_SEND: may_send}
     request = httpx.Request(method, usable_url(url), headers=headers, content=body, extensions=extensions)
     return send(transport, request)
-
-
-def read_request(connection: socket.socket) -> bytes:
-    """One request as it came, head and body; b"" when the client is gone."""
-    got = b""
-    while b"\r\n\r\n" not in got:
-        chunk = connection.recv(65536)
-        if not chunk:
-            return b""
-        got += chunk
-    head, _, body = got.partition(b"\r\n\r\n")
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            while len(body) < int(line.partition(b":")[2]):
-                body += connection.recv(65536)
-    return head + b"\r\n\r\n" + body
 
 
 class Clock:
