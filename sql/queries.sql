@@ -101,7 +101,8 @@ FROM {prefix}queue_message
 WHERE id IN %(message_ids)s
 
 -- groups_busy --
-SELECT group_key FROM {prefix}zithara_message_group WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s
+SELECT group_key, id, message_id, supersedes, worker_id FROM {prefix}zithara_message_group
+WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s
 
 -- statuses --
 SELECT id, status, number_of_trials FROM {prefix}queue_message_status FORCE INDEX (PRIMARY) WHERE id IN %(ids)s
@@ -166,6 +167,13 @@ WHERE id IN %(ids)s AND status = 3
 -- A group row whose head is no longer pending: completed by PHP, or deleted by Magento's cleanup.
 DELETE FROM {prefix}zithara_message_group
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND (worker_id IS NULL OR lease_until < NOW(3))
+
+-- group_yield --
+-- An older message became visible late while the head waits: it goes first, and the head of now comes behind it.
+UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
+SET id = %(id)s, message_id = %(message_id)s, supersedes = %(behind)s, worker_id = NULL, suspect = 0,
+    lease_until = NULL, not_before = NOW(3)
+WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(head)s AND (worker_id IS NULL OR lease_until < NOW(3))
 
 -- group_defer --
 -- A PHP consumer holds the head of a waiting group: look again later.
@@ -255,7 +263,7 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
 -- group_hand_over --
 -- The newest snapshot did not arrive. The oldest of those that it stood for is the head again, before anything newer.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
-SET id = %(id)s, message_id = %(message_id)s, supersedes = NULL, worker_id = NULL, suspect = 0,
+SET id = %(id)s, message_id = %(message_id)s, supersedes = %(behind)s, worker_id = NULL, suspect = 0,
     lease_until = NULL, not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
   AND (group_key, claim) IN %(claims)s

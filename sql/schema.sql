@@ -12,7 +12,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   group_key   VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   id          BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message_status.id',
   message_id  BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message.id',
-  supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',
+  supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',  -- or newer ones that let it go first
   worker_id   VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
   claim       BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'the claim of that worker which won the group: every statement of the claim names it',
   suspect     TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'its last worker died while it held the head: the head is delivered alone',

@@ -119,6 +119,8 @@ class Message:
     updated_at_before: str
     #: Older pending snapshots of the same group that this one replaces, as (relation id, message id)
     supersedes: tuple[tuple[int, int], ...] = ()
+    #: Newer ones of the group that were tried before and let this one go first; the next heads, oldest first
+    behind: tuple[tuple[int, int], ...] = ()
     lease: Lease
 
     @property

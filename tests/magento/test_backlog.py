@@ -125,25 +125,17 @@ def locked_by_somebody(shop: Shop, relation_ids: list[int]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 10])
-def test_due_heads_expired_heads_and_fresh_ones_share_every_few_claims(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker], limit: int
+def test_heads_that_are_due_and_fresh_ones_share_every_few_claims(
+    shop: Shop, make_worker: Callable[..., StepWorker], limit: int
 ) -> None:
-    dead = make_worker("worker-dead", identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, [f"expired-{number}" for number in range(60)])
-    assert len(dead.claim(60)) == 60
-    clock.pass_by(61)
+    """What dead workers held is claimed apart, one at a time."""
     worker = make_worker(identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"due-{number}" for number in range(60)])
-    other = make_worker("worker-other", identify=identify)
-    other.look()
-    waiting = [message for message in other.queue.claim(200) if message.message.group_key.startswith("due")]
-    other.settle(*((message, OutcomeKind.RELEASED) for message, _ in waiting))
-    shop.query(
-        "UPDATE {prefix}zithara_message_group SET lease_until = NOW() - INTERVAL 1 DAY WHERE worker_id IS NOT NULL"
-    )
+    worker.settle(*((message, OutcomeKind.RELEASED) for message in worker.claim()))
     shop.publish_bodies(TOPIC_ORDER, [f"fresh-{number}" for number in range(60)])
-    kinds = {group.split("-")[0] for group in claimed_within(worker, claims=100 // limit, limit=limit)}
-    assert kinds == {"due", "expired", "fresh"}
+    claimed = claimed_within(worker, claims=40 // limit, limit=limit)
+    kinds = [group.split("-")[0] for group in claimed]
+    assert min(kinds.count("due"), kinds.count("fresh")) >= 10
 
 
 @pytest.mark.parametrize("waited", [True, False], ids=["a head that is due", "a fresh head"])

@@ -220,7 +220,7 @@ def test_groups_are_written_by_primary_key_and_a_workers_own_are_found_by_its_na
         ("lease_renew", {"lease_us": 1}),
         ("group_done", {}),
         ("group_wait", {"delay_us": 0}),
-        ("group_hand_over", {"id": 1, "message_id": 1}),
+        ("group_hand_over", {"id": 1, "message_id": 1, "behind": None}),
     ):
         fence = {"queue_id": worker.queue_id, "group_keys": keys, "worker_id": "worker-a", "claims": claims}
         [(_, key)] = explained(shop, worker, statement, **fence, **more)

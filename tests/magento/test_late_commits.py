@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.workers import StepWorker
+from support.workers import Clock, StepWorker, groups_of
 
-from zithara_worker.messages import OutcomeKind
+from zithara_worker.messages import TOPIC_CUSTOMER, OutcomeKind
+from zithara_worker.processors import supersedes
 from zithara_worker.sandbox.shop import Shop
 
 
@@ -43,3 +44,71 @@ def test_a_worker_that_has_just_started_looks_back_as_well(shop: Shop, make_work
     assert [message.message_id for message in claimed] == [late.message_id]
     worker.settle(*((message, OutcomeKind.DELIVERED) for message in claimed))
     assert worker.drain() == [newer.message_id]
+
+
+def waiting_update_and_late_create(shop: Shop, worker: StepWorker) -> tuple[int, int, int]:
+    """An update waits an hour for its retry while the create of its order is committed, and a newer update follows."""
+    with shop.transaction() as checkout:
+        create = checkout.publish_order("1")
+        update = shop.publish_order("1", is_update=True)
+        worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=3600)
+    newer = shop.publish_order("1", is_update=True)
+    return create.message_id, update.message_id, newer.message_id
+
+
+def test_an_older_message_that_appears_while_a_newer_one_waits_for_its_retry_goes_first(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    worker = make_worker()
+    create, update, newer = waiting_update_and_late_create(shop, worker)
+    assert worker.claim() == [], "it finds the group taken"
+    assert worker.drain() == [create, update, newer]
+    assert groups_of(shop) == {}
+
+
+def test_the_newer_one_keeps_its_place_whoever_delivers_the_older_one(
+    shop: Shop, make_worker: Callable[..., StepWorker], clock: Clock
+) -> None:
+    """The worker that made room dies with the older message in its hands."""
+    create, update, newer = waiting_update_and_late_create(shop, first := make_worker())
+    assert first.claim() == []
+    assert [message.message_id for message in first.claim()] == [create]
+    clock.pass_by(61)
+    second = make_worker("worker-b")
+    [message] = second.claim()
+    assert message.message_id == create
+    second.settle((message, OutcomeKind.FAILED))
+    assert second.drain() == [update, newer]
+
+
+def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    worker = make_worker()
+    create, update, newer = waiting_update_and_late_create(shop, worker)
+    assert worker.claim() == []
+    worker.pulse()
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE message_id = %s", (create,))
+    assert worker.claim() == []
+    assert worker.drain() == [update, newer]
+
+
+def test_an_older_snapshot_goes_before_the_one_that_waits_and_what_that_one_stands_for(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    worker = make_worker(topic=TOPIC_CUSTOMER, supersedes=supersedes)
+    with shop.transaction() as checkout:
+        late = checkout.publish_customer()
+        pair = [shop.publish_customer() for _ in range(2)]
+        [message] = worker.claim()
+        assert message.message_id == pair[1].message_id
+        worker.settle((message, OutcomeKind.RETRY), delay=3600)
+    assert worker.claim() == []
+    [message] = worker.claim()
+    assert message.message_id in (late.message_id, pair[0].message_id)
+    worker.deliver([message])
+    [message] = worker.claim()
+    assert message.message_id == pair[1].message_id
+    worker.deliver([message])
+    worker.drain()
+    assert set(shop.statuses()) == {4}

@@ -23,13 +23,14 @@ class Head(NamedTuple):
     """A message to claim: the head of its group, with the older snapshots that it supersedes, (id, message id) each.
 
     `row_id`: the relation id that the group's row names, if it has one; another than the entry's where a newer snapshot
-    takes the place of the one that waited.
+    takes the place of the one that waited. `behind`: newer ones that were tried and let this one go first.
     """
 
     group: str
     entry: Entry
     supersedes: tuple[tuple[int, int], ...]
     row_id: int
+    behind: tuple[tuple[int, int], ...]
     content: Content
 
 
@@ -126,7 +127,7 @@ class Claim:
                 group_key=head.group,
                 id=head.entry.id,
                 message_id=head.entry.message_id,
-                supersedes=superseded_text(head.supersedes),
+                supersedes=superseded_text((*head.supersedes, *head.behind)),
                 worker_id=self._held.worker_id,
                 claim=claim.number,
                 suspect=int(row["expired"]),
@@ -234,6 +235,7 @@ class Claim:
             status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),
             updated_at_before=str(row["updated_at"]),
             supersedes=tuple(pair for pair in head.supersedes if pair[0] in pending),
+            behind=head.behind,
             lease=Lease(claim.begun + self._held.lease_seconds),
         )
         return Claimed(message, content)

@@ -168,6 +168,9 @@ class Line:
         behind = self._behind.get(group)
         return behind[0] if behind else None
 
+    def is_busy(self, group: str) -> bool:
+        return group in self._busy
+
     def hold(self, group: str) -> None:
         """This worker has won the group."""
         self._busy[group] = True

@@ -14,11 +14,11 @@ Knows the tables; knows neither HTTP nor what a message means: the group comes f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-from zithara_worker.magento.claim import Claim, Head, merged, superseded_from
+from zithara_worker.magento.claim import Claim, Head, merged, superseded_from, superseded_text
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.line import Entry
@@ -45,6 +45,7 @@ class Candidate(NamedTuple):
     supersedes: tuple[tuple[int, int], ...]
     row_id: int
     waited: bool
+    behind: tuple[tuple[int, int], ...] = ()
 
 
 class MessageQueue:
@@ -131,8 +132,11 @@ class MessageQueue:
         self._reader.sweep_all()
 
     def recheck(self) -> None:
-        """Looks which of the groups that were busy elsewhere still are."""
-        self._reader.recheck()
+        """Looks which of the groups that were busy elsewhere still are, and whether one that waits has an older message
+        now."""
+        for row in self._reader.recheck():
+            if row["worker_id"] is None:
+                self._let_older_go_first(row)
 
     def has_older_pending(self, message: Message) -> bool:
         """Whether an older message of the group of this one waits, one of a late commit included. Raises
@@ -173,8 +177,9 @@ class MessageQueue:
         self._expired = bool(rows)
         in_hand = self._held.groups(self.queue_id)
         heads = [
-            Candidate(row["group_key"], entry, superseded_from(row["supersedes"]), entry.id, waited=True)
+            Candidate(row["group_key"], entry, supersedes, entry.id, waited=True, behind=behind)
             for row in rows
+            for supersedes, behind in [_older_and_newer(row)]
             for entry in [Entry(message_id=int(row["message_id"]), id=int(row["id"]))]
             if row["group_key"] not in in_hand
         ]
@@ -246,7 +251,7 @@ class MessageQueue:
         contents = self._reader.contents
         there = [
             [
-                Head(head.group, head.entry, head.supersedes, head.row_id, contents[head.entry.message_id])
+                Head(head.group, head.entry, head.supersedes, head.row_id, head.behind, contents[head.entry.message_id])
                 for head in candidates
                 # Ids begin again after a restore: the one in hand may be another message.
                 if head.waited is waited and head.entry.message_id in contents and head.entry.id not in self._held
@@ -274,15 +279,46 @@ class MessageQueue:
         waiting = self._waiting_with([(row["group_key"], entry) for row, entry in found])
         heads = []
         for row, entry in found:
-            group, supersedes = row["group_key"], superseded_from(row["supersedes"])
-            line = waiting.get(group, [])
+            group, (supersedes, behind) = row["group_key"], _older_and_newer(row)
+            if older := self._let_older_go_first(row):
+                entry, supersedes, behind = older
+            line = [each for each in waiting.get(group, []) if not behind or each < behind[0][::-1]]
             newest = self._newest_replacing(line)
             if len(line) > 1 and line[newest] >= entry:
                 supersedes = merged(supersedes, [(each.id, each.message_id) for each in line[:newest]])
-                heads.append(Candidate(group, line[newest], supersedes, entry.id, waited=True))
+                heads.append(Candidate(group, line[newest], supersedes, entry.id, waited=True, behind=behind))
             else:
-                heads.append(Candidate(group, entry, supersedes, entry.id, waited=True))
+                heads.append(Candidate(group, entry, supersedes, entry.id, waited=True, behind=behind))
         return heads
+
+    def _let_older_go_first(
+        self, row: Mapping[str, Any]
+    ) -> tuple[Entry, tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] | None:
+        """Makes an older message that became visible late the head of a waiting group; the head of now comes behind it.
+
+        The new head, what it supersedes (nothing) and what is behind it; None: nothing older waits, or another worker
+        was faster.
+        """
+        head = Entry(message_id=int(row["message_id"]), id=int(row["id"]))
+        supersedes, behind = _older_and_newer(row)
+        older = [Entry(message_id=message_id, id=id) for id, message_id in supersedes]
+        waiting = self._line.waiting(row["group_key"])
+        if not any(each < head and each not in older for each in waiting):
+            return None
+        first = min([waiting[0], *older[:1]])
+        behind = ((head.id, head.message_id), *behind)
+        if not self._database.execute(
+            "group_yield",
+            queue_id=self.queue_id,
+            group_key=row["group_key"],
+            head=head.id,
+            id=first.id,
+            message_id=first.message_id,
+            behind=superseded_text(behind),
+        ):
+            return None
+        self._due = True
+        return first, (), behind
 
     def _fresh_heads(self, found: Sequence[tuple[str, Entry]]) -> list[Candidate]:
         waiting = self._waiting_with(found)
@@ -337,11 +373,25 @@ class MessageQueue:
         for head in missed:
             now = status.get(head.entry.id)
             gone += now not in pending
-            if now in pending and head.group not in self._passed_by:
+            faster = not head.waited and self._line.is_busy(head.group)
+            if now in pending and head.group not in self._passed_by and not faster:
                 locked += 1
                 self._passed_by[head.group] = until
             if head.waited and head.entry.id == head.row_id:
-                if now not in (*pending, Status.IN_PROGRESS):
+                if now not in pending:
+                    self._line.drop(head.group, [head.entry.message_id])
+                if now not in (*pending, Status.IN_PROGRESS) and head.behind:
+                    id, message_id = head.behind[0]
+                    self._database.execute(
+                        "group_yield",
+                        queue_id=self.queue_id,
+                        group_key=head.group,
+                        head=head.row_id,
+                        id=id,
+                        message_id=message_id,
+                        behind=superseded_text(head.behind[1:]),
+                    )
+                elif now not in (*pending, Status.IN_PROGRESS):
                     self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
                 if now == Status.COMPLETE:
                     # By a PHP consumer: what failed with us has not failed in the end.
@@ -386,3 +436,10 @@ class MessageQueue:
         """Makes these messages due, which wait for their retry; see `Settle.wake`."""
         self._settle.wake(messages)
         self._due = True
+
+
+def _older_and_newer(row: Mapping[str, Any]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+    """What the head of a group's row supersedes, and the newer ones that let it go first."""
+    pairs = superseded_from(row["supersedes"])
+    head = int(row["message_id"])
+    return tuple(pair for pair in pairs if pair[1] < head), tuple(pair for pair in pairs if pair[1] > head)

@@ -10,7 +10,7 @@ the shop. What is decoded at a time is bounded in bytes, and lengths are read be
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.line import Entry, Line
@@ -186,24 +186,25 @@ class Reader:
         while self._sweep_from < self._sweep_to:
             self.sweep()
 
-    def recheck(self) -> None:
-        """Looks which of the groups that were busy elsewhere still are, some hundred at a time, in turns."""
+    def recheck(self) -> list[dict[str, Any]]:
+        """The rows of the groups that were busy elsewhere and still are; some hundred are looked at, in turns."""
         groups = self.line.busy_elsewhere(RECHECK)
-        for group in set(groups) - self._busy(groups):
+        rows = self._busy(groups)
+        for group in set(groups) - {row["group_key"] for row in rows}:
             self.line.free(group)
+        return rows
 
     def park_busy(self, groups: Collection[str]) -> set[str]:
         """Which of these groups are busy elsewhere; their messages are parked."""
-        busy = self._busy(groups)
+        busy = {row["group_key"] for row in self._busy(groups)}
         for group in busy:
             self.line.block(group)
         return busy
 
-    def _busy(self, groups: Collection[str]) -> set[str]:
+    def _busy(self, groups: Collection[str]) -> list[dict[str, Any]]:
         if not groups:
-            return set()
-        rows = self._database.rows("groups_busy", queue_id=self._queue_id, group_keys=list(groups))
-        return {row["group_key"] for row in rows}
+            return []
+        return self._database.rows("groups_busy", queue_id=self._queue_id, group_keys=list(groups))
 
     # ---------------------------------------------------------------- reading ahead
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from zithara_worker.magento import failures
+from zithara_worker.magento.claim import superseded_text
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.statuses import EDGES, Status
@@ -162,8 +163,12 @@ class Settle:
             self._group_statement("group_done", finished)
         for each in ended:
             if hands_over(each):
-                id, message_id = each.message.supersedes[0]
-                self._group_statement("group_hand_over", [each], id=id, message_id=message_id)
+                message, left = each.message, list(each.message.behind)
+                not_arrived = message.supersedes and each.outcome.kind is not OutcomeKind.DELIVERED
+                id, message_id = message.supersedes[0] if not_arrived else left.pop(0)
+                self._group_statement(
+                    "group_hand_over", [each], id=id, message_id=message_id, behind=superseded_text(left)
+                )
         by_delay: dict[float, list[Settlement]] = defaultdict(list)
         for each in by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.RELEASED]:
             by_delay[each.delay_seconds].append(each)
@@ -308,9 +313,12 @@ class Settle:
 
 
 def hands_over(settlement: Settlement) -> bool:
-    """Whether the group goes back to the older snapshots, because the one that stood for them did not arrive."""
+    """Whether the group goes on to a head that is known: to the older snapshots, because the one that stood for them
+    did not arrive, or to one that was tried before and let this one go first."""
     kind, message = settlement.outcome.kind, settlement.message
-    return bool(message.supersedes) and kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED)
+    if kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED):
+        return bool(message.supersedes or message.behind)
+    return kind is OutcomeKind.DELIVERED and bool(message.behind)
 
 
 def _has_history(message: Message) -> bool:
