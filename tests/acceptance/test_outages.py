@@ -41,6 +41,7 @@ def test_an_order_that_always_fails_holds_up_nobody_and_ends_in_error_by_its_own
     with WorkerProcess(config, "consume", TOPIC_ORDER) as worker:
         eventually(lambda: statuses(shop, TOPIC_ORDER).count(4) == 60, within=10)
         # At the end of the line only what comes later shows that others are served.
+        eventually(lambda: any(row.number_of_trials for row in shop.rows()) or 6 in shop.statuses())
         shop.publish_order("LATER")
         eventually(lambda: statuses(shop, TOPIC_ORDER).count(6) == 1, within=20)
         worker.terminate()

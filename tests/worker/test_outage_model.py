@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.workers import Clock, StepWorker
 
 from zithara_worker.app import GATES
 from zithara_worker.delivery.backoff import RetryPolicy, delay_before
-from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
+from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.rate import TokenBucket
 from zithara_worker.magento.settle import Settled, Settlement
@@ -38,6 +40,7 @@ from zithara_worker.messages import (
     Request,
     Target,
 )
+from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.stats import Stats
 
@@ -255,6 +258,7 @@ class World:
         results = []
         for message in claimed:
             self._being_sent = queue.rows[message.id]
+            self.now += 0.001
             results.append((message, self.courier.deliver(message, REQUESTS[queue.topic])))
         settled = queue.settle([self.outcomes.settlement(message, outcome) for message, outcome in results])
         self.outcomes.settled(queue.queue_id, settled)
@@ -347,6 +351,119 @@ class Outages(RuleBasedStateMachine):
         self._check()
         assert {row.status for row in self.world.rows(poison=False)} <= {"delivered"}
         assert {row.status for row in self.world.rows(poison=True)} <= {"error"}, self.world.rows(poison=True)
+
+
+# --- the cases that showed a hole, each by itself
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+@pytest.mark.parametrize("fault", PATH_FAULTS)
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_an_outage_of_a_day_costs_nobody_anything_and_is_over_within_minutes(
+    limit: int, fault: str, count: int
+) -> None:
+    world = World((TOPIC_ORDER,), limit=limit)
+    world.publish(TOPIC_ORDER)
+    world.pass_time(1)
+    world.faults["/order"] = fault
+    met = [world.publish(TOPIC_ORDER) for _ in range(count)]
+    world.pass_time(24 * HOUR)
+    assert {row.status for row in met} == {"pending"}
+    if count >= GROUPS:
+        assert {row.attempts for row in met} == {0}
+    world.faults.clear()
+    world.pass_time(MAX_PAUSE_SECONDS + 1)
+    assert {row.status for row in met} == {"delivered"}
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+@pytest.mark.parametrize("fault", OWN_FAULTS)
+def test_a_poison_message_among_others_ends_in_error_by_its_own_attempts(limit: int, fault: str) -> None:
+    world = World((TOPIC_ORDER,), limit=limit)
+    poison = world.publish(TOPIC_ORDER, fault=fault)
+    healthy = []
+    for _ in range(12 * 60):
+        healthy.append(world.publish(TOPIC_ORDER))
+        world.pass_time(MINUTE)
+        assert healthy[-1].status == "delivered"
+    # The end itself is an attempt, too, which the stand-in does not count.
+    assert (poison.status, poison.attempts + 1) == ("error", limit if fault == "429" else max(limit, 2))
+
+
+@pytest.mark.parametrize("limit", [1, 8])
+@pytest.mark.parametrize("count", [3, 16])
+def test_many_poison_messages_in_a_quiet_shop_do_not_live_for_ever(limit: int, count: int) -> None:
+    world = World((TOPIC_ORDER,), limit=limit)
+    poison = [world.publish(TOPIC_ORDER, fault="500") for _ in range(count)]
+    world.pass_time(HOUR)
+    for hour in range(2 * count + 2 * limit):
+        healthy = world.publish(TOPIC_ORDER)
+        world.pass_time(HOUR)
+        if hour >= 2 * count:
+            assert healthy.status == "delivered"
+    assert {row.status for row in poison} == {"error"}
+
+
+def test_a_poison_message_ends_though_nobody_buys_any_more_after_it_was_proven_to_be_one() -> None:
+    world = World((TOPIC_ORDER,), limit=8)
+    poison = world.publish(TOPIC_ORDER, fault="500")
+    for _ in range(60):
+        world.publish(TOPIC_ORDER)
+    world.pass_time(24 * HOUR)
+    assert poison.status == "error"
+
+
+def test_attempts_that_announced_an_outage_are_given_back_when_it_is_recognised() -> None:
+    world = World((TOPIC_ORDER,), limit=1)
+    world.publish(TOPIC_ORDER)
+    world.pass_time(1)
+    world.faults["/order"] = "500"
+    met = []
+    for attempts in ([1], [1, 1], [0, 0, 0]):
+        met.append(world.publish(TOPIC_ORDER))
+        world.pass_time(1)
+        assert [row.attempts for row in met] == [row.trials for row in met] == attempts
+
+
+def test_a_message_that_failed_once_and_meets_a_second_outage_is_no_poison() -> None:
+    world = World((TOPIC_ORDER,), limit=1)
+    world.faults["/order"] = "500"
+    met = world.publish(TOPIC_ORDER)
+    world.pass_time(1)
+    world.faults.clear()
+    world.publish(TOPIC_ORDER)
+    world.pass_time(1)
+    assert met.status == "delivered", "tried at once, while others are known to be served"
+
+
+def test_the_stand_in_keeps_the_order_of_the_queue(shop: Shop) -> None:
+    """Fresh messages and those that wait take turns; what is released goes behind what waits already."""
+    groups = [f"order:O{number}" for number in range(6)]
+    for number in range(6):
+        shop.publish_order(f"O{number}")
+    clock = Clock()
+    worker = StepWorker(shop, clock)
+    released = Outcome(kind=OutcomeKind.RELEASED, reason="test")
+    real: list[list[str]] = []
+    for limit in (2, *[1] * 8):
+        messages = worker.claim(limit)
+        real.append([message.group_key for message in messages])
+        for message in messages:
+            clock.pass_by(1)
+            worker.queue.settle([Settlement(message=message, outcome=released)])
+    now = [0.0]
+    stand_in = MemoryQueue(0, TOPIC_ORDER, lambda: now[0])
+    stand_in.rows = [Row(number, TOPIC_ORDER, group, None, 0.0) for number, group in enumerate(groups)]
+    fresh_first = real[1][0] not in real[0]
+    expected: list[list[str]] = []
+    for limit in (2, *[1] * 8):
+        messages = stand_in.claim(limit, fresh_first=fresh_first)
+        fresh_first = fresh_first if limit > 1 else not fresh_first
+        expected.append([message.group_key for message in messages])
+        for message in messages:
+            now[0] += 1
+            stand_in.settle([Settlement(message=message, outcome=released)])
+    assert real == expected
 
 
 TestOutages = Outages.TestCase
