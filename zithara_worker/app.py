@@ -57,7 +57,7 @@ from zithara_worker.messages import (
     Skip,
     Target,
 )
-from zithara_worker.processors import ShopContext, identify, outline, process, supersedes
+from zithara_worker.processors import ShopContext, as_create, identify, outline, process, supersedes
 from zithara_worker.settings import SECTIONS, LoggingSettings, Settings
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
@@ -512,6 +512,7 @@ class Worker:
                 pool=pool,
                 inbox=inbox,
                 process=context.process,
+                create=lambda event: context.process(as_create(event)),
                 delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
                 stats=self._stats,
                 monotonic=self._monotonic,

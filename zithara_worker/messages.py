@@ -66,8 +66,6 @@ class Request:
     json: Any
     headers: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = True
-    #: What to send in its place when the API says that the entity is not there: the create of an order's update
-    if_absent: Request | None = None
     #: What a person should know though the request is sent (codes, e.g. "invented_phone"); counted and logged.
     warnings: tuple[str, ...] = ()
 
@@ -179,7 +177,6 @@ class Outcome:
     `reason` is a stable documented code; `detail` an excerpt for people (no token, no secret).
     `retry_after_seconds`: the least delay that the server asked for, if it did.
     `duration_ms`: time of the last HTTP exchange, None when nothing was sent. `endpoint`: "POST /order", "webhook".
-    `outage`: the failure says more about the host than about the message (the breaker counts it).
     `request_sha256`: hexadecimal, of the JSON body; only where an audit wants it.
     """
 
@@ -190,10 +187,7 @@ class Outcome:
     retry_after_seconds: float | None = None
     duration_ms: float | None = None
     endpoint: str = ""
-    outage: bool = False
     evidence: Evidence = Evidence.NONE
     #: Of a failure: another group was served on the path just before it, and after the failure before it
     witnessed: bool = False
-    #: The request to send at once in the place of this one, if no older message of the group is pending
-    instead: Request | None = None
     request_sha256: str = ""

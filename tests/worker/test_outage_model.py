@@ -37,6 +37,7 @@ from zithara_worker.messages import (
     Message,
     Outcome,
     OutcomeKind,
+    Rejection,
     Request,
     Target,
 )
@@ -197,6 +198,7 @@ class World:
         self.outcomes = Outcomes(
             queues=[(queue, GATES[queue.topic][-1]) for queue in self.queues],  # type: ignore[misc]
             outages=self.courier,
+            create=lambda event: Rejection(code="unused", detail="no order is absent here"),
             delay_before=lambda attempt: delay_before(attempt, policy, 0.0),
             attempt_limit=limit,
             stats=Stats(lambda: 0.0),

@@ -26,7 +26,7 @@ from zithara_worker.magento.reader import Identify, Outline, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.magento.snapshots import Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
-from zithara_worker.messages import Claimed, Message, OutcomeKind
+from zithara_worker.messages import Claimed, Event, Message, OutcomeKind, Rejection
 
 #: Bytes of bodies that a worker holds at a time; one message whose body is larger may come on top of them. A decoded
 #: event takes up to ten times the bytes of its body.
@@ -144,6 +144,13 @@ class MessageQueue:
         self._reader.look_back()
         first = self._line.first(message.group_key)
         return first is not None and first < message.message_id
+
+    def read_again(self, message: Message) -> Event | Rejection | None:
+        """What is in a message that this worker holds; None if Magento has deleted it. Raises DatabaseUnavailable."""
+        self._reader.read_contents([Entry(message_id=message.message_id, id=message.id)], message.length)
+        content = self._reader.contents.get(message.message_id)
+        self._reader.forget_contents()
+        return content.content if content else None
 
     def claim(self, limit: int, *, room: int = BYTES_IN_HAND, large: bool = True) -> list[Claimed]:
         """Up to `limit` messages, set IN_PROGRESS and leased to this worker, each the first of its group; `held` has

@@ -25,12 +25,14 @@ from zithara_worker.processors import cart, customer, groups, order, reasons, we
 from zithara_worker.processors.coalescing import outline, supersedes
 from zithara_worker.processors.context import InventedPhone, ShopContext
 from zithara_worker.processors.decoding import decode
+from zithara_worker.processors.order import as_create
 
 __all__ = [
     "PROCESSORS",
     "InventedPhone",
     "Processor",
     "ShopContext",
+    "as_create",
     "decode",
     "identify",
     "outline",

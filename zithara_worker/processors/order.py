@@ -1,6 +1,6 @@
 """zithara.order.events -> POST /order (a new order) or PATCH /order (an update: the order part alone).
 
-An update that has items brings its create along, for an API that does not know the order.
+An update of an order that the API does not know is sent as its create, if it has items: see `as_create`.
 
 The message is what the module's OrderCreate observer publishes; the request has the fields, the spelling and the
 defaults of its OrderProcessor, as tests/fixtures/plugin-cases.jsonl records them.
@@ -8,7 +8,6 @@ defaults of its OrderProcessor, as tests/fixtures/plugin-cases.jsonl records the
 
 from __future__ import annotations
 
-from contextlib import suppress
 from typing import Any
 
 from zithara_worker.errors import MessageRejected
@@ -45,22 +44,20 @@ def process(event: Event, shop: ShopContext) -> Request:
 
     order_part = _order_part(message, order, order_id, payment, billing, created_at)
 
-    def create() -> Request:
-        body = {
-            "customer": _customer(order, billing),
-            "order_line_item": _line_items(message),
-            "order": order_part,
-            "transactions": [_transaction(order, order_id, payment, created_at)],
-        }
-        return Request(target=Target.API, method="POST", path=_PATH, json=body)
+    if not fields.is_empty(message.get("is_update")):
+        return Request(target=Target.API, method="PATCH", path=_PATH, json=order_part)
+    body = {
+        "customer": _customer(order, billing),
+        "order_line_item": _line_items(message),
+        "order": order_part,
+        "transactions": [_transaction(order, order_id, payment, created_at)],
+    }
+    return Request(target=Target.API, method="POST", path=_PATH, json=body)
 
-    if fields.is_empty(message.get("is_update")):
-        return create()
-    # Where the API has no such order, what the update holds may be enough to create it.
-    if_absent = None
-    with suppress(MessageRejected):
-        if_absent = create()
-    return Request(target=Target.API, method="PATCH", path=_PATH, json=order_part, if_absent=if_absent)
+
+def as_create(event: Event) -> Event:
+    """The same order as a message that creates it: an update holds all that a create needs, but perhaps the items."""
+    return Event(topic=event.topic, payload={**event.payload, "is_update": False})
 
 
 def _order_part(

@@ -161,6 +161,7 @@ class Loop:
         pool: Pool,
         inbox: SimpleQueue[tuple[Message, Outcome] | Wish],
         process: Callable[[Event], Request | Skip | Rejection],
+        create: Callable[[Event], Request | Skip | Rejection],
         delay_before: Callable[[int], float],
         stats: Stats,
         monotonic: Callable[[], float],
@@ -198,6 +199,7 @@ class Loop:
         self._outcomes = Outcomes(
             queues=[(queue, gates[-1]) for queue, gates in queues],
             outages=gate,
+            create=create,
             delay_before=delay_before,
             attempt_limit=attempt_limit,
             stats=stats,
@@ -392,14 +394,9 @@ class Loop:
     # ---------------------------------------------------------------- settle
 
     def _settle(self) -> None:
-        # Asks the database, so that nothing is taken out of the inbox's results before it has answered.
-        results = [(message, self._outcomes.of_absent_order(message, outcome)) for message, outcome in self._results]
-        self._results = []
         if self._end is None:
-            for message, outcome in results:
-                if outcome.instead is not None:
-                    self._pool.submit(message, outcome.instead)
-            results = [(message, outcome) for message, outcome in results if outcome.instead is None]
+            self._send_absent_orders()
+        results, self._results = self._results, []
         if results:
             decided = [self._outcomes.settlement(message, outcome) for message, outcome in results]
             self._unsettled += decided
@@ -413,6 +410,16 @@ class Loop:
         for queue_id, settlements in by_queue.items():
             self._write(self._lanes[queue_id], settlements)
         self._outcomes.catch_up(self._held)
+
+    def _send_absent_orders(self) -> None:
+        """Sends updates of orders that the API does not know as their creates."""
+        # Asks the database, so that nothing is taken out of the results before it has answered.
+        results = [(message, self._outcomes.of_absent_order(message, outcome)) for message, outcome in self._results]
+        self._results = [(message, outcome) for message, outcome in results if isinstance(outcome, Outcome)]
+        for message, outcome in results:
+            if isinstance(outcome, Request):
+                self._held.hand_out(message)
+                self._pool.submit(message, outcome)
 
     def _write(self, lane: _Lane, settlements: Sequence[Settlement]) -> None:
         """Writes a batch; one that cannot be written for one message's sake is written message by message."""

@@ -16,7 +16,7 @@ from zithara_worker import logs
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
-from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
 from zithara_worker.worker.stats import Stats
 from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 
@@ -51,7 +51,8 @@ class _Failing:
 class Outcomes:
     """One for the queues of a loop, in its thread. `delay_before`: seconds to wait after the n-th failed attempt.
 
-    `queues`: the queues, each with the gate of the path that its messages take. `monotonic`: the clock of leases.
+    `create`: the request that creates the order of an
+    update. `queues`: each with the gate of the path that its messages take. `monotonic`: the clock of leases.
 
     A failure that an outage would explain leads to ERROR only if it is proven that the message is to blame: at least
     once it failed again while others were served. The first failure proves nothing, so no message has less than two
@@ -63,6 +64,7 @@ class Outcomes:
         *,
         queues: Sequence[tuple[MessageQueue, str]],
         outages: Outages,
+        create: Callable[[Event], Request | Skip | Rejection],
         delay_before: Callable[[int], float],
         attempt_limit: int,
         stats: Stats,
@@ -71,24 +73,30 @@ class Outcomes:
     ) -> None:
         self._failing = {queue.queue_id: _Failing(queue, path) for queue, path in queues}
         self._outages = outages
+        self._create = create
         self._delay_before = delay_before
         self._attempt_limit = attempt_limit
         self._stats = stats
         self._monotonic = monotonic
         self._on_settled = on_settled
 
-    def of_absent_order(self, message: Message, outcome: Outcome) -> Outcome:
-        """For an update whose order the API does not know: as it is, with the create to send `instead`; without it,
-        to wait for an older message of the order that is pending; FAILED where there is neither. Other outcomes
-        unchanged. Raises DatabaseUnavailable."""
+    def of_absent_order(self, message: Message, outcome: Outcome) -> Outcome | Request:
+        """For an update whose order the API does not know: unchanged while an older message of the order is pending,
+        else the create to send at once for the same message, else FAILED. Other outcomes unchanged. Raises
+        DatabaseUnavailable.
+
+        The body is read again: a create made beforehand would cost every update, and a decoded body its memory.
+        """
         if outcome.reason != ORDER_NOT_FOUND_YET:
             return outcome
         queue = self._failing[message.queue_id].queue
         if queue.has_older_pending(message):
-            return replace(outcome, instead=None)
-        if outcome.instead is None:
-            return replace(outcome, kind=OutcomeKind.FAILED, reason=ORDER_NOT_FOUND)
-        return outcome
+            return outcome
+        content = queue.read_again(message)
+        create = self._create(content) if isinstance(content, Event) else content
+        if isinstance(create, Request):
+            return create
+        return replace(outcome, kind=OutcomeKind.FAILED, reason=ORDER_NOT_FOUND)
 
     def settlement(self, message: Message, outcome: Outcome) -> Settlement:
         """What shall be written for an outcome: applies the attempts limit and the retry policy."""

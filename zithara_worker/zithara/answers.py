@@ -98,7 +98,6 @@ def classify(
         reason: str,
         evidence: Evidence,
         retry_after_seconds: float | None = None,
-        instead: Request | None = None,
     ) -> Outcome:
         return Outcome(
             kind=kind,
@@ -108,9 +107,7 @@ def classify(
             retry_after_seconds=retry_after_seconds,
             duration_ms=answer.duration_ms,
             endpoint=endpoint,
-            outage=evidence in (Evidence.PATH, Evidence.HOST),
             evidence=evidence,
-            instead=instead,
         )
 
     from_api = request.target is Target.API
@@ -146,7 +143,7 @@ def classify(
     ):
         return outcome(OutcomeKind.RETRY, reason, Evidence.PATH, pause)
     if status == HTTPStatus.NOT_FOUND and (request.method, request.path) == ("PATCH", "/order"):
-        return outcome(OutcomeKind.RETRY, reasons.ORDER_NOT_FOUND_YET, Evidence.SERVED, instead=request.if_absent)
+        return outcome(OutcomeKind.RETRY, reasons.ORDER_NOT_FOUND_YET, Evidence.SERVED)
     return outcome(OutcomeKind.FAILED, reason, Evidence.SERVED)
 
 

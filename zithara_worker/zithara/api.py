@@ -212,7 +212,6 @@ class ZitharaApi:
             reason=reason,
             detail=excerpt(detail, self._tokens.mask),
             endpoint=label,
-            outage=evidence is not Evidence.NONE,
             evidence=evidence,
         )
 
