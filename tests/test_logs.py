@@ -14,8 +14,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from zithara_worker import logs
 from zithara_worker.delivery.pool import DeliveryPool
@@ -78,10 +76,10 @@ def test_texts_of_all_languages_stay_readable(written: Callable[..., str]) -> No
 
 
 def test_fields_that_are_no_json_are_written_as_text(written: Callable[..., str]) -> None:
-    extra = {"path": Path("/a"), "ids": {3}, "nested": {"at": Path("/b"), 5: (1, None)}, "done": True}
+    extra = {"path": Path("/a"), "ids": {3}, "nested": {"topic": Path("/b"), 5: (0, None)}, "done": True}
     record = record_of(written(lambda: log.info("x", extra=extra)))
     assert (record["path"], record["ids"], record["done"]) == ("/a", [3], True)
-    assert record["nested"] == {"at": "/b", "5": [1, None]}
+    assert record["nested"] == {"topic": "/b", "5": [0, None]}
 
 
 def test_a_traceback_is_one_field(written: Callable[..., str]) -> None:
@@ -118,40 +116,6 @@ def test_levels_below_the_configured_one_are_silent(written: Callable[..., str])
 # ---------------------------------------------------------------- masking
 
 
-@pytest.mark.parametrize(
-    ("text", "wanted"),
-    [
-        ("refused asha.rao+shop@example.co.in, try again", "refused a***@***, try again"),
-        ("<asha@example.com>", "<a***@***>"),
-        ("to +91 98765 43210.", "to ***10."),
-        ("9876543210", "***10"),
-        ("(022) 2765-4321", "***21"),
-        ('{"first_name":"Asha \\"A\\" Rao","age":3}', '{"first_name":"***","age":3}'),
-        ('{"phone_number": 9876543210}', '{"phone_number": "***"}'),
-        ('{"last_name":"Ra', '{"last_name":"***"'),
-        ('{"access_token":"abc', '{"access_token":"***"'),
-        ("client_secret=abc&x=1", "client_secret=***&x=1"),
-        ("Authorization: Bearer abc", "Authorization: Bearer ***"),
-    ],
-)
-def test_personal_data_and_secrets_in_free_text_are_masked(text: str, wanted: str) -> None:
-    assert logs.masked(text) == wanted
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "Can't connect to MySQL server on '192.168.10.112:3306' (111)",
-        "updated 2026-11-23 12:00:00 or 2026-11-23T12:00:00Z",
-        "grand_total 1234567.5000 of order 42, HTTP 503",
-        "Access denied for user 'magento'@'localhost' (using password: YES)",
-        "group order:906, key 3f2504e0-4f89-11d3-9a0c-0305e82c3301",
-    ],
-)
-def test_what_an_operator_needs_is_not_masked(text: str) -> None:
-    assert logs.masked(text) == text
-
-
 def test_only_free_text_is_searched_for_telephone_numbers(written: Callable[..., str]) -> None:
     extra = {"group": "order:100000012", "detail": "number 9876543210 refused", "shopper": "asha@example.com"}
     record = record_of(written(lambda: log.info("x", extra=extra)))
@@ -160,11 +124,13 @@ def test_only_free_text_is_searched_for_telephone_numbers(written: Callable[...,
     assert record["shopper"] == "a***@***"
 
 
-def test_fields_named_like_personal_data_are_masked_at_any_depth(written: Callable[..., str]) -> None:
-    customer = {"Email": "asha@example.com", "first_name": "Asha", "ids": [1], "notes": ["call asha@example.com"]}
-    record = record_of(written(lambda: log.info("x", extra={"customer": customer, "telephone": "98765 43210"})))
-    assert record["customer"] == {"Email": "***", "first_name": "***", "ids": [1], "notes": ["call a***@***"]}
-    assert record["telephone"] == "***"
+def test_objects_in_any_field_are_masked_by_their_keys_and_lists_of_ours_are_shown(written: Callable[..., str]) -> None:
+    customer = {"Email": "asha@example.com", "first_name": "Asha", "ids": [1], "orderId": 5, "token": {"id": "t"}}
+    extra = {"customer": customer, "message_ids": [7, 8], "names": ["asha@example.com", {"age": 41}]}
+    record = record_of(written(lambda: log.info("x", extra=extra)))
+    hidden = {"Email": "***", "first_name": "***", "ids": ["***"], "orderId": 5, "token": {"id": "***"}}
+    assert record["customer"] == hidden
+    assert (record["message_ids"], record["names"]) == ([7, 8], ["a***@***", {"age": "***"}])
 
 
 def test_an_address_in_the_sentence_or_a_traceback_is_masked(written: Callable[..., str]) -> None:
@@ -193,19 +159,19 @@ def test_masking_of_personal_data_can_be_switched_off_but_not_that_of_secrets(wr
         assert "tok-123" not in text
 
 
-@given(st.text(alphabet=st.sampled_from('aA1@.-+ ()":,{}\\=\n'), max_size=60))
-def test_a_word_of_eight_or_more_digits_never_stays(text: str) -> None:
-    assert not any(word.isdigit() and len(word) >= 8 for word in logs.masked(text).split())
-
-
 def test_a_body_is_masked_by_its_keys_at_any_depth(written: Callable[..., str]) -> None:
     body = {
         "customer": {"name": "Asha Rao", "email": "asha@example.com", "alt_phone": 9876543210, "middle_name": "Kumari"},
         "order": {"billing_address": {"address1": "12 MG Road", "city": "Mumbai", "zip": "400001", "country": "IN"}},
         "order_line_item": [{"product_name": "Ring", "sku": "R-1", "price": 71.99}],
+        "custom_attributes": {"date_of_birth": "1990-01-02", "company_name": "Rao & Co", "landmark": ["by the lake"]},
+        "customerName": "Asha Rao",
         "note": "call +91 98765 43210",
-        "platform_order_id": "000000101",
-        "contact": "9876543210",
+        "message": "Happy birthday, Asha",
+        "platform_order_id": "0000000101",
+        "asha@example.com": True,
+        "9876543210": None,
+        "contact": 9876543210,
         "address_data": '{"street": "12 MG Road", "telephone": "98765 43210"}',
     }
     text = written(lambda: log.debug("x", extra={"request": body}), level="DEBUG")
@@ -214,12 +180,27 @@ def test_a_body_is_masked_by_its_keys_at_any_depth(written: Callable[..., str]) 
     address = request["order"]["billing_address"]
     assert address == {"address1": "***", "city": "***", "zip": "***", "country": "IN"}
     assert request["order_line_item"] == body["order_line_item"]
-    assert (request["note"], request["contact"]) == ("call ***10", "***10")
-    assert request["platform_order_id"] == "000000101"
-    assert json.loads(request["address_data"]) == {"street": "***", "telephone": "***"}
+    attributes = {"date_of_birth": "***", "company_name": "***", "landmark": ["***"]}
+    assert request["custom_attributes"] == attributes
+    assert {request[key] for key in ("customerName", "note", "message", "contact", "address_data")} == {"***"}
+    assert request["platform_order_id"] == "0000000101"
+    for personal in ("Asha", "asha", "98765", "Rao", "1990", "lake", "MG Road", "Mumbai"):
+        assert personal not in text
 
     unmasked = record_of(written(lambda: log.debug("x", extra={"request": body}), level="DEBUG", mask=False))
     assert unmasked["request"] == body
+
+
+def test_an_answer_is_shown_in_its_own_words(written: Callable[..., str]) -> None:
+    answer = {"status": 422, "message": "no customer asha@example.com", "errors": [{"field": "email", "value": "Asha"}]}
+    record = record_of(written(lambda: log.debug("x", extra={"response": answer}), level="DEBUG"))
+    errors = [{"field": "email", "value": "***"}]
+    assert record["response"] == {"status": 422, "message": "no customer a***@***", "errors": errors}
+    detail = "HTTP 422: " + json.dumps(answer)
+    record = record_of(written(lambda: log.info("x", extra={"detail": detail})))
+    assert record["detail"] == "HTTP 422: " + json.dumps(
+        {**answer, "message": "no customer a***@***", "errors": errors}
+    )
 
 
 def test_a_body_of_any_depth_is_written(written: Callable[..., str]) -> None:

@@ -436,6 +436,7 @@ class Worker:
             pause=stopping.wait,
             now_utc=self._utc,
             digest=audit is not None,
+            mask=settings.logging.mask,
         )
         courier = Courier(
             api=api,

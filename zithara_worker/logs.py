@@ -1,12 +1,12 @@
-"""How log records look and where they go: one place for fields, masking and files.
+"""How log records look and where they go: one place for fields and files; `masking` knows what may be shown.
 
 A record is a sentence for people plus an `event` and stable fields for machines (`extra={...}`). It is written as
 
     time (ISO 8601, UTC, milliseconds), level, logger, event, message, then the other fields, exc_info last
 
 Secrets are masked always: the `Secret` type masks itself, fields and JSON keys named like one are masked here. Personal
-data (email addresses, telephone numbers, names, postal addresses) are masked unless `[logging] mask = false`. Before
-`configure` is called, Python's own last resort prints warnings and errors on standard error.
+data is masked unless `[logging] mask = false`. Before `configure` is called, Python's own last resort prints warnings
+and errors on standard error.
 
 ERROR is a critical failure, WARNING one that is not, INFO an important operation, DEBUG a detail; bodies of requests
 and responses are written at DEBUG only. What a thread logs while it delivers a message (`about`) carries that message's
@@ -23,7 +23,7 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,82 +34,22 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from zithara_worker.appending import is_named, open_for_append
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.masking import MASK, SECRET_NAMES, Place, masked, masked_value, without_emails, without_secrets
 from zithara_worker.messages import Message
 from zithara_worker.settings import LoggingSettings
 from zithara_worker.terminal import escaped
 
-MASK = "***"
-
-#: Fields and JSON keys that hold a secret.
-_SECRET_NAMES = frozenset(
-    {"access_token", "authorization", "client_secret", "crypt_key", "password", "refresh_token", "secret", "token"}
-)
-#: Fields and JSON keys that hold a person's data, by the names the shop and the API use. `name` can only be a key
-#: inside a field: logging keeps the word for itself.
-_PERSONAL_NAMES = frozenset(
-    {
-        *("address1", "address2", "city", "company", "customer_dob", "customer_email", "customer_firstname"),
-        *("customer_lastname", "customer_middlename", "customer_name", "customer_taxvat", "dob", "email", "fax"),
-        *("first_name", "firstname", "full_name", "last_name", "lastname", "middlename", "mobilenumber", "name"),
-        *("phone", "phone_number", "postcode", "province", "region", "remote_ip", "street", "taxvat", "telephone"),
-        *("vat_id", "whatsapp_phone_number", "zip"),
-    }
-)
-#: What the keys of other shops' attributes look like; asked inside a field only, as our own fields have other names.
-_PERSONAL_KEY = re.compile(r"email|phone|mobile|whatsapp|(?:first|last|middle)_?name")
-#: Telephone numbers without any sign have at least so many digits, increment ids of Magento 9.
-_TELEPHONE_DIGITS = 10
-#: Containers nested deeper than this are left out: a body is as deep as whoever wrote it likes.
-_MAX_DEPTH = 20
 #: Fields that hold what a customer, a server or an exception wrote. All others are ours, and only looked at for an '@'.
 _FREE_TEXT = frozenset({"answer", "body", "detail", "error", "exc_info", "request", "response"})
+#: What stands in such a field when it is JSON. Numbers and texts of other fields are ours; objects have keys of others.
+_PLACES = dict.fromkeys(_FREE_TEXT, Place.HIDDEN) | {"response": Place.SAID}
 
-_EMAIL = re.compile(r"[^\s@\"'<>,;:=(]+@[^\s@\"'<>,;:)]+\.[^\W\d_]{2,}")
-#: At least 8 digits with few signs between them, unless it is a date, an IP address or an amount (`kept`).
-_DIGITS = re.compile(
-    r"(?<![\w.-])(?:"
-    r"(?P<kept>\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?|\d{1,3}(?:\.\d{1,3}){3}|\d{1,9}\.\d{1,4})(?!\d)"
-    r"|\+?\(?\d(?:[ ().-]{0,2}\d){7,}(?!\w))"
-)
-#: "key": "text", also where an excerpt ends within the text
-_QUOTED = r'("(?:%s)"\s*:\s*)(?:"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[^\s",}\]]+)'
-_PERSONAL_JSON = re.compile(_QUOTED % "|".join(sorted(_PERSONAL_NAMES)))
-_SECRET_JSON = re.compile(_QUOTED % "|".join(sorted(_SECRET_NAMES)), re.IGNORECASE)
-#: key=text or key: text; not the "(using password: YES)" of a database that refuses a user
-_SECRET_PAIR = re.compile(
-    rf"(?<![\w\"])((?:{'|'.join(sorted(_SECRET_NAMES))})\s*[=:]\s*(?:bearer\s+)?)(?!YES\b|NO\b)[^\s\"',;&)]+",
-    re.IGNORECASE,
-)
 _QUOTE_WORTHY = re.compile(r'[\s"=\]]')
 
 #: What every LogRecord has; whatever else stands in it came with `extra`. taskName is Python 3.12's.
 _ATTRIBUTES = frozenset(vars(logging.makeLogRecord({}))) | {"asctime", "event", "message", "taskName"}
 
 log = logging.getLogger(__name__)
-
-
-def masked(text: str) -> str:
-    """`text` without personal data and secrets: 'a***@***' for an email address, '***32' for a telephone number.
-
-    Names are found only where a JSON key tells that they are some. Dates, amounts and IP addresses stay.
-    """
-    text = _PERSONAL_JSON.sub(rf'\1"{MASK}"', without_secrets(text))
-    if "@" in text:
-        text = _without_emails(text)
-    return _DIGITS.sub(_masked_digits, text)
-
-
-def without_secrets(text: str) -> str:
-    """`text` with the values of keys such as access_token and password masked, in JSON or after '=' or ':'."""
-    return _SECRET_PAIR.sub(rf"\1{MASK}", _SECRET_JSON.sub(rf'\1"{MASK}"', text))
-
-
-def _without_emails(text: str) -> str:
-    return _EMAIL.sub(lambda match: f"{match[0][0]}{MASK}@{MASK}", text)
-
-
-def _masked_digits(match: re.Match[str]) -> str:
-    return match["kept"] or f"{MASK}{match[0][-2:]}"
 
 
 # ---------------------------------------------------------------- fields
@@ -120,7 +60,6 @@ class _Fields:
 
     def __init__(self, *, mask: bool) -> None:
         self._mask = mask
-        self._hidden = _SECRET_NAMES | _PERSONAL_NAMES if mask else _SECRET_NAMES
         self._clean: Callable[[str], str] = masked if mask else without_secrets
 
     def of(self, record: logging.LogRecord) -> dict[str, Any]:
@@ -138,29 +77,17 @@ class _Fields:
             fields["stack_info"] = record.stack_info
         return fields
 
-    def _value(self, name: str, value: Any, depth: int = 0, *, free: bool = False) -> Any:
-        """The value as JSON can hold it. What is neither text, number nor container is written as its str()."""
-        if value and (name in self._hidden or (depth and self._mask and _PERSONAL_KEY.search(name))):
+    def _value(self, name: str, value: Any) -> Any:
+        if value and name in SECRET_NAMES:
             return MASK
-        free = free or name in _FREE_TEXT
         if isinstance(value, str):
-            # A text may hold JSON of its own: custom attributes do. Few digits alone within a body are an order's id.
-            number = depth and value.isdigit() and len(value) < _TELEPHONE_DIGITS
-            return self._clean(value) if (free and not number) or value[:1] in ("{", "[") else self._text(value)
+            return self._clean(value) if name in _FREE_TEXT or value[:1] in ("{", "[") else self._text(value)
         if value is None or isinstance(value, int | float):
             return value
-        if isinstance(value, Mapping | list | tuple | set | frozenset) and depth >= _MAX_DEPTH:
-            return "..."
-        if isinstance(value, Mapping):
-            return {
-                str(key): self._value(str(key).lower(), inner, depth + 1, free=free) for key, inner in value.items()
-            }
-        if isinstance(value, list | tuple | set | frozenset):
-            return [self._value(name, inner, depth + 1, free=free) for inner in value]
-        return self._clean(str(value))
+        return masked_value(value, personal=self._mask, place=_PLACES.get(name, Place.SHOWN))
 
     def _text(self, text: str) -> str:
-        return _without_emails(text) if self._mask and "@" in text else text
+        return without_emails(text) if self._mask else text
 
 
 _FORMATTER = logging.Formatter()

@@ -566,7 +566,8 @@ class LoggingSettings(_Section):
     mask: bool = _key(
         True,
         _flag(),
-        "Whether email and postal addresses, telephone numbers and names are masked in logs; secrets always are.",
+        "Whether personal data is masked in logs: in bodies and answers all values except those of known keys (ids, "
+        "states, amounts and the like). Secrets always are.",
     )
 
     def _contradictions(self) -> Iterator[str]:

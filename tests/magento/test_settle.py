@@ -375,6 +375,15 @@ def test_the_detail_of_a_failure_may_hold_anything_and_is_cut(shop: Shop, worker
     assert reason == "r" * 64
 
 
+def test_the_detail_of_a_failure_is_stored_without_personal_data(shop: Shop, worker: StepWorker) -> None:
+    shop.publish_order("1")
+    [message] = worker.claim()
+    outcome = Outcome(kind=OutcomeKind.FAILED, reason="http_422", detail='HTTP 422: {"name":"Asha"} asha@example.com')
+    worker.queue.settle([Settlement(message=message, outcome=outcome)])
+    [(detail,)] = shop.query("SELECT detail FROM {prefix}zithara_delivery_failure")
+    assert detail == 'HTTP 422: {"name":"***"} a***@***'
+
+
 # --- superseded --------------------------------------------------------------------------------------------------
 
 

@@ -523,6 +523,25 @@ def test_show_has_the_request_of_now_masked_unless_asked(
     assert plain["request"]["headers"]["Authorization"] == "***"
 
 
+def test_what_show_does_not_know_to_be_harmless_is_masked(
+    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection
+) -> None:
+    attributes = {"date_of_birth": "1990-01-02", "company_name": "Rao & Co", "landmark": "by the lake"}
+    said = {"status": 422, "message": "Rao & Co (asha@example.com) is refused", "customerName": "Asha"}
+    api.responder = lambda request: Reply.of(422, said) if "/customer" in request.path else None
+    published = shop.publish_customer("5", first_name="Rao & Co", custom_attributes=attributes)
+    consume()
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    stored = {**said, "message": "*** (a***@***) is refused", "customerName": "***"}
+    assert json.loads(found.detail.removeprefix("HTTP 422: ")) == stored
+
+    shown = failed.shown(database, found, shop=context(), base_url="https://api.example/v1", unmasked=False)
+    assert shown["detail"] == failed.as_json(found)["detail"] == found.detail
+    request = shown["request"]["json"]
+    assert request["custom_attributes"] == dict.fromkeys(attributes, "***")
+    assert request["platform_customer_id"] == "5"
+
+
 def test_an_export_has_what_is_needed_to_publish_the_message_again(
     shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
 ) -> None:

@@ -399,6 +399,45 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
     assert api.client_secret not in shown
 
 
+# --- personal data in what outcomes quote
+
+
+def test_an_outcome_quotes_the_answers_words_without_the_customers(
+    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
+) -> None:
+    message = "Asha Rao (asha@example.com, +91 98765 43210) has no date_of_birth; sku R-1 is unknown"
+    answer = {
+        "status": 422,
+        "error": "Unprocessable Entity",
+        "message": message,
+        "received": {"customerName": "Asha", "note": "x", "sku": "R-1"},
+    }
+    tokens.get()
+    api.responder = lambda request: Reply.of(422, answer)
+    request = order(json={"customer": {"name": "Asha Rao"}, "order": {"status": "pending"}})
+
+    def detail(*, mask: bool) -> str:
+        zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, mask=mask)
+        return zithara.send(request, "q-1").detail
+
+    shown = "*** (a***@***, ***10) has no date_of_birth; sku R-1 is unknown"
+    received = {"customerName": "***", "note": "***", "sku": "R-1"}
+    said, _, body = detail(mask=True).partition(": ")
+    assert (said, json.loads(body)) == ("HTTP 422", {**answer, "message": shown, "received": received})
+    assert json.loads(detail(mask=False).partition(": ")[2]) == answer
+
+
+def test_an_outcome_quotes_a_page_without_addresses_and_numbers(
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource
+) -> None:
+    tokens.get()
+    page = b"<p>Asha &lt;asha@example.com&gt; 98765 43210</p>" + b"<b>a@b.example</b>" * 4000
+    api.responder = lambda request: Reply(502, body=page)
+    detail = zithara.send(order(), "q-1").detail
+    assert detail.startswith("HTTP 502: <p>Asha &lt;a***@***&gt; ***10</p>") and len(detail) <= 500
+    assert "example" not in detail
+
+
 # --- what the log shows
 
 
@@ -426,18 +465,21 @@ def test_bodies_are_logged_at_debug_masked_and_without_the_token(
     api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: Callable[[str], list[dict[str, Any]]]
 ) -> None:
     token = tokens.get()
-    answer = {"message": f"hello {token}", "customer": {"first_name": "Asha", "id": 5}}
+    answer = {"message": f"hello {token}, asha of Pune", "customer": {"first_name": "Asha", "id": 5}}
     api.responder = in_turn(Reply.of(200, answer))
     log_lines("DEBUG")
-    zithara.send(order(json={"customer": {"email": "asha@example.com", "platform_customer_id": "5"}}), "q-1")
+    zithara.send(order(json={"customer": {"landmark": "Pune", "platform_customer_id": "5"}}), "q-1")
 
     by_event = {line["event"]: line for line in log_lines("DEBUG") if "event" in line}
     request, response = by_event["request"], by_event["response"]
     assert request["level"] == response["level"] == "DEBUG"
     assert request["endpoint"] == response["endpoint"] == "POST /order"
-    assert request["request"] == {"customer": {"email": "***", "platform_customer_id": "5"}}
+    assert request["request"] == {"customer": {"landmark": "***", "platform_customer_id": "5"}}
     assert response["http_status"] == 200
-    assert response["response"] == {"message": "hello [masked]", "customer": {"first_name": "***", "id": 5}}
+    assert response["response"] == {
+        "message": "hello [masked], asha of ***",
+        "customer": {"first_name": "***", "id": 5},
+    }
     assert token not in json.dumps(log_lines("DEBUG"))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.statuses import Status
+from zithara_worker.masking import masked
 from zithara_worker.messages import Outcome
 
 #: The reason of an ERROR that this program has not recorded: a PHP consumer rejected the message.
@@ -122,7 +123,8 @@ def record(
         paid=int(paid),
         reason=outcome.reason[:64],
         http_status=outcome.http_status,
-        detail=outcome.detail[:1000],
+        # Tables are copied and read by more people than the log: masked whatever [logging] mask says
+        detail=masked(outcome.detail)[:1000],
         unwitnessed=int(unwitnessed),
         history=json.dumps(attempt),
     )

@@ -5,9 +5,7 @@ A message is named by its queue_message.id, as in the log, the audit file and th
 
 from __future__ import annotations
 
-import json
 import logging
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +15,12 @@ from typing import Any
 
 from zithara_worker.audit import operator_action
 from zithara_worker.errors import ShopError
-from zithara_worker.logs import masked
 from zithara_worker.magento import failures
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.failures import Failure, Selection
 from zithara_worker.magento.shop import QueueRow
 from zithara_worker.magento.statuses import Status
+from zithara_worker.masking import masked, masked_value
 from zithara_worker.operations.pause import Audit
 from zithara_worker.operations.preview import preview
 from zithara_worker.operations.reasons import remedy
@@ -35,9 +33,6 @@ log = logging.getLogger(__name__)
 BATCH = 200
 #: Messages that came later, among which those of the same group are looked for.
 LATER = 1000
-
-#: Keys whose long numbers are no telephone numbers.
-_NUMBERS = re.compile(r"(^|_)(ids?|sku|number|total|price|amount|qty|quantity|date|at|time)$")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,7 +300,7 @@ def _masked_group(group: str) -> str:
 
 
 def _masked_request(request: dict[str, Any]) -> dict[str, Any]:
-    shown = {key: _masked_value(key, value) if key == "json" else value for key, value in request.items()}
+    shown = {key: masked_value(value) if key == "json" else value for key, value in request.items()}
     if "url" in shown:
         address, question, _ = str(shown["url"]).partition("?")
         shown["url"] = f"{address}?***" if question else address
@@ -314,19 +309,3 @@ def _masked_request(request: dict[str, Any]) -> dict[str, Any]:
     if "error" in shown:
         shown["error"] = {**shown["error"], "detail": masked(shown["error"]["detail"])}
     return shown
-
-
-def _masked_value(key: str, value: Any) -> Any:
-    """`value` as the log would show it under this key, objects and lists piece by piece."""
-    if isinstance(value, dict):
-        return {name: _masked_value(str(name), each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [_masked_value(key, each) for each in value]
-    if (
-        value is None
-        or isinstance(value, bool)
-        or (_NUMBERS.search(key) and "phone" not in key and "@" not in str(value))
-    ):
-        return value
-    text = json.loads(masked(json.dumps({key: str(value)}, ensure_ascii=False)))[key]
-    return value if text == str(value) else text

@@ -17,9 +17,10 @@ from typing import Any, Protocol
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
+from zithara_worker.masking import masked, without_echoes
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
-from zithara_worker.zithara.answers import Answer, classify, excerpt
+from zithara_worker.zithara.answers import EXCERPT_LENGTH, Answer, classify, excerpt
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
 from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenUnavailable
 
@@ -51,7 +52,7 @@ class Tokens(Protocol):
 
 class ZitharaApi:
     """`now_utc`: seconds since the epoch. `pause`: waits for so many seconds, or less when the process is to stop.
-    `digest`: whether outcomes tell the SHA-256 of the body.
+    `digest`: whether outcomes tell the SHA-256 of the body. `mask`: whether personal data is masked in what they quote.
 
     Raises UrlRefused (a ConfigurationError) when `base_url` is unfit for a token.
     """
@@ -66,8 +67,10 @@ class ZitharaApi:
         now_utc: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         digest: bool = False,
+        mask: bool = True,
     ) -> None:
         self._digest = digest
+        self._mask = mask
         self._base_url = base_url.rstrip("/")
         usable_url(self._base_url)
         self._tokens = tokens
@@ -143,12 +146,21 @@ class ZitharaApi:
             log.debug("sends %s", label, extra={"event": "request", "endpoint": label, "request": request.json})
         answer = self._exchange(http_request, idempotent=request.idempotent)
         if verbose:
-            log.debug("answer of %s: %d", label, answer.status, extra=self._shown(answer, label))
-        return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=self._tokens.mask)
+            log.debug("answer of %s: %d", label, answer.status, extra=self._shown(answer, request, label))
 
-    def _shown(self, answer: Answer, label: str) -> dict[str, Any]:
+        def clean(text: str) -> str:
+            # An excerpt shows less than this of a body, and a long page shall not be searched.
+            text = self._without_echoes(self._tokens.mask(text)[: 4 * EXCERPT_LENGTH], request)
+            return masked(text) if self._mask else text
+
+        return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=clean)
+
+    def _without_echoes(self, text: str, request: Request) -> str:
+        return without_echoes(text, request.json) if self._mask else text
+
+    def _shown(self, answer: Answer, request: Request, label: str) -> dict[str, Any]:
         """An answer as the log's fields; its body as JSON, so that personal data is found by its keys, or as text."""
-        text = self._tokens.mask(answer.body.decode("utf-8", "replace"))
+        text = self._without_echoes(self._tokens.mask(answer.body.decode("utf-8", "replace")), request)
         body: Any = text
         with suppress(ValueError, RecursionError):  # no JSON, or JSON that nobody can read: shown as it came
             body = json.loads(text)
