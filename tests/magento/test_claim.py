@@ -13,6 +13,7 @@ from support.workers import Clock, StepWorker, failures_of, groups_of, operator_
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.statuses import Status
+from zithara_worker.masking import masked
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, Event, Message, OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
 from zithara_worker.sandbox.shop import Shop
@@ -225,7 +226,8 @@ def test_a_body_larger_than_the_servers_packet_is_rejected_and_the_others_go_on(
     content = worker.contents[rejected.id]
     assert isinstance(content, Rejection)
     assert (rejected.message_id, content.code) == (huge.message_id, "body_too_large")
-    assert "max_allowed_packet" in content.detail
+    assert "1.9 MiB and the server's max_allowed_packet is 1.4" in content.detail
+    assert masked(content.detail) == content.detail
     assert isinstance(worker.contents[good.id], Event)
 
 

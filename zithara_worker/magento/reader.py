@@ -433,8 +433,9 @@ class Reader:
 
 
 def _too_large(length: int, allowed: int) -> Rejection:
+    # In MiB: a number of bytes has so many digits that it would be masked as a telephone number.
     return Rejection(
         code="body_too_large",
-        detail=f"the body has {length} bytes and the server's max_allowed_packet is {allowed}: raise it, "
-        "then 'zithara-worker failed retry'",
+        detail=f"the body has {length / 2**20:.1f} MiB and the server's max_allowed_packet is {allowed / 2**20:.1f}: "
+        "raise it, then 'zithara-worker failed retry'",
     )
