@@ -41,8 +41,8 @@ LIMITS: Mapping[str, float] = {
     "connections per 1,000 messages, 16 threads": 16,
     # Measured: 267
     "calls per message from stored body to request": 290,
-    # Measured: 604
-    "calls per exchange of a request and its answer": 650,
+    # Measured: 506
+    "calls per exchange of a request and its answer": 530,
     # Measured: 80
     "calls per line of the log that tells of a delivery": 90,
 }

@@ -432,6 +432,18 @@ def test_a_ca_file_without_certificates_is_a_configuration_error(tmp_path: Path)
             tls_context(ca_file=str(file))
 
 
+def test_head_and_body_leave_as_one_record(raw_server: Serve, server_tls: ssl.SSLContext, transport: Transport) -> None:
+    read: list[bytes] = []
+
+    def respond(connection: socket.socket, number: int) -> None:
+        read.append(connection.recv(65536))
+        connection.sendall(ANSWER)
+
+    exchange(transport, "POST", raw_server(respond, server_tls).url, b"x" * 2000)
+
+    assert read[0].endswith(b"\r\n\r\n" + b"x" * 2000)
+
+
 # --- URLs
 
 

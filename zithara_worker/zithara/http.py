@@ -23,6 +23,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -258,7 +259,7 @@ class _Connection:
         self._port = url.port or (443 if url.scheme == "https" else 80)
         self._tls = tls if url.scheme == "https" else None
         self._monotonic = monotonic
-        self._http: http.client.HTTPConnection | None = None
+        self._http: _Http | None = None
         self._readable = select.poll()
         self._idle_since = 0.0
         self._lock = threading.Lock()
@@ -330,7 +331,7 @@ class _Connection:
             with suppress(OSError):  # closed or replaced meanwhile: nothing waits on it
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
-    def _opened(self, deadline: float) -> http.client.HTTPConnection:
+    def _opened(self, deadline: float) -> _Http:
         """The connection, a new one where there is none that will surely do."""
         known = self._http
         if known is not None:
@@ -354,7 +355,7 @@ class _Connection:
         waiting = isinstance(connection.sock, ssl.SSLSocket) and connection.sock.pending()
         return not waiting and not self._readable.poll(0)
 
-    def _connected(self, deadline: float) -> http.client.HTTPConnection:
+    def _connected(self, deadline: float) -> _Http:
         """Tries each address of the host, none longer than its share of the time: the first may be a dead one."""
         addresses = list(
             dict.fromkeys(
@@ -365,9 +366,7 @@ class _Connection:
             left = deadline - self._monotonic()
             if left <= 0:
                 raise TimeoutError("no connection within the time of the exchange")
-            connection = http.client.HTTPConnection(
-                addresses.pop(0), self._port, timeout=min(left / (len(addresses) + 1), CONNECT_SECONDS)
-            )
+            connection = _Http(addresses.pop(0), self._port, min(left / (len(addresses) + 1), CONNECT_SECONDS))
             try:
                 connection.connect()
                 break
@@ -400,7 +399,24 @@ class _Connection:
         return httpx.RemoteProtocolError(_told(error))
 
 
-def _sent(connection: http.client.HTTPConnection, request: httpx.Request) -> bool:
+class _Http(http.client.HTTPConnection):
+    """Keeps what is to be sent until all of it leaves at once: http.client writes head and body apart, which is one
+    more packet, TLS record and hand-over of the interpreter's lock a request."""
+
+    def __init__(self, host: str, port: int, timeout: float) -> None:
+        super().__init__(host, port, timeout=timeout)
+        self._parts: list[bytes] = []
+
+    def send(self, data: Any) -> None:
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        whole = b"".join(self._parts)
+        self._parts.clear()
+        self.sock.sendall(whole)
+
+
+def _sent(connection: _Http, request: httpx.Request) -> bool:
     """Whether the whole request was written. A host may answer and close before it has read all: its answer is worth
     more than the broken pipe. Raises httpx.LocalProtocolError for what HTTP cannot say."""
     try:
@@ -415,6 +431,7 @@ def _sent(connection: http.client.HTTPConnection, request: httpx.Request) -> boo
         raise httpx.LocalProtocolError("a header holds characters that HTTP does not allow") from None
     try:
         connection.endheaders(request.content or None)
+        connection.flush()
     except OSError:
         return False
     return True
