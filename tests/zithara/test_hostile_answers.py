@@ -13,7 +13,7 @@ import trustme
 from support.raw_server import RawServer, answer, filling_answer, read_request
 from zithara_doubles import exchange
 
-from zithara_worker.zithara.http import Transport, tls_context
+from zithara_worker.zithara.http import KEEPALIVE_SECONDS, Transport, tls_context
 
 STATUSES = ["200 OK", "422 Unprocessable Content"]
 LONG = answer("200 OK", b"x" * 30_000)
@@ -84,3 +84,61 @@ def test_an_answer_that_is_cut_off_anywhere_is_no_whole_one(
 
     with suppress(httpx.RemoteProtocolError):
         assert exchange(transport, "POST", raw_server(respond).url, b"{}").broken
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CLOSING = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}"
+#: Answers, whether each is broken, and whether its connection may serve another request
+FORMS = {
+    "chunks with a trailer": (CHUNKED + b"2\r\n{}\r\n0\r\nX-Sum: 1\r\n\r\n", False, True),
+    "chunks without a size": (CHUNKED + b"no size\r\n{}\r\n", True, False),
+    "HTTP/1.0": (b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}", False, False),
+    "closing": (CLOSING, False, False),
+    "longer than is read": (answer("200 OK", b"x" * 70_000)[:-1], False, False),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_only_a_connection_whose_answer_was_read_whole_is_used_again(
+    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None, name: str
+) -> None:
+    said, broken, again = FORMS[name]
+
+    def respond(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            connection.sendall(said)
+
+    server = raw_server(respond, server_tls)
+    first = exchange(transport, "POST", server.url, b"{}")
+    # The numbers of closed sockets are given away anew: who asks such a one whether it is quiet would be told yes.
+    pairs = [each for _ in range(8) for each in socket.socketpair()]
+    second = exchange(transport, "POST", server.url, b"{}")
+
+    for each in pairs:
+        each.close()
+    assert (first.status, first.broken, second.status, second.broken) == (200, broken, 200, broken)
+    assert server.connection_count == (1 if again else 2)
+
+
+def test_heads_without_end_are_a_failure(raw_server: Callable[..., RawServer], transport: Transport) -> None:
+    def flood(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X-Flood: 1\r\n" * 1000)
+
+    with pytest.raises(httpx.RemoteProtocolError):
+        exchange(transport, "POST", raw_server(flood).url, b"{}")
+
+
+def test_a_connection_idle_for_long_is_replaced(raw_server: Callable[..., RawServer]) -> None:
+    def respond(connection: socket.socket, number: int) -> None:
+        while read_request(connection):
+            connection.sendall(answer("200 OK"))
+
+    now = [0.0]
+    server = raw_server(respond)
+    transport = Transport(tls=tls_context(verify=False), timeout_seconds=5, monotonic=lambda: now[0])
+    for moment in (0.0, KEEPALIVE_SECONDS - 1, 2 * KEEPALIVE_SECONDS):
+        now[0] = moment
+        exchange(transport, "POST", server.url, b"{}")
+    transport.close()
+    assert server.connection_count == 2
