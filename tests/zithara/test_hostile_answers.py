@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -142,3 +144,20 @@ def test_a_connection_idle_for_long_is_replaced(raw_server: Callable[..., RawSer
         exchange(transport, "POST", server.url, b"{}")
     transport.close()
     assert server.connection_count == 2
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("said", [CHUNKED + b"50\r\n{", answer("200 OK", b"x" * 50)[:-49]], ids=["chunk", "length"])
+def test_a_body_that_ends_early_is_broken(
+    raw_server: Callable[..., RawServer], transport: Transport, said: bytes, reset: bool
+) -> None:
+    def respond(connection: socket.socket, number: int) -> None:
+        read_request(connection)
+        connection.sendall(said)
+        if reset:
+            time.sleep(0.2)  # a reset throws away what the client has not read, and nothing tells that it has
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    heard = exchange(transport, "POST", raw_server(respond).url, b"{}")
+
+    assert (heard.status, heard.broken) == (200, True)

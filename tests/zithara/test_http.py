@@ -112,7 +112,7 @@ def test_a_request_withdrawn_when_its_body_is_due_does_not_arrive(api: FakeZitha
             exchange(transport, "POST", order, b"{}", may_send=lambda: False)
 
     assert exchange(transport, "POST", order, b"{}", may_send=lambda: True).status == 200
-    assert api.request_count == 1
+    assert (api.request_count, api.connection_count) == (1, 1)
 
 
 # --- connections
@@ -223,6 +223,14 @@ def test_a_host_that_does_not_answer_is_a_timeout(api: FakeZithara, make_transpo
 
     assert (error.reason, error.may_have_been_processed, error.again_at_once) == (reasons.TIMEOUT, True, False)
     assert time.monotonic() - started < 3
+
+
+def test_an_exchange_after_one_that_ran_out_of_time_goes_well(api: FakeZithara, make_transport: MakeTransport) -> None:
+    api.responder = in_turn(Reply.never(), Reply())
+    transport = make_transport(timeout_seconds=0.3)
+    failure(transport, api.base_url + "/order")
+
+    assert exchange(transport, "POST", api.base_url + "/order", b"{}").status == 200
 
 
 @pytest.mark.parametrize("head", [b"", ANSWER[:-2].replace(b"2", b"90000", 1)], ids=["head", "body"])
