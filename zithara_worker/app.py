@@ -86,7 +86,9 @@ GATES = {
     TOPIC_CART: gates_of(Target.API, "/cart"),
     TOPIC_WEBHOOK: gates_of(Target.WEBHOOK, ""),
 }
-_STACK_BYTES = 256 * 1024
+#: Of a delivery thread. Some hundred calls from C into Python and back overran 256 KB, which ends the process.
+#: Less than a huge page, which the kernel could otherwise put behind every thread.
+_STACK_BYTES = 1024 * 1024
 #: What a stop may take beyond shutdown_timeout: the last outcomes are written.
 _STOP_MARGIN_SECONDS = 15.0
 

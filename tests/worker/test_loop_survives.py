@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from typing import Any
@@ -18,8 +19,11 @@ from zithara_worker.magento.held import ABANDONED_SECONDS, Held
 from zithara_worker.magento.leases import Renewal
 from zithara_worker.magento.queue import MessageQueue
 from zithara_worker.magento.settle import Settled, Settlement
-from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.messages import TOPIC_ORDER, Request, Target
+from zithara_worker.processors.decoding import MAX_DEPTH
+from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.zithara.answers import BODY_LIMIT
 
 
 def test_a_claim_that_meets_a_defect_ends_nothing(
@@ -93,6 +97,27 @@ def test_an_embedding_programs_threads_keep_their_stack_size(shop: Shop, api: Fa
         shop.publish_order("1")
         eventually(lambda: shop.statuses() == [4])
         assert threading.stack_size() == before
+
+
+def test_bodies_and_answers_nested_as_deep_as_can_be_pass_through_a_delivery_thread(
+    shop: Shop, api: FakeZithara, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their stacks are small: what overran one would end this process."""
+    api.responder = lambda request: (
+        Reply(200, b"[" * BODY_LIMIT) if request.path == "/v1/order" and len(api.requests("/v1/order")) == 1 else None
+    )
+    text = '{"order":' + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1) + "}"
+    monkeypatch.setattr(
+        "zithara_worker.app.process",
+        lambda event, context: Request(target=Target.API, method="POST", path="/order", json=event.payload),
+    )
+    shop.publish_body(TOPIC_ORDER, json.dumps(text))
+    clock = FastClock()
+    with running(Worker(settings_for(shop, api), monotonic=clock.monotonic, utc=clock.utc, clock=clock.utc)):
+        eventually(lambda: shop.statuses() == [5])
+        clock.ahead += 60
+        eventually(lambda: shop.statuses() == [4])
+    assert len(api.requests("/v1/order")) == 2
 
 
 def test_leases_are_measured_by_a_clock_that_runs_on_in_a_suspended_machine() -> None:

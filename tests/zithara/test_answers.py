@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
-from zithara_worker.zithara.answers import BODY_LIMIT, EXCERPT_LENGTH, Answer, classify, excerpt
+from zithara_worker.zithara.answers import (
+    BODY_LIMIT,
+    EXCERPT_LENGTH,
+    MAX_DEPTH,
+    NOT_JSON,
+    Answer,
+    classify,
+    excerpt,
+    json_of,
+)
 
 NOW = 1_700_000_000.0
 POST_ORDER = Request(target=Target.API, method="POST", path="/order", json={})
@@ -152,6 +161,16 @@ def test_a_success_whose_body_cannot_be_read_is_none(body: bytes, headers: dict[
     )
     # What a webhook's receiver writes is not looked at.
     assert outcome_of(200, body, headers=headers, request=WEBHOOK).kind is OutcomeKind.DELIVERED
+
+
+def test_brackets_in_text_are_no_levels() -> None:
+    note = json.dumps({"status": 422, "note": '\\"[' * 500, "list": [[]] * 200})
+    assert outcome_of(200, note.encode()).reason == "http_422"
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(MAX_DEPTH, True), (MAX_DEPTH + 1, False)])
+def test_an_answer_is_read_up_to_a_depth_that_every_stack_bears(levels: int, is_read: bool) -> None:
+    assert (json_of("[" * levels + "]" * levels) is not NOT_JSON) == is_read
 
 
 def test_an_encoding_that_changes_nothing_is_read() -> None:

@@ -7,6 +7,7 @@ Model/Queue/CartProcessor) takes a cart as accepted by the `status` of the body,
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timezone
@@ -24,6 +25,11 @@ EXCERPT_LENGTH = 500
 #: A host that asks for more than a day has lost its clock, or wants a person to look: then ask again after a day.
 MAX_RETRY_AFTER_SECONDS = 86_400.0
 
+#: Levels of nesting of an answer that is read; an API answer has two. Python's own parser is no bound: where it allows
+#: ten thousand levels (3.13), it overruns the stack of a delivery thread, which ends the process.
+MAX_DEPTH = 100
+
+_STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
 _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
 
 
@@ -53,8 +59,8 @@ class Answer:
         if not self.body or self.unreadable():
             return NOT_JSON
         try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError):
+            return json_of(self.body.decode(json.detect_encoding(self.body), "surrogatepass"))
+        except UnicodeDecodeError:
             return NOT_JSON
 
     def unreadable(self) -> str:
@@ -65,6 +71,25 @@ class Answer:
         if len(self.body) > BODY_LIMIT or encoding not in ("", "identity"):
             return reasons.UNREADABLE_ANSWER
         return ""
+
+
+def json_of(text: str) -> Any:
+    """A text as JSON; NOT_JSON when it is none, or nests more than MAX_DEPTH levels deep."""
+    try:
+        return NOT_JSON if _is_too_deep(text) else json.loads(text)
+    except ValueError:
+        return NOT_JSON
+
+
+def _is_too_deep(text: str) -> bool:
+    if text.count("{") + text.count("[") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for match in _STRING_OR_BRACKET.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(match[0], 0)
+        if depth > MAX_DEPTH:
+            return True
+    return False
 
 
 def effective_status(answer: Answer, parsed: Any) -> int:

@@ -10,7 +10,6 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -20,7 +19,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 from zithara_worker.masking import masked, without_echoes
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
-from zithara_worker.zithara.answers import EXCERPT_LENGTH, Answer, classify, excerpt
+from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
 from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenUnavailable
 
@@ -161,15 +160,13 @@ class ZitharaApi:
     def _shown(self, answer: Answer, request: Request, label: str) -> dict[str, Any]:
         """An answer as the log's fields; its body as JSON, so that personal data is found by its keys, or as text."""
         text = self._without_echoes(self._tokens.mask(answer.body.decode("utf-8", "replace")), request)
-        body: Any = text
-        with suppress(ValueError, RecursionError):  # no JSON, or JSON that nobody can read: shown as it came
-            body = json.loads(text)
+        body = json_of(text)
         return {
             "event": "response",
             "endpoint": label,
             "http_status": answer.status,
             "duration_ms": round(answer.duration_ms, 1),
-            "response": body,
+            "response": text if body is NOT_JSON else body,
         }
 
     def _url(self, request: Request) -> httpx.URL:
