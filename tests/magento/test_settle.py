@@ -462,3 +462,76 @@ def test_a_superseded_message_that_php_has_taken_stays_phps(shop: Shop, make_wor
     assert php.take(selected)
     worker.deliver([message])
     assert shop.statuses() == [3, 4]
+
+
+def test_an_older_snapshot_that_ended_in_error_elsewhere_keeps_its_end_and_its_reason(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    """A worker that was slower with it keeps it in its line, and would let the newer one stand for it."""
+    first, second = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
+    old = shop.publish_cart("7")
+    second.look()
+    [message] = first.claim()
+    assert second.take(10) == [], "the race is lost, and the message stays in its line"
+    first.settle((message, OutcomeKind.FAILED))
+    new = shop.publish_cart("7")
+
+    second.pulse()
+    [claimed] = second.take(10)
+    assert (claimed.message_id, claimed.supersedes) == (new.message_id, ())
+    second.deliver([claimed])
+
+    assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
+    assert failures_of(shop) == {old.relation_id: (1, "test", 1)}
+    assert lock_codes(shop) == {message_code(PHP_SIDE[TOPIC_CART].consumer, new.message_id)}
+
+
+def test_an_older_snapshot_that_ends_in_error_while_the_newer_one_is_on_its_way_keeps_its_reason(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    """By an operator's hand, or a PHP consumer's."""
+    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
+    old, new = [shop.publish_cart("7") for _ in range(2)]
+    [message] = worker.claim()
+    assert message.supersedes == (tuple(old),)
+    set_status(shop, old.relation_id, Status.ERROR)
+    worker.deliver([message])
+    assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
+    assert lock_codes(shop) == {message_code(PHP_SIDE[TOPIC_CART].consumer, new.message_id)}
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.FAILED, OutcomeKind.RELEASED])
+def test_a_settle_in_doubt_does_not_take_what_another_worker_did_for_its_own(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, kind: OutcomeKind
+) -> None:
+    """It never reached the server. The other one took over and gave back: status and trials are as our RETRY's."""
+    stale, message = taken_over(shop, clock, worker, other)
+    other.settle((message, OutcomeKind.RELEASED))
+    row, groups, failures = shop.row(stale.id), groups_of(shop), failures_of(shop)
+    assert (row.status, row.number_of_trials) == (Status.RETRY_REQUIRED, stale.number_of_trials + 1)
+
+    settled = worker.settle((stale, kind), in_doubt=True)
+
+    assert (settled.done, settled.lost) == ([], [stale])
+    assert (shop.row(stale.id), groups_of(shop), failures_of(shop)) == (row, groups, failures)
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.FAILED])
+def test_a_committed_settle_is_counted_once_though_another_worker_had_the_message_since(
+    shop: Shop, worker: StepWorker, other: StepWorker, kind: OutcomeKind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_order("A")
+    [message] = worker.claim()
+    lose_the_answer_of_the_next_commit(worker, monkeypatch)
+    with pytest.raises(DatabaseUnavailable):
+        worker.settle((message, kind))
+    if kind is OutcomeKind.FAILED:
+        operator_retries(shop, message.id)
+    [theirs] = other.claim()
+    other.settle((theirs, OutcomeKind.RELEASED))
+    row, groups, failures = shop.row(message.id), groups_of(shop), failures_of(shop)
+
+    settled = worker.settle((message, kind), in_doubt=True)
+
+    assert ([each.message for each in settled.done], settled.lost) == ([message], [])
+    assert (shop.row(message.id), groups_of(shop), failures_of(shop)) == (row, groups, failures)
