@@ -329,7 +329,7 @@ def test_large_bodies_are_neither_read_nor_held_together(
     """The limits a thousand times smaller, and forty bodies of which each is a fifth of the room."""
     for name in ("READ_BYTES", "IDENTIFIED_BYTES", "KEPT_BYTES"):
         monkeypatch.setattr(reader, name, getattr(reader, name) // 1000)
-    monkeypatch.setattr("zithara_worker.magento.queue.BYTES_IN_HAND", 4000)
+    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
     shop = make_shop()
     decoded: list[int] = []
 
@@ -357,7 +357,7 @@ def test_large_bodies_are_neither_read_nor_held_together(
 def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(
     make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zithara_worker.magento.queue.BYTES_IN_HAND", 4000)
+    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
     shop = make_shop()
     worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"{'huge-1':10000}", f"{'huge-2':10000}", "small-1", "small-2"])

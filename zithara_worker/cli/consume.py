@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 
@@ -9,6 +10,10 @@ import click
 
 from zithara_worker.cli.root import Context, topic_argument
 from zithara_worker.messages import TOPICS
+
+#: glibc's mallopt(3): the parameters' numbers, and the bytes from which freed memory goes back to the system.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+_GIVEN_BACK_BYTES = 1_000_000
 
 
 @click.command()
@@ -65,7 +70,20 @@ def consume(
     context.signals.reach(worker)
     # What has been imported stays: the garbage collector need not look through it again and again (4 % of the CPU).
     gc.freeze()
+    _give_memory_back()
     worker.run(
         wanted,
         limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),
     )
+
+
+def _give_memory_back() -> None:
+    """Keeps glibc from raising these limits to the largest body seen, up to 32 MB, in the arena of each thread.
+
+    With twelve bodies of 10 MB, one at a time, the process reached 298 MiB with that and 120 MiB without. Other C
+    libraries have no mallopt.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _GIVEN_BACK_BYTES)
+        mallopt(_TRIM_THRESHOLD, _GIVEN_BACK_BYTES)

@@ -127,6 +127,8 @@ class DeliveryPool:
                 outcome = Outcome(
                     kind=OutcomeKind.RETRY, reason=reasons.INTERNAL_ERROR, detail=f"{type(error).__name__}, see the log"
                 )
+            # A thread that waits keeps nothing of the last request, which may take a hundred megabytes decoded.
+            del item, request
             self._begun_at[number] = None
             with self._lock:
                 if self._open.pop(serial, None) is None:

@@ -22,15 +22,12 @@ from zithara_worker.magento.claim import Claim, Head, merged, superseded_from, s
 from zithara_worker.magento.database import Database
 from zithara_worker.magento.held import Held
 from zithara_worker.magento.line import Entry
-from zithara_worker.magento.reader import Identify, Outline, Reader
+from zithara_worker.magento.reader import BYTES_IN_HAND, Identify, Outline, Reader
 from zithara_worker.magento.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.magento.snapshots import Supersedes, newest_replacing_all_before
 from zithara_worker.magento.statuses import EDGES, Status
 from zithara_worker.messages import Claimed, Event, Message, OutcomeKind, Rejection
 
-#: Bytes of bodies that a worker holds at a time; one message whose body is larger may come on top of them. A decoded
-#: event takes up to ten times the bytes of its body.
-BYTES_IN_HAND = 4_000_000
 #: Groups that are looked at together whether somebody holds them, where some are known to be held.
 LOOK_AT = 50
 #: Seconds for which a head is passed by whose row another session has locked.
@@ -194,7 +191,7 @@ class MessageQueue:
             return []
         # Nothing else is in hand, so there is room for one of any size.
         entries = [head.entry for head in heads]
-        self._reader.read_for_claim(entries, room=BYTES_IN_HAND, large=True, largest=BYTES_IN_HAND)
+        self._reader.read_for_claim(entries, room=BYTES_IN_HAND, large=True)
         taken, _ = self._take(heads, 1)
         self._after_claim(heads, {each.message.id for each in taken}, 1, lost=0)
         return taken
@@ -210,6 +207,7 @@ class MessageQueue:
     def _claim_up_to(self, limit: int, *, room: int, large: bool) -> list[Claimed]:
         self._reader.check_session()
         self._reader.moved = False
+        self._reader.may_read_large = large
         self._turn += 1
         waited = self._waited_heads(limit)
         # Heads that waited get half of a claim at most while there are fresh ones, and the other way round.
@@ -234,9 +232,7 @@ class MessageQueue:
                 fresh = self._fresh_heads(free[:wanted])
             candidates = waited[: limit - len(fresh)] + fresh
             self._due = self._due or len(candidates) < len(waited) + len(fresh)
-            left = self._reader.read_for_claim(
-                [head.entry for head in candidates], room=room, large=large, largest=BYTES_IN_HAND
-            )
+            left = self._reader.read_for_claim([head.entry for head in candidates], room=room, large=large)
             for head in fresh:
                 if head.entry in left:
                     self._line.put_back(head.group)

@@ -36,6 +36,8 @@ READ_BYTES = 2_000_000
 #: Bytes of bodies that one claim or sweep decodes to learn their groups; a larger one is decoded alone. An event takes
 #: up to ten times the bytes of its body.
 IDENTIFIED_BYTES = 2_000_000
+#: Bytes of bodies that a worker holds at a time; one message whose body is larger may come on top of them.
+BYTES_IN_HAND = 4_000_000
 #: Bytes of bodies whose events are kept for the next claim.
 KEPT_BYTES = 1_000_000
 #: Parked groups that are looked up at once whether they are still busy.
@@ -78,6 +80,8 @@ class Reader:
         self.contents: dict[int, Content] = {}
         #: Whether the last look for heads got further in the queue
         self.moved = False
+        #: Whether a body larger than BYTES_IN_HAND may be decoded: not while one is in hand
+        self.may_read_large = True
         self._database = database
         self._queue_id = queue_id
         self._identify = identify
@@ -338,30 +342,31 @@ class Reader:
     def read_contents(self, entries: Sequence[Entry], room: int) -> int:
         """Reads and decodes the bodies of the first of these that fit into `room` bytes together; how many those are.
 
-        The first one is read whatever its length, so that whoever comes again gets on. A message that is gone from
+        The first one is read whatever its length, so that whoever comes again gets on; but for one larger than
+        BYTES_IN_HAND while another is in hand. A message that is gone from
         queue_message counts, and has no contents.
         """
         unread = self._read_small(entries)
         taken = 0
         for position, entry in enumerate(entries):
             length = self._length(entry, unread)
-            if taken and taken + length > room:
+            if (taken and taken + length > room) or (length > BYTES_IN_HAND and not self.may_read_large):
                 return position
             self._read_large(entry, unread)
             taken += length
         return len(entries)
 
-    def read_for_claim(self, entries: Sequence[Entry], *, room: int, large: bool, largest: int) -> set[Entry]:
+    def read_for_claim(self, entries: Sequence[Entry], *, room: int, large: bool) -> set[Entry]:
         """Reads the bodies of messages that are to be claimed; those that are left because there is no room for them.
 
-        The first that does not fit into `room` bytes ends it, so that it is the next one. A body of more than `largest`
-        bytes takes no part in that: one is read if `large`, the others are passed over.
+        The first that does not fit into `room` bytes ends it, so that it is the next one. A body of more than
+        BYTES_IN_HAND takes no part in that: one is read if `large`, the others are passed over.
         """
         unread = self._read_small(entries)
         left: set[Entry] = set()
         for position, entry in enumerate(entries):
             length = self._length(entry, unread)
-            if length > largest:
+            if length > BYTES_IN_HAND:
                 if not large:
                     left.add(entry)
                     continue

@@ -19,7 +19,8 @@ from typing import Protocol
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.magento.held import Held, Stage
-from zithara_worker.magento.queue import BYTES_IN_HAND, MessageQueue
+from zithara_worker.magento.queue import MessageQueue
+from zithara_worker.magento.reader import BYTES_IN_HAND
 from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
     Claimed,

@@ -1,0 +1,33 @@
+"""What the command takes in memory with large bodies pending."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.processes import WorkerProcess
+from support.waiting import eventually
+
+from zithara_worker.messages import TOPIC_CART
+from zithara_worker.sandbox import examples
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+
+
+@pytest.mark.parametrize(("count", "megabytes"), [(6, 10), (60, 1)])
+def test_large_bodies_are_delivered_within_the_promised_memory(
+    shop: Shop, api: FakeZithara, worker_config: Callable[..., Path], count: int, megabytes: int
+) -> None:
+    cart = examples.cart("1")
+    item = cart["cart_item"][0]
+    times = megabytes * 1_000_000 // len(json.dumps(json.dumps(item)))
+    for number in range(1, count + 1):
+        body = {**examples.cart(str(number)), "cart_item": [item] * times}
+        shop.publish_body(TOPIC_CART, json.dumps(json.dumps(body)))
+    with WorkerProcess(worker_config(), "consume", TOPIC_CART) as worker:
+        eventually(lambda: shop.status_counts() == {4: count}, within=60)
+        status = Path(f"/proc/{worker.pid}/status").read_text()
+    [peak_kib] = [int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM:")]
+    assert peak_kib * 1024 <= 160_000_000
