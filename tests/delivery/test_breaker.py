@@ -78,9 +78,23 @@ def test_it_stays_closed_while_more_requests_are_under_way_than_have_failed(brea
     assert opened.index(True) == 8 and opened.count(True) == 1
 
 
+def test_whatever_became_of_a_message_it_is_under_way_no_longer(breaker: CircuitBreaker) -> None:
+    """If one were counted for ever, so many more failures would be needed to notice an outage."""
+    for _ in range(10):
+        succeed(breaker)
+        lose_connection(breaker)
+        breaker.give_back(breaker.admit() or Permit.PROBE)
+        breaker.learn_nothing(breaker.admit() or Permit.PROBE, "refused")
+        fail(breaker, None)
+    succeed(breaker)
+    open_it(breaker)
+
+
 def test_connections_that_fail_open_it_at_the_fifth_in_a_row_whoever_made_them(breaker: CircuitBreaker) -> None:
     assert [lose_connection(breaker) for _ in range(4)] == [False] * 4
     assert not fail(breaker, "a"), "a connection was made: the row begins again"
+    assert [lose_connection(breaker) for _ in range(4)] == [False] * 4
+    succeed(breaker)
     assert [lose_connection(breaker) for _ in range(5)] == [False] * 4 + [True]
 
 

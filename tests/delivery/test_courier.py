@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 
 import pytest
 from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, message
 
 from zithara_worker.delivery import reasons
-from zithara_worker.delivery.breaker import BreakerState
+from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.delivery.rate import FIRST_PAUSE_SECONDS, TokenBucket
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
@@ -188,6 +189,24 @@ def test_a_wish_for_peace_is_no_evidence(courier: Courier, api: Api, clock: Cloc
     assert courier.allowance("/cart") == 1
 
 
+@pytest.mark.parametrize("answer", [DOWN, NO_CONNECTION, REFUSED, THROTTLE, NOT_SENT], ids=lambda each: each.reason)
+@pytest.mark.parametrize("outage", [DOWN, NO_CONNECTION], ids=["of the path", "of the host"])
+def test_whatever_a_probe_meets_the_next_one_goes_all_the_same(
+    courier: Courier, api: Api, clock: Clock, outage: Outcome, answer: Outcome
+) -> None:
+    """A probe that is never over would keep the outage for ever. The host's and the path's are told apart."""
+    api.answer = outage
+    for number in range(11, 16):
+        courier.deliver(message(number), CART)
+    assert courier.is_open("/cart" if outage is DOWN else "api")
+    clock.now += 5
+    api.answer = answer
+    courier.deliver(message(1), CART)
+    clock.now += 300
+    api.answer = DELIVERED
+    assert courier.deliver(message(2), CART) is DELIVERED
+
+
 def test_a_probe_that_was_never_sent_is_left_to_the_next_message(courier: Courier, api: Api, clock: Clock) -> None:
     take_down(courier, api)
     clock.now += 5
@@ -347,6 +366,28 @@ def test_a_group_that_is_always_answered_429_stops_nobody_and_pays_with_every_th
     assert [outcome.kind.value for outcome in outcomes] == ["released"] * 2 + ["retry"] + ["released"] * 2 + ["retry"]
     assert {outcome.retry_after_seconds for outcome in outcomes} == {20.0}
     assert outcomes[2].witnessed
+
+
+def test_pauses_without_a_wish_for_how_long_grow_until_somebody_is_served(
+    courier: Courier, api: Api, clock: Clock
+) -> None:
+    throttle = replace(THROTTLE, retry_after_seconds=None)
+    pauses = []
+    for answer in (throttle, throttle, DELIVERED, throttle):
+        api.answer = answer
+        courier.deliver(message(1), CART)
+        pauses.append(courier.next_opening_seconds("/cart"))
+        clock.now += pauses[-1]
+    assert pauses == [FIRST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2, 0.0, FIRST_PAUSE_SECONDS]
+
+
+def test_nothing_is_claimed_up_to_the_end_of_a_pause(courier: Courier, api: Api, clock: Clock) -> None:
+    api.answer = THROTTLE
+    courier.deliver(message(1), CART)
+    clock.now += 19.5
+    assert courier.allowance("/cart") == 0
+    clock.now += 0.5
+    assert courier.allowance("/cart") == FIRST_WINDOW
 
 
 def test_another_host_behind_a_gate_begins_anew(courier: Courier, api: Api) -> None:

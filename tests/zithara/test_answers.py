@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import json
 import sys
+import time
 from collections.abc import Mapping
 from email.utils import formatdate
 
@@ -75,10 +76,11 @@ def test_a_refusal_without_json_is_not_the_apis(status: int, body: bytes) -> Non
         assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
 
 
-@pytest.mark.parametrize("status", [300, 301, 302, 304, 307, 600, 999])
+@pytest.mark.parametrize("status", [300, 301, 302, 304, 307, 399, 600, 999])
 def test_a_redirect_or_no_status_at_all_is_not_the_apis(status: int) -> None:
-    outcome = outcome_of(status, b'{"message": "moved"}')
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
+    for body in (b'{"message": "moved"}', b'{"status": 422}'):
+        outcome = outcome_of(status, body)
+        assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422, 500, 503])
@@ -229,6 +231,15 @@ def test_retry_after_is_understood_in_both_forms(value: str | None, seconds: flo
     )
     assert throttled.retry_after_seconds == seconds
     assert outcome_of(503, headers=headers).retry_after_seconds == seconds
+
+
+def test_a_date_without_a_zone_is_greenwichs_wherever_the_shop_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as india:
+        india.setenv("TZ", "Asia/Kolkata")
+        time.tzset()
+        paused = outcome_of(429, headers={"retry-after": formatdate(NOW + 90)})
+    time.tzset()
+    assert paused.retry_after_seconds == 90.0
 
 
 def test_a_redirect_says_where_to() -> None:
