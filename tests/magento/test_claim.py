@@ -200,6 +200,7 @@ def test_an_operators_retry_is_delivered_with_all_its_attempts_again(shop: Shop,
     operator_retries(shop, published.relation_id)
     [message] = worker.claim()
     assert (message.message_id, message.number_of_trials) == (published.message_id, 0)
+    assert message.retries == 1, "sent under a key of its own, which no receiver takes for a repetition"
 
 
 @pytest.mark.parametrize("body", ["", None, "{", '"{\\"order\\": []}"', "[]", '"x"', "\N{SNOWMAN}"])
@@ -414,6 +415,8 @@ def test_a_newer_customer_swallows_no_address_of_an_older_message(
 def test_a_newer_snapshot_takes_the_place_of_one_that_waits_for_its_retry(
     shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
 ) -> None:
+    # In a shop the ids of messages and those of their places on a queue differ.
+    shop.query("ALTER TABLE {prefix}queue_message_status AUTO_INCREMENT = 1000")
     worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     carts = [shop.publish_cart("7") for _ in range(2)]
     worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=10)
@@ -422,7 +425,7 @@ def test_a_newer_snapshot_takes_the_place_of_one_that_waits_for_its_retry(
     clock.pass_by(11)
     [message] = worker.claim()
     assert message.message_id == carts[2].message_id
-    assert {message_id for _, message_id in message.supersedes} == {cart.message_id for cart in carts[:2]}
+    assert message.supersedes == (tuple(carts[0]), tuple(carts[1]))
     worker.deliver([message])
     assert shop.statuses() == [4, 4, 4]
     assert groups_of(shop) == {}

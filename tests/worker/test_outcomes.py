@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from zithara_worker.magento.settle import Settled, Settlement
-from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind
+from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Rejection
 from zithara_worker.worker.outcomes import Outcomes, log_settled
 from zithara_worker.worker.stats import Stats
 
@@ -64,6 +64,7 @@ def outcomes(queue: Queue, path: Path) -> Outcomes:
     return Outcomes(
         queues=[(queue, "/order")],  # type: ignore[list-item]  # the part of it that outcomes need
         outages=path,
+        create=lambda event: Rejection(code="unused", detail="no order is absent here"),
         delay_before=lambda attempt: 30.0 * attempt,
         attempt_limit=8,
         stats=Stats(lambda: 0.0),
