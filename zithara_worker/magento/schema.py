@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from zithara_worker.errors import SchemaOutdated
+from zithara_worker.errors import SchemaOutdated, ShopError
 from zithara_worker.magento import statements
 from zithara_worker.magento.database import Database
 
@@ -28,8 +28,14 @@ def installed(database: Database) -> int:
 
 
 def require(database: Database) -> None:
-    """Raises SchemaOutdated where an older version of the worker made the tables."""
-    found = installed(database)
+    """Raises SchemaOutdated where an older version of the worker made the tables, ShopError where there are none."""
+    rows = database.rows("tables_present", tables=[database.prefix + _MARKED])
+    if not rows:
+        raise ShopError(
+            f"there is no table {database.prefix}{_MARKED}, or this user may not see it: run 'zithara-worker install' "
+            "as a user who may create tables, then the GRANT statements of its --print"
+        )
+    found = version_of(str(rows[0]["comment"]))
     if 0 < found < VERSION:
         raise SchemaOutdated(
             f"the worker's tables are of schema {found}, this version needs schema {VERSION}: run "

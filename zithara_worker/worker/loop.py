@@ -213,6 +213,8 @@ class Loop:
         self._unsettled: list[Settlement] = []
         self._in_doubt = False
         self._settled_count = 0
+        #: When the last message that was released for a while, as after 429, may be claimed again
+        self._released_until = 0.0
         #: Since when suspects have their turn, whether one has been in hand in it, and when they may have the next one
         self._suspects_since: float | None = None
         self._suspect_seen = False
@@ -461,6 +463,8 @@ class Loop:
         gone = {each.message.id for each in settlements}
         self._unsettled = [each for each in self._unsettled if each.message.id not in gone]
         self._settled_count += self._outcomes.settled(lane.queue.queue_id, settled)
+        pauses = [each.delay_seconds for each in settled.done if each.outcome.kind is OutcomeKind.RELEASED]
+        self._released_until = max([self._released_until, *(self._monotonic() + pause for pause in pauses)])
 
     # ---------------------------------------------------------------- claim, process, submit
 
@@ -611,6 +615,8 @@ class Loop:
         """Nothing left that could be claimed now; looks everywhere before it says so."""
         if not self._duties.consumable:
             return True
+        if self._monotonic() < self._released_until:
+            return False
         try:
             self._duties.poll()
             self._end = self._end or self._duties.end
