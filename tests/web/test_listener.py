@@ -93,7 +93,7 @@ def test_defect_of_a_page_is_answered_and_logged(listeners: ExitStack, caplog: p
     address = started(listeners, routes={"/": broken}).address
     answer = httpx.get(f"http://{address}/")
     assert answer.status_code == 500 and "secret" not in answer.text
-    assert caplog.records[-1].event == "page_failed"  # type: ignore[attr-defined]
+    assert "page_failed" in {getattr(record, "event", "") for record in caplog.records}
     assert httpx.get(f"http://{address}/").status_code == 500
 
 
