@@ -122,3 +122,16 @@ def test_bodies_and_answers_nested_as_deep_as_can_be_pass_through_a_delivery_thr
 
 def test_leases_are_measured_by_a_clock_that_runs_on_in_a_suspended_machine() -> None:
     assert abs(_clock() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 1
+
+
+def test_a_body_that_is_null_or_bytes_has_failed_and_its_neighbours_are_delivered(shop: Shop, api: FakeZithara) -> None:
+    for number in range(4):
+        shop.publish_order(f"N{number}")
+    first, second = [row.message_id for row in shop.rows()][1:3]
+    shop.query("ALTER TABLE {prefix}queue_message MODIFY body LONGBLOB NULL")
+    shop.query("UPDATE {prefix}queue_message SET body = NULL WHERE id = %s", (first,))
+    shop.query("UPDATE {prefix}queue_message SET body = 0xFF00FE80 WHERE id = %s", (second,))
+    with running(Worker(settings_for(shop, api))):
+        eventually(lambda: shop.statuses() == [4, 6, 6, 4])
+    codes = [row[0] for row in shop.query("SELECT reason_code FROM {prefix}zithara_delivery_failure ORDER BY id")]
+    assert codes == ["empty_message", "not_json"]

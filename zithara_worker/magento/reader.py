@@ -398,7 +398,7 @@ class Reader:
                 if row["body"] is None and length:
                     unread[message_id] = (topic, length)
                 else:
-                    self._keep(message_id, topic, length, str(row["body"] or ""))
+                    self._keep(message_id, topic, length, _text(row["body"]))
         return unread
 
     def _length(self, entry: Entry, unread: Mapping[int, tuple[str, int]]) -> int:
@@ -415,7 +415,7 @@ class Reader:
             self.contents[message_id] = Content(f"message:{message_id}", rejection, length)
             return
         for row in self._database.rows("bodies", message_ids=[message_id], large=length):
-            self._keep(message_id, topic, length, str(row["body"] or ""))
+            self._keep(message_id, topic, length, _text(row["body"]))
 
     def _keep(self, message_id: int, topic: str, length: int, body: str) -> None:
         self.contents[message_id] = Content(*self._identify(topic, message_id, body), length)
@@ -435,6 +435,11 @@ class Reader:
             if message_id in self.line:
                 kept[message_id] = content
         self.contents = kept
+
+
+def _text(body: str | bytes | None) -> str:
+    """A body as text; bytes that are no UTF-8, in a column that is no text, become what is no JSON either."""
+    return body.decode("utf-8", "backslashreplace") if isinstance(body, bytes) else body or ""
 
 
 def _too_large(length: int, allowed: int) -> Rejection:
