@@ -139,7 +139,6 @@ class CircuitBreaker:
                 return False
             self._open = self._probing = False
             self._why = ""
-            self._pause = self._first_pause
             self._window = FIRST_WINDOW
             self._since = self._clock()
             return True
