@@ -21,12 +21,12 @@ from benchmarks import messages, scale
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, contestant, run
 from benchmarks.throughput import write_worker_config
-from zithara_worker import logs
+from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Event, Request
 from zithara_worker.processors import ShopContext, identify, process
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings import LoggingSettings
+from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.zithara.api import encoded
 from zithara_worker.zithara.http import Transport, send, tls_context, usable_url
 

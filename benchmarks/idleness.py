@@ -150,7 +150,7 @@ def _command(without: tuple[str, ...]) -> list[str]:
     if not without:
         return [worker_command()]
     hide = "".join(f"sys.modules[{module!r}] = None; " for module in without)
-    return [sys.executable, "-c", f"import sys; {hide}from zithara_worker.cli import main; main()"]
+    return [sys.executable, "-c", f"import sys; {hide}from zithara_worker.commands import main; main()"]
 
 
 def _arrive(api: ApiProcess, count: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import zithara_worker.app  # noqa: F401 - what the command imports later anyway
+import zithara_worker.worker.worker  # noqa: F401 - what the command imports later anyway
 from benchmarks.contestants import ready
-from zithara_worker.cli import main
+from zithara_worker.commands import main
 
 if __name__ == "__main__":
     ready()

@@ -14,17 +14,17 @@ from support.processes import WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker import Worker
-from zithara_worker.app import configure
-from zithara_worker.magento import database
-from zithara_worker.magento.statuses import Status
+from zithara_worker.database import session as database
 from zithara_worker.messages import TOPIC_ORDER
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.sandbox.wire import Cut, Wire
+from zithara_worker.sandbox.tcp_proxy import Cut, Wire
+from zithara_worker.worker.worker import configure
 
 Config = Callable[..., Path]
 SHORT_LEASE = {"worker": {"lease": "2", "poll_interval": "0.05", "concurrency": "1"}}

@@ -14,8 +14,8 @@ import trustme
 from support.processes import WorkerProcess
 from support.raw_server import RawServer, answer, filling_answer, read_request
 
-from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPIC_CART
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
 
 CARTS = 100

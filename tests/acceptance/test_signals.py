@@ -63,7 +63,7 @@ def test_handlers_stand_before_the_rest_is_imported_and_only_for_consume(argumen
     program = (
         "import signal, sys, types\n"
         "from zithara_worker import cli\n"
-        "root = types.ModuleType('zithara_worker.cli.root')\n"
+        "root = types.ModuleType('zithara_worker.commands.root')\n"
         "early = 'click' not in sys.modules\n"
         "root.main = lambda signals: print(early, callable(signal.getsignal(signal.SIGHUP)))\n"
         "sys.modules[root.__name__] = cli.root = root\n"

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from chaos.php import Held
 from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World
-from zithara_worker.magento.statuses import Status
+from zithara_worker.queue.statuses import Status
 
 #: A request may be read a little after its sender was killed: it lay in the socket.
 IN_THE_SOCKET_SECONDS = 1.0

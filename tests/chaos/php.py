@@ -11,9 +11,9 @@ from typing import NamedTuple
 
 from support.php import find_php
 
-from zithara_worker.magento.topics import PHP_SIDE
 from zithara_worker.messages import TOPIC_WEBHOOK
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import PHP_SIDE
 
 SCRIPT = Path(__file__).parent.parent / "php" / "consumer.php"
 #: Between reading a message and taking it, seconds at most: the window in which a worker may be faster.

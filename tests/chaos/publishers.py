@@ -14,11 +14,11 @@ import pymysql.err
 
 from chaos.world import Poison
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.magento.topics import PHP_SIDE
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.publisher import Publisher
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import PHP_SIDE
 
 #: Topic -> share of the groups. Orders and webhooks are never coalesced: each of their messages must arrive.
 TOPIC_SHARES = {TOPIC_ORDER: 0.5, TOPIC_WEBHOOK: 0.1, TOPIC_CUSTOMER: 0.2, TOPIC_CART: 0.2}

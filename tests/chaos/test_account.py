@@ -9,7 +9,7 @@ import pytest
 from chaos.account import Row, judge, report
 from chaos.php import Held
 from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World
-from zithara_worker.magento.statuses import Status
+from zithara_worker.queue.statuses import Status
 
 
 def row(

@@ -12,11 +12,11 @@ import pytest
 from courier_doubles import CART, message
 
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pool import DeliveryPool
 from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.sandbox.api import FakeZithara, Reply
-from zithara_worker.settings import Secret
+from zithara_worker.settings.sections import Secret
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import StoredToken, TokenSource

@@ -31,15 +31,15 @@ from hypothesis.stateful import (
 )
 from support.workers import LEASE_SECONDS, Clock, StepWorker, settings_of
 
+from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.magento import failures
-from zithara_worker.magento.database import Database
-from zithara_worker.magento.failures import Failure
-from zithara_worker.magento.held import Held
-from zithara_worker.magento.reader import LATELY_SECONDS
-from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind
 from zithara_worker.processors import supersedes
+from zithara_worker.queue import failures
+from zithara_worker.queue.failures import Failure
+from zithara_worker.queue.held import Held
+from zithara_worker.queue.reader import LATELY_SECONDS
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer, Selected
 from zithara_worker.sandbox.publisher import Published, Publisher

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 from support.php import find_php
 
-from zithara_worker.magento.topics import PHP_SIDE
 from zithara_worker.messages import TOPICS
+from zithara_worker.topics import PHP_SIDE
 
 MODULE = Path(__file__).parent.parent.parent / "packaging" / "magento"
 SCHEMA = "{http://www.w3.org/2001/XMLSchema-instance}noNamespaceSchemaLocation"

@@ -10,10 +10,10 @@ from pathlib import Path
 import click
 import pytest
 
-from zithara_worker.cli.root import command
+from zithara_worker.commands.manual import command_page, configuration_page
+from zithara_worker.commands.root import command
 from zithara_worker.messages import TOPICS
-from zithara_worker.operations.manual import command_page, configuration_page
-from zithara_worker.settings import KEYS, SECTIONS
+from zithara_worker.settings.sections import KEYS, SECTIONS
 
 PACKAGING = Path(__file__).parents[2] / "packaging" / "deb"
 

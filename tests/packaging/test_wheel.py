@@ -29,7 +29,7 @@ def test_a_wheel_carries_the_sql_files_and_finds_them(tmp_path: Path) -> None:
     assert {f"zithara_worker/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")} <= names
     assert "zithara_worker/py.typed" in names
     code = (
-        "import zithara_worker.sql, zithara_worker.magento.statements as s; "
+        "import zithara_worker.sql, zithara_worker.database.statements as s; "
         "print(zithara_worker.sql.__file__); print(len(s.named('queries.sql')), len(s.script('schema.sql', prefix='')))"
     )
     done = subprocess.run(

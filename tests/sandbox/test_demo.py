@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zithara_worker.magento.statuses import Status
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.demo import Account
 from zithara_worker.sandbox.fixtures import FixtureMessage

@@ -9,8 +9,8 @@ import pymysql
 import pytest
 
 from zithara_worker.errors import ShopError
-from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop

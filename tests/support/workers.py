@@ -6,17 +6,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from zithara_worker.magento.database import Database
-from zithara_worker.magento.held import Held
-from zithara_worker.magento.leases import Leases
-from zithara_worker.magento.queue import MessageQueue
-from zithara_worker.magento.reader import Identify
-from zithara_worker.magento.settle import Settled, Settlement
-from zithara_worker.magento.shop import find_queues
+from zithara_worker.database.session import Database
 from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Rejection
 from zithara_worker.processors import identify
+from zithara_worker.queue.held import Held
+from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.reader import Identify
+from zithara_worker.queue.renewal import Leases
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings import DatabaseSettings, Secret
+from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.shop.configuration import find_queues
 
 LEASE_SECONDS = 60.0
 

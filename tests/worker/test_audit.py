@@ -14,10 +14,10 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker import audit
-from zithara_worker.audit import AuditFile, operator_action
-from zithara_worker.magento.settle import Settlement
+from zithara_worker.logs import audit
+from zithara_worker.logs.audit import AuditFile, operator_action
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
+from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.audit import DeliveryAudit

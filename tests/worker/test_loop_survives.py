@@ -13,16 +13,16 @@ from support.workers import settings_of
 from worker.test_outage import FastClock, running, settings_for
 
 from zithara_worker import Worker
-from zithara_worker.app import _clock
-from zithara_worker.magento.database import Database
-from zithara_worker.magento.held import ABANDONED_SECONDS, Held
-from zithara_worker.magento.leases import Renewal
-from zithara_worker.magento.queue import MessageQueue
-from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.database.session import Database
 from zithara_worker.messages import TOPIC_ORDER, Request, Target
 from zithara_worker.processors.decoding import MAX_DEPTH
+from zithara_worker.queue.held import ABANDONED_SECONDS, Held
+from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.renewal import Renewal
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.worker.worker import _clock
 from zithara_worker.zithara.answers import BODY_LIMIT
 
 
@@ -108,7 +108,7 @@ def test_bodies_and_answers_nested_as_deep_as_can_be_pass_through_a_delivery_thr
     )
     text = '{"order":' + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1) + "}"
     monkeypatch.setattr(
-        "zithara_worker.app.process",
+        "zithara_worker.worker.worker.process",
         lambda event, context: Request(target=Target.API, method="POST", path="/order", json=event.payload),
     )
     shop.publish_body(TOPIC_ORDER, json.dumps(text))

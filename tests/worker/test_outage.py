@@ -14,7 +14,7 @@ from zithara_worker import Settings, Worker
 from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings import DatabaseSettings, MetricsSettings, Secret, WorkerSettings, ZitharaSettings
+from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, Secret, WorkerSettings, ZitharaSettings
 
 HOUR = 3600.0
 

@@ -20,12 +20,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support.workers import Clock, StepWorker
 
-from zithara_worker.app import GATES
 from zithara_worker.delivery.backoff import RetryPolicy, delay_before
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.rate import TokenBucket
-from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
     TOPIC_CART,
     TOPIC_CUSTOMER,
@@ -41,9 +39,11 @@ from zithara_worker.messages import (
     Request,
     Target,
 )
+from zithara_worker.monitor.stats import Stats
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.outcomes import Outcomes
-from zithara_worker.worker.stats import Stats
+from zithara_worker.worker.worker import GATES
 
 MINUTE, HOUR = 60.0, 3600.0
 #: A healthy message whose path serves is delivered within so long: two probes at their slowest, and some.

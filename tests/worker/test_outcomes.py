@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.monitor.stats import Stats
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.worker.outcomes import Outcomes, log_settled
-from zithara_worker.worker.stats import Stats
 
 FAILED = Outcome(kind=OutcomeKind.RETRY, reason="http_500", detail="busy", http_status=500, duration_ms=12.34)
 

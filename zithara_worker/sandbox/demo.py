@@ -19,8 +19,8 @@ from itertools import zip_longest
 from pathlib import Path
 
 from zithara_worker.errors import ZitharaWorkerError
-from zithara_worker.magento.statuses import Status
 from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, TOPICS
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
 from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command

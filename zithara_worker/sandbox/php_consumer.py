@@ -11,8 +11,8 @@ from typing import Any
 
 import pymysql
 
-from zithara_worker.magento.statuses import Status
-from zithara_worker.magento.topics import PHP_SIDE, message_code
+from zithara_worker.queue.statuses import Status
+from zithara_worker.topics import PHP_SIDE, message_code
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

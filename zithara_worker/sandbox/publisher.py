@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import pymysql
 
 from zithara_worker.errors import ShopError
-from zithara_worker.magento.statuses import Status
-from zithara_worker.magento.topics import PHP_SIDE
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.php_json import php_json_encode
+from zithara_worker.topics import PHP_SIDE
 
 
 class Published(NamedTuple):

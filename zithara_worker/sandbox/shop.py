@@ -13,12 +13,12 @@ from typing import Any
 import pymysql
 import pymysql.err
 
-from zithara_worker.magento import statements
-from zithara_worker.magento.statuses import Status
-from zithara_worker.magento.topics import PHP_SIDE
+from zithara_worker.database import statements
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer
 from zithara_worker.sandbox.publisher import Publisher
+from zithara_worker.topics import PHP_SIDE
 
 #: system/mysqlmq/*, Magento's defaults in minutes (MysqlMq/etc/config.xml).
 _SUCCESSFUL_MESSAGES_LIFETIME = 10080

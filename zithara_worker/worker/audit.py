@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from zithara_worker.audit import AuditFile
 from zithara_worker.delivery.reasons import LATE
-from zithara_worker.magento.settle import Settlement
+from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import OutcomeKind
+from zithara_worker.queue.settle import Settlement
 
 
 class DeliveryAudit:

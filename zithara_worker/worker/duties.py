@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from zithara_worker.magento.database import Database
-from zithara_worker.magento.deployment_config import DeploymentConfig
-from zithara_worker.magento.expiry import ExpiryGuard
-from zithara_worker.magento.queue import MessageQueue
-from zithara_worker.magento.registry import Registry
-from zithara_worker.magento.shop import ShopConfiguration, read_configuration
+from zithara_worker.database.session import Database
+from zithara_worker.monitor.registry import Registry
+from zithara_worker.queue.expiry import ExpiryGuard
+from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
+from zithara_worker.shop.deployment_config import DeploymentConfig
 from zithara_worker.worker.ending import End
 
 log = logging.getLogger(__name__)

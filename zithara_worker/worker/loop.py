@@ -18,10 +18,6 @@ from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.magento.held import Held, Stage
-from zithara_worker.magento.queue import MessageQueue
-from zithara_worker.magento.reader import BYTES_IN_HAND
-from zithara_worker.magento.settle import Settled, Settlement
 from zithara_worker.messages import (
     Claimed,
     Event,
@@ -32,12 +28,16 @@ from zithara_worker.messages import (
     Request,
     Skip,
 )
+from zithara_worker.monitor.stats import Stats
 from zithara_worker.processors.reasons import UNKNOWN_CONFIG_ID
+from zithara_worker.queue.held import Held, Stage
+from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.reader import BYTES_IN_HAND
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
 from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.reload import Reload
-from zithara_worker.worker.stats import Stats
 
 log = logging.getLogger(__name__)
 

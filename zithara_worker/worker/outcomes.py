@@ -12,12 +12,12 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
-from zithara_worker import logs
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
-from zithara_worker.magento.queue import MessageQueue
-from zithara_worker.magento.settle import Settled, Settlement
+from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
-from zithara_worker.worker.stats import Stats
+from zithara_worker.monitor.stats import Stats
+from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 
 log = logging.getLogger(__name__)

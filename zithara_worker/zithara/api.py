@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
-from zithara_worker.masking import masked, without_echoes
+from zithara_worker.logs.masking import masked, without_echoes
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of

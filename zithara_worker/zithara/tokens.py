@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import httpx
 
 from zithara_worker.errors import ShopError, ZitharaWorkerError
-from zithara_worker.settings import Secret
+from zithara_worker.settings.sections import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.answers import describe, effective_status, excerpt
 from zithara_worker.zithara.http import failure_of, origin_of, send, usable_url

@@ -1,0 +1,581 @@
+"""Failed messages: listed, shown, retried, discarded, exported."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from support.workers import settings_of
+
+from zithara_worker import Settings, Worker
+from zithara_worker.database.session import Database
+from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS
+from zithara_worker.monitor.registry import Identity, Registry
+from zithara_worker.processors import ShopContext
+from zithara_worker.queue import failures
+from zithara_worker.queue import operator as failed
+from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.statuses import Status
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
+from zithara_worker.sandbox.publisher import stored_body
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.shop.configuration import find_queues
+from zithara_worker.worker.worker import Limits
+
+Consume = Callable[[], None]
+
+
+@pytest.fixture
+def everything(database: Database) -> Selection:
+    return Selection(queue_ids=[queue.queue_id for queue in find_queues(database, TOPICS, {})])
+
+
+@pytest.fixture
+def refused(api: FakeZithara) -> set[str]:
+    """Order numbers that the API refuses with 400."""
+    numbers: set[str] = set()
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        return Reply.error(400, "bad") if any(number.encode() in request.body for number in numbers) else None
+
+    api.responder = respond
+    return numbers
+
+
+def context() -> ShopContext:
+    return ShopContext(
+        webhook_url=None,
+        active_config_id=1,
+        config_ids=frozenset({1}),
+        invented_phone="send",
+        now_utc=datetime(2026, 11, 23, tzinfo=timezone.utc),
+    )
+
+
+def retry(database: Database, selection: Selection, audit: Any, *, force: bool = False) -> failed.Retried:
+    ids = failed.matching(database, selection)
+    return failed.retry(database, ids, by="anna@shop1", force=force, audit=audit)
+
+
+def test_a_failed_message_is_listed_with_what_the_api_said(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    shop.publish_order("000000776")
+    message_id = shop.publish_order("000000777").message_id
+    consume()
+    (found,), total = failed.newest(database, everything, limit=10)
+    assert total == 1
+    value = failed.as_json(found)
+    assert (value["id"], value["reason"], value["http_status"], value["attempts"]) == (message_id, "http_400", 400, 1)
+    assert value["group"] == "order:000000777" and "bad" in value["detail"]
+    assert [attempt["reason"] for attempt in value["history"]] == ["http_400"]
+
+
+def test_the_newest_come_first_and_the_rest_is_counted(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    ids = [shop.publish_order(f"00000077{n}").message_id for n in range(5)]
+    consume()
+    found, total = failed.newest(database, everything, limit=2)
+    assert ([each.message_id for each in found], total) == ([ids[4], ids[3]], 5)
+
+
+def test_a_selection_goes_by_topic_reason_group_and_age(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    order = shop.publish_order("000000777").relation_id
+    broken = shop.publish_body(TOPIC_CUSTOMER, "{nonsense").relation_id
+    consume()
+    shop.query(
+        "UPDATE {prefix}zithara_delivery_failure SET last_failed_at = NOW(3) - INTERVAL 2 HOUR WHERE id = %s", (order,)
+    )
+    (orders,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
+
+    def chosen(**changes: Any) -> list[int]:
+        return failed.matching(database, replace(everything, **changes))
+
+    assert chosen() == [order, broken]
+    assert chosen(queue_ids=[orders]) == [order]
+    assert chosen(reasons=["not_json"]) == [broken]
+    assert chosen(group_key="order:000000777") == [order]
+    assert chosen(older_than_seconds=3600) == [order]
+    assert chosen(newer_than_seconds=3600) == [broken]
+
+
+def test_what_a_php_consumer_rejected_is_found_and_can_be_retried(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (published.relation_id,))
+    (found,), _ = failed.newest(database, everything, limit=10)
+    assert (found.reason, found.topic) == ("unrecorded", TOPIC_ORDER)
+    assert failed.matching(database, replace(everything, reasons=["unrecorded"])) == [published.relation_id]
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    assert shop.query("SELECT group_key FROM {prefix}zithara_message_group") == [("order:000000777",)]
+    consume()
+    assert shop.statuses() == [4]
+
+
+def test_a_retried_message_starts_with_all_attempts_and_leaves_no_failure_when_it_arrives(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    row = shop.row(published.relation_id)
+    assert (row.status, row.number_of_trials) == (5, 0)
+    (found,), _ = failed.newest(database, replace(everything, statuses=[Status.RETRY_REQUIRED]), limit=10)
+    assert found.history[-1]["operator"] == "anna@shop1"
+    consume()
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+    (line,) = audit.lines
+    assert (line["action"], line["message_ids"], line["who"]) == ("retry", [published.message_id], "anna@shop1")
+
+
+def test_a_retry_makes_its_group_due_at_once(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    retry(database, everything, audit)
+    pulse = {row["queue_id"]: row["due"] for row in database.rows("pulse", queue_ids=list(everything.queue_ids))}
+    (order_queue,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
+    assert [queue_id for queue_id, due in pulse.items() if due] == [order_queue]
+    assert shop.row(published.relation_id).status == 5
+
+
+def test_several_failed_messages_of_one_group_are_delivered_in_their_order(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    first = shop.publish_order("000000777", grand_total="1.0000").message_id
+    second = shop.publish_order("000000777", grand_total="2.0000").message_id
+    consume()
+    refused.clear()
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (first, second)
+    consume()
+    keys = [each.message for each in api.requests() if each.message]
+    assert keys == [f"zithara_order_queue-{first}", f"zithara_order_queue-{second}"]
+
+
+def test_a_retry_that_would_overwrite_newer_data_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    shop.publish_order("000000777")
+    consume()
+    (found,), _ = failed.newest(database, everything, limit=10)
+    assert found.newer_delivered
+    refusal = retry(database, everything, audit)
+    assert (refusal.retried, refusal.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+    assert audit.lines[0]["forced"] is True
+
+
+def test_only_messages_in_error_are_retried_or_discarded(
+    shop: Shop, database: Database, consume: Consume, audit: Any
+) -> None:
+    done = shop.publish_order("000000776")
+    consume()
+    new = shop.publish_order("000000777")
+    ids = [done.relation_id, new.relation_id]
+    retried = failed.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (retried.retried, retried.not_failed) == ((), (done.message_id, new.message_id))
+    discarded = failed.discard(database, ids, by="anna@shop1", note="test", audit=audit)
+    assert (discarded.discarded, discarded.not_failed) == ((), (done.message_id, new.message_id))
+    assert shop.statuses() == [4, 2] and audit.lines == []
+
+
+def discard_all(database: Database, selection: Selection, audit: Any, note: str = "test order") -> failed.Discarded:
+    return failed.discard(database, failed.matching(database, selection), by="anna@shop1", note=note, audit=audit)
+
+
+def test_a_discarded_message_is_complete_and_what_is_known_of_it_stays(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    done = discard_all(database, everything, audit, note="broken extension")
+    assert done.discarded == (published.message_id,)
+    assert shop.statuses() == [4]
+    # A PHP consumer that finds its lock acknowledges without processing: none may stand beside what can be taken back.
+    assert shop.query("SELECT COUNT(*) FROM {prefix}queue_lock") == [(0,)]
+    assert failed.newest(database, everything, limit=10) == ([], 0)
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    value = failed.as_json(found)
+    assert value["discarded_at"] and value["reason"] == "not_json"
+    assert (value["history"][-1]["act"], value["history"][-1]["note"]) == ("discard", "broken extension")
+    (line,) = audit.lines
+    assert (line["action"], line["note"], line["message_ids"]) == (
+        "discard",
+        "broken extension",
+        [published.message_id],
+    )
+
+
+@pytest.mark.parametrize("by_php", [False, True])
+def test_a_discarded_message_can_be_taken_back(
+    shop: Shop,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+    by_php: bool,
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    if by_php:
+        shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    else:
+        consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    assert shop.statuses() == [4]
+    ids = [published.relation_id]
+    twice = failed.discard(database, ids, by="anna@shop1", note="again", audit=audit)
+    assert (twice.discarded, twice.not_failed, len(audit.lines)) == ((), (published.message_id,), 1)
+    assert failed.retry(database, ids, by="anna@shop1", force=False, audit=audit).retried == (published.message_id,)
+    assert shop.row(published.relation_id).status == 5
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    assert (found.discarded_utc, found.retries, found.attempts, found.unwitnessed) == (None, 1, 0, 0)
+    consume()
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+
+
+def test_what_was_delivered_is_not_taken_back(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    """A message that was discarded, taken back and delivered has been discarded no more."""
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    ids = [published.relation_id]
+    failed.retry(database, ids, by="anna@shop1", force=False, audit=audit)
+    consume()
+    again = failed.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (again.retried, again.not_failed, shop.statuses()) == ((), (published.message_id,), [4])
+
+
+def test_a_discarded_message_that_newer_data_has_overtaken_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    shop.publish_order("000000777")
+    consume()
+    done = failed.retry(database, [old.relation_id], by="anna@shop1", force=False, audit=audit)
+    assert (done.retried, done.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 4
+
+
+def test_what_is_known_of_a_discarded_message_goes_with_it(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    discard_all(database, everything, audit)
+    registry = Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS))
+    registry.forget_old()
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(1,)]
+    shop.make_older(minutes=8 * 1440)
+    assert shop.run_cleanup_cron()["deleted"] == 1
+    registry.forget_old()
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+
+
+# ---------------------------------------------------------------- a retry beside newer messages of its group
+
+
+def attempts_of(api: FakeZithara) -> list[str]:
+    """Message ids in the order in which they reached the API."""
+    keys = (each.headers.get("idempotency-key", "") for each in api.requests())
+    return [match[1] for key in keys if (match := re.match(r"zithara_order_queue-(\d+)", key))]
+
+
+def group_row(shop: Shop, published: Any, *, worker: str | None = None, group: str = "order:000000777") -> None:
+    """The group's row as a worker that holds this message leaves it, or (no worker) as it waits for its retry."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group"
+        " (queue_id, group_key, id, message_id, worker_id, lease_until, not_before)"
+        " SELECT queue_id, %s, id, message_id, %s, IF(%s IS NULL, NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR),"
+        " IF(%s IS NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR, NULL)"
+        " FROM {prefix}queue_message_status WHERE id = %s",
+        (group, worker, worker, worker, published.relation_id),
+    )
+
+
+def failed_before(shop: Shop, published: Any) -> None:
+    """The failure row of a message that waits for its next attempt, or is at it."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
+        "reason_code, detail, first_failed_at, last_failed_at, history) SELECT id, queue_id, message_id, '', "
+        "'order:000000777', 1, 'http_500', '', NOW(3), NOW(3), '' FROM {prefix}queue_message_status WHERE id = %s",
+        (published.relation_id,),
+    )
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_only_waits(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    api.forget_requests()
+    new = shop.publish_order("000000777")
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    consume()
+    assert attempts_of(api) == [str(old.message_id), str(new.message_id)]
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_waits_for_its_next_attempt(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    old, new, newest = (shop.publish_order("000000777") for _ in range(3))
+    replies = [Reply.error(400, "bad"), Reply.error(500, "ill")]
+    api.responder = lambda request: replies.pop(0) if "idempotency-key" in request.headers and replies else None
+    patient = replace(settings, retry=replace(settings.retry, delay=60.0))
+    limits = Limits(max_messages=2, max_runtime_seconds=20)
+    Worker(patient).run([TOPIC_ORDER], limits=limits)
+    assert shop.statuses() == [6, 5, 2]
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    Worker(patient).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert attempts_of(api) == [str(each.message_id) for each in (old, new, newest)]
+
+
+def test_a_newer_message_in_flight_may_arrive_first_so_a_retry_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", (new.relation_id,))
+    group_row(shop, new, worker="w1")
+    failed_before(shop, new)
+    done = retry(database, everything, audit)
+    assert (done.retried, done.passed) == ((), ((old.message_id, new.message_id),))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+
+
+@pytest.mark.parametrize("why", ["it stands for older snapshots", "it was released"])
+def test_a_waiting_head_that_cannot_make_way_is_not_passed(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any, why: str
+) -> None:
+    """Its older snapshots, and a head without a failure row, would be found again by a sweep only: too late."""
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    group_row(shop, new)
+    if why == "it stands for older snapshots":
+        failed_before(shop, new)
+        shop.query("UPDATE {prefix}zithara_message_group SET supersedes = '7:7'")
+    assert retry(database, everything, audit).passed == ((old.message_id, new.message_id),)
+    assert shop.query("SELECT message_id FROM {prefix}zithara_message_group") == [(new.message_id,)]
+
+
+def test_a_retried_message_waits_behind_an_older_one_in_flight_and_goes_before_newer_ones(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    everything: Selection,
+    audit: Any,
+) -> None:
+    """While the worker sends the oldest, the next one is retried: the newest, which the worker has long seen, waits."""
+    first, second, third = (shop.publish_order("000000777") for _ in range(3))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (second.relation_id,))
+    done = []
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        if "idempotency-key" in request.headers and not done:
+            with closing(Database(settings_of(shop))) as other:
+                done.append(retry(other, everything, audit))
+        return None
+
+    api.responder = respond
+    Worker(settings).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert done[0].retried == (second.message_id,)
+    assert attempts_of(api) == [str(each.message_id) for each in (first, second, third)]
+
+
+def test_failed_messages_are_counted_by_topic_and_reason(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    orders = [shop.publish_order(f"00000077{n}") for n in range(2)]
+    consume()
+    shop.query("UPDATE {prefix}zithara_delivery_failure SET first_failed_at = NOW(3) - INTERVAL 2 HOUR LIMIT 1")
+    broken = [shop.publish_body(topic, "{nonsense") for topic in (TOPIC_ORDER, TOPIC_CUSTOMER)]
+    consume()
+    queues = find_queues(database, TOPICS, {})
+    found = failed.summary(database, failed.matching(database, everything), queues)
+    assert [(each.topic, each.reason, each.messages, each.newest_id) for each in found] == [
+        (TOPIC_ORDER, "http_400", 2, orders[1].message_id),
+        (TOPIC_ORDER, "not_json", 1, broken[0].message_id),
+        (TOPIC_CUSTOMER, "not_json", 1, broken[1].message_id),
+    ]
+    ages = [datetime.now(timezone.utc).timestamp() - each.since_utc for each in found]
+    assert 7190 < ages[0] < 7300 and ages[1] < 60 and "discard" in found[1].remedy
+
+
+def test_a_long_selection_is_counted_in_parts(
+    shop: Shop, database: Database, everything: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(25)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "PAGE", 7)
+    (found,) = failed.summary(database, failed.matching(database, everything), find_queues(database, TOPICS, {}))
+    ((newest,),) = shop.query("SELECT MAX(id) FROM {prefix}queue_message")
+    assert (found.reason, found.messages, found.newest_id) == ("unrecorded", 25, newest)
+
+
+def test_many_are_retried_batch_by_batch_with_progress(
+    shop: Shop, database: Database, everything: Selection, audit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(25)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "PAGE", 7)
+    monkeypatch.setattr(failed._batches, "__kwdefaults__", {"size": 10})
+    progress: list[int] = []
+    ids = failed.matching(database, everything)
+    done = failed.retry(database, ids, by="anna@shop1", force=False, audit=audit, on_progress=progress.append)
+    assert (len(done.retried), progress) == (25, [10, 10, 5])
+    assert shop.status_counts() == {5: 25}
+
+
+def test_show_has_the_request_of_now_masked_unless_asked(
+    shop: Shop, api: FakeZithara, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    later = shop.publish_order("000000777")
+    shop.publish_order("000000778")
+    consume()
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+
+    def shown(*, unmasked: bool) -> dict[str, Any]:
+        base_url = "https://api.example/v1"
+        return failed.shown(database, found, shop=context(), base_url=base_url, unmasked=unmasked)
+
+    masked, plain = shown(unmasked=False), shown(unmasked=True)
+    assert masked["request"]["method"] == "POST" and masked["request"]["url"] == "https://api.example/v1/order"
+    key = masked["request"]["headers"]["Idempotency-Key"]
+    assert (
+        key
+        == next(
+            each for each in api.requests() if each.message == f"zithara_order_queue-{published.message_id}"
+        ).headers["idempotency-key"]
+    )
+    assert key.startswith(f"zithara_order_queue-{published.message_id}-")
+    assert masked["request"]["json"]["order"]["platform_order_id"] == "000000777"
+    assert [(each["id"], each["status"]) for each in masked["later"]] == [(later.message_id, "ERROR")]
+    customer = plain["request"]["json"]["customer"]
+    assert "@" in customer["email"]
+    for value in (customer["email"], customer["phone_number"], customer["first_name"]):
+        assert value not in json.dumps(masked["request"], ensure_ascii=False)
+    assert plain["request"]["headers"]["Authorization"] == "***"
+
+
+def test_what_show_does_not_know_to_be_harmless_is_masked(
+    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection
+) -> None:
+    attributes = {"date_of_birth": "1990-01-02", "company_name": "Rao & Co", "landmark": "by the lake"}
+    said = {"status": 422, "message": "Rao & Co (asha@example.com) is refused", "customerName": "Asha"}
+    api.responder = lambda request: Reply.of(422, said) if "/customer" in request.path else None
+    published = shop.publish_customer("5", first_name="Rao & Co", custom_attributes=attributes)
+    consume()
+    (found,), _ = failed.find(database, everything.queue_ids, [published.message_id])
+    stored = {**said, "message": "*** (a***@***) is refused", "customerName": "***"}
+    assert json.loads(found.detail.removeprefix("HTTP 422: ")) == stored
+
+    shown = failed.shown(database, found, shop=context(), base_url="https://api.example/v1", unmasked=False)
+    assert shown["detail"] == failed.as_json(found)["detail"] == found.detail
+    request = shown["request"]["json"]
+    assert request["custom_attributes"] == dict.fromkeys(attributes, "***")
+    assert request["platform_customer_id"] == "5"
+
+
+def test_an_export_has_what_is_needed_to_publish_the_message_again(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    (record,) = failed.export(database, failed.matching(database, everything))
+    assert (record["id"], record["topic"], record["reason"]) == (published.message_id, TOPIC_ORDER, "http_400")
+    assert record["body"] == shop.body(published.message_id)
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_a_body_beyond_max_allowed_packet_is_exported_whole(
+    shop: Shop, database: Database, everything: Selection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = stored_body({"order_id": "1", "note": "प्रिया" * 300})
+    shop.publish_body(TOPIC_ORDER, body)
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "LARGE_BODY", 100)
+    monkeypatch.setattr(failures, "_PIECE", 333)
+    (record,) = failed.export(database, failed.matching(database, everything))
+    assert record["body"] == body
+
+
+def test_failures_of_messages_that_magento_has_deleted_are_not_listed_and_are_forgotten(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
+) -> None:
+    refused.add("00000077")
+    shop.publish_order("000000776")
+    kept = shop.publish_order("000000777")
+    consume()
+    shop.make_older(minutes=8 * 1440, relation_ids=[kept.relation_id - 1])
+    assert shop.run_cleanup_cron()["deleted"] == 1
+    found, total = failed.newest(database, everything, limit=10)
+    assert ([each.message_id for each in found], total) == ([kept.message_id], 1)
+    Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS)).forget_old()
+    assert shop.query("SELECT id FROM {prefix}zithara_delivery_failure") == [(kept.relation_id,)]

@@ -1,0 +1,83 @@
+"""Rows that one process of the fleet holds at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from support.workers import Clock, settings_of
+
+from zithara_worker.database import locks
+from zithara_worker.database.session import Database
+from zithara_worker.sandbox.shop import Shop
+
+
+@pytest.fixture
+def open_database(shop: Shop, clock: Clock) -> Iterator[Callable[[], Database]]:
+    opened: list[Database] = []
+
+    def make() -> Database:
+        opened.append(Database(settings_of(shop), clock=clock, sleep=lambda _: None))
+        return opened[-1]
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+def test_a_lock_has_one_owner_until_it_is_freed(open_database: Callable[[], Database]) -> None:
+    mine, other = open_database(), open_database()
+    assert locks.take(mine, "token", owner="a", lease_seconds=60)
+    assert not locks.take(other, "token", owner="b", lease_seconds=60)
+    assert locks.take(other, "another", owner="b", lease_seconds=60), "names are apart"
+    assert locks.take(mine, "token", owner="a", lease_seconds=60), "its owner may take it again"
+    locks.free(mine, "token", owner="a")
+    assert locks.take(other, "token", owner="b", lease_seconds=60)
+
+
+def test_the_lease_frees_what_a_dead_owner_held_by_the_databases_clock(
+    open_database: Callable[[], Database], clock: Clock
+) -> None:
+    mine, other = open_database(), open_database()
+    assert locks.take(mine, "token", owner="a", lease_seconds=60)
+    clock.pass_by(60)
+    assert not locks.take(other, "token", owner="b", lease_seconds=60)
+    clock.pass_by(0.001)
+    assert locks.take(other, "token", owner="b", lease_seconds=60)
+    assert not locks.take(mine, "token", owner="a", lease_seconds=60), "the new owner has a lease of its own"
+
+
+def test_an_owner_that_comes_too_late_frees_nobody_elses_lock(
+    open_database: Callable[[], Database], clock: Clock
+) -> None:
+    mine, other, third = open_database(), open_database(), open_database()
+    assert locks.take(mine, "token", owner="a", lease_seconds=60)
+    clock.pass_by(61)
+    assert locks.take(other, "token", owner="b", lease_seconds=60)
+    locks.free(mine, "token", owner="a")
+    assert not locks.take(third, "token", owner="c", lease_seconds=60)
+
+
+@pytest.mark.parametrize("expired", [False, True], ids=["free", "expired"])
+def test_of_many_that_come_together_one_gets_it(
+    open_database: Callable[[], Database], clock: Clock, expired: bool
+) -> None:
+    if expired:
+        locks.take(open_database(), "token", owner="dead", lease_seconds=1)
+        clock.pass_by(2)
+    barrier = threading.Barrier(8)
+    got: list[str] = []
+
+    def take(owner: str) -> None:
+        database = open_database()
+        barrier.wait()
+        if locks.take(database, "token", owner=owner, lease_seconds=60):
+            got.append(owner)
+
+    threads = [threading.Thread(target=take, args=(f"w{number}",)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(got) == 1

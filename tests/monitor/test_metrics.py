@@ -1,0 +1,256 @@
+"""What is counted of a loop's batches, and under which names a scrape shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
+from zithara_worker.monitor.counters import Distribution, WorkerMetrics
+from zithara_worker.monitor.health import STUCK_SECONDS, judge
+from zithara_worker.monitor.prometheus import Depth, Exposition, State
+from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.worker.loop import Vitals
+
+ORDER = "zithara.order.events"
+CART = "zithara.cart.events"
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def metrics(clock: Clock) -> WorkerMetrics:
+    counting = WorkerMetrics(monotonic=clock, utc=lambda: 1_700_000_000.0)
+    counting.expect([ORDER, CART])
+    return counting
+
+
+def message(id: int, *, supersedes: tuple[tuple[int, int], ...] = ()) -> Message:
+    return Message(
+        id=id,
+        message_id=id,
+        queue_id=1,
+        queue_name="zithara_order_queue",
+        topic=ORDER,
+        group_key=f"order:{id}",
+        number_of_trials=0,
+        claim=1,
+        status_before=2,
+        updated_at_before="2026-01-01 00:00:00",
+        supersedes=supersedes,
+        lease=Lease(60.0),
+    )
+
+
+def done(each: Message, kind: OutcomeKind, **outcome: Any) -> Settlement:
+    return Settlement(message=each, outcome=Outcome(kind=kind, **outcome))
+
+
+def samples(metrics: WorkerMetrics, state: State | None = None) -> dict[tuple[str, tuple[str, ...]], float]:
+    """(name, label values by label name) -> value, as Prometheus reads it."""
+    text = Exposition(metrics.numbers, lambda: state or State()).encoded("text/plain")[0].decode()
+    return {
+        (sample.name.removeprefix("zithara_worker_"), tuple(value for _, value in sorted(sample.labels.items()))): (
+            sample.value
+        )
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def test_counters_exist_before_anything_happens(metrics: WorkerMetrics) -> None:
+    seen = samples(metrics)
+    for outcome in ("delivered", "skipped", "retry", "failed", "released"):
+        assert seen["deliveries_total", (outcome, CART)] == 0.0
+    assert seen["in_flight_messages", (ORDER,)] == 0.0
+
+
+def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clock: Clock) -> None:
+    batch = [message(1, supersedes=((8, 8), (9, 9))), message(2), message(3), message(4), message(5)]
+    metrics.claimed(ORDER, batch, 0.004)
+    metrics.claimed(ORDER, [], 0.001)
+    assert samples(metrics)["in_flight_messages", (ORDER,)] == 5.0
+    clock.now += 0.3
+    sent = {"endpoint": "POST /order", "duration_ms": 40.0}
+    settled = Settled(
+        [
+            done(batch[0], OutcomeKind.DELIVERED, http_status=200, **sent),
+            done(batch[1], OutcomeKind.RETRY, reason="http_500", http_status=500, **sent),
+            done(batch[2], OutcomeKind.FAILED, reason="invalid_json"),
+            done(batch[3], OutcomeKind.RELEASED, reason="outage"),
+        ],
+        [batch[4]],
+    )
+    metrics.settled(ORDER, settled, 0.02)
+    seen = samples(metrics)
+    assert seen["deliveries_total", ("delivered", ORDER)] == 1.0
+    assert seen["deliveries_total", ("released", ORDER)] == 1.0
+    assert seen["retries_total", ("http_500", ORDER)] == 1.0
+    assert seen["failures_total", ("invalid_json", ORDER)] == 1.0
+    assert seen["coalesced_messages_total", (ORDER,)] == 2.0
+    assert seen["leases_lost_total", (ORDER,)] == 1.0
+    assert seen["in_flight_messages", (ORDER,)] == 0.0
+    assert seen["last_settled_timestamp_seconds", (ORDER,)] == 1_700_000_000.0
+    assert seen["api_response_seconds_count", ("POST /order", "2xx")] == 1.0
+    assert seen["api_response_seconds_count", ("POST /order", "5xx")] == 1.0
+    assert seen["api_response_seconds_sum", ("POST /order", "5xx")] == pytest.approx(0.04)
+    # Labels in the order of their names: le, topic.
+    assert seen["delivery_seconds_bucket", ("0.25", ORDER)] == 0.0
+    assert seen["delivery_seconds_bucket", ("0.5", ORDER)] == 1.0
+    assert seen["delivery_seconds_bucket", ("+Inf", ORDER)] == 1.0
+    assert seen["claim_seconds_count", (ORDER,)] == 2.0
+    assert seen["claim_batch_messages_sum", (ORDER,)] == 5.0
+    assert seen["settle_batch_messages_bucket", ("5.0", ORDER)] == 1.0
+
+
+def test_a_new_loop_starts_with_nothing_in_hand_and_goes_on_counting(metrics: WorkerMetrics) -> None:
+    metrics.claimed(ORDER, [message(1), message(2)], 0.001)
+    metrics.settled(ORDER, Settled([done(message(1), OutcomeKind.DELIVERED)]), 0.001)
+    metrics.expect([ORDER])
+    seen = samples(metrics)
+    assert seen["in_flight_messages", (ORDER,)] == 0.0
+    assert seen["deliveries_total", ("delivered", ORDER)] == 1.0
+
+
+def test_value_at_a_bound_belongs_below_it() -> None:
+    distribution = Distribution((1.0, 2.0))
+    for value in (1.0, 1.5, 9.0):
+        distribution.observe(value)
+    assert (distribution.counts, distribution.total) == ([1, 1, 1], 11.5)
+
+
+def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics) -> None:
+    state = State(
+        paused={ORDER: False, CART: True},
+        living={ORDER: 0, CART: 2},
+        breakers={"api": "half-open"},
+        token_refreshes=3,
+        depths=(Depth(topic=ORDER, status="new", messages=12, oldest_age_seconds=4.5),),
+        audit_writable=False,
+        audit_lines=9,
+    )
+    seen = samples(metrics, state)
+    assert (seen["topic_paused", (ORDER,)], seen["topic_paused", (CART,)]) == (0.0, 1.0)
+    assert (seen["living_workers", (ORDER,)], seen["living_workers", (CART,)]) == (0.0, 2.0)
+    assert [seen["breaker_state", (each, "api")] for each in ("closed", "half-open", "open")] == [0.0, 1.0, 0.0]
+    assert seen["token_refreshes_total", ()] == 3.0
+    assert seen["queue_messages", ("new", ORDER)] == 12.0
+    assert seen["queue_oldest_age_seconds", ("new", ORDER)] == 4.5
+    assert (seen["audit_writable", ()], seen["audit_lines_total", ()]) == (0.0, 9.0)
+
+
+def test_what_is_not_known_is_absent_and_not_zero(metrics: WorkerMetrics) -> None:
+    names = {name for name, _ in samples(metrics, State(depths=None, audit_writable=None))}
+    assert not names & {"queue_messages", "queue_oldest_age_seconds", "audit_writable"}
+
+
+def test_openmetrics_is_given_to_who_asks_for_it(metrics: WorkerMetrics) -> None:
+    body, content_type = Exposition(metrics.numbers, State).encoded("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
+
+
+def documented() -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    for line in DOCS.read_text(encoding="utf-8").splitlines():
+        row = re.match(r"\| `(zithara_worker_\w+)` \| (\w+) \| ([^|]*)\|", line)
+        if row:
+            yield row[1], row[2], tuple(label for label in row[3].replace(",", " ").split())
+
+
+def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetrics) -> None:
+    metrics.claimed(ORDER, [message(1)], 0.001)
+    settled = [
+        done(message(1), OutcomeKind.RETRY, reason="x"),
+        done(message(2), OutcomeKind.FAILED, reason="x", endpoint="POST /order", duration_ms=1.0),
+    ]
+    metrics.settled(ORDER, Settled(settled), 0.001)
+    depth = Depth(topic=ORDER, status="new", messages=1, oldest_age_seconds=1.0)
+    state = State(
+        paused={ORDER: True},
+        living={ORDER: 1},
+        breakers={"api": "open"},
+        throttled_seconds={"api": 1.0},
+        depths=(depth,),
+        audit_writable=True,
+    )
+    text = Exposition(metrics.numbers, lambda: state).encoded("text/plain")[0].decode()
+    shown = set()
+    for family in text_string_to_metric_families(text):
+        if family.name.startswith("zithara_worker_"):
+            assert family.samples, family.name
+            name = family.name + ("_total" if family.type == "counter" else "")
+            shown.add((name, family.type, frozenset(set(family.samples[0].labels) - {"le"})))
+    assert shown == {(name, kind, frozenset(labels)) for name, kind, labels in documented()}
+
+
+# ---------------------------------------------------------------- health
+
+
+def vitals(**changes: Any) -> Vitals:
+    given: dict[str, Any] = {
+        "turned_at": 1000.0,
+        "patience_seconds": 5.0,
+        "database_up": True,
+        "consumable": True,
+        "paused": (),
+        "in_hand": 0,
+    }
+    return Vitals(**{**given, **changes})
+
+
+def test_working_worker_is_live_and_ready() -> None:
+    health = judge(vitals(), 1001.0, shut={}, stopping=False, audit_problem=None)
+    assert health.as_json() == {"live": True, "ready": True, "reasons": [], "notes": []}
+
+
+@pytest.mark.parametrize(
+    ("changes", "facts", "reason"),
+    [
+        ({"database_up": False}, {}, "the database is not available"),
+        ({"consumable": False}, {}, "switched Zithara off"),
+        ({}, {"stopping": True}, "stopping"),
+        ({}, {"audit_problem": "No space left on device"}, r"audit file cannot be written \(No space left"),
+        ({}, {"shut": {"api": "HTTP 503"}, "serves_none": True}, r"api is taken to be down \(HTTP 503\)"),
+    ],
+)
+def test_worker_that_cannot_deliver_is_live_but_not_ready(
+    changes: dict[str, Any], facts: dict[str, Any], reason: str
+) -> None:
+    given: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None, **facts}
+    health = judge(vitals(**changes), 1001.0, **given)
+    assert health.live and not health.ready
+    assert len(health.reasons) == 1 and re.search(reason, health.reasons[0])
+
+
+def test_one_host_of_two_being_down_is_only_a_note() -> None:
+    shut = {"webhook": "no connection"}
+    health = judge(vitals(paused=(CART,)), 1001.0, shut=shut, stopping=False, audit_problem=None)
+    assert health.ready and len(health.notes) == 2 and "resume" in health.notes[1]
+
+
+def test_loop_that_does_not_turn_is_not_live() -> None:
+    facts: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None}
+    assert judge(vitals(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
+    stuck = judge(vitals(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
+    assert not stuck.live and not stuck.ready and "restart" in stuck.reasons[0]
+
+
+def test_worker_that_has_not_reached_the_database_yet_is_live() -> None:
+    health = judge(None, 1000.0, shut={}, stopping=False, audit_problem=None)
+    assert health.live and not health.ready and "database" in health.reasons[0]

@@ -1,0 +1,134 @@
+"""The effective configuration, each value with where it came from; and the page that describes all of it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from zithara_worker.messages import TOPICS
+from zithara_worker.settings.sections import ENVIRONMENT_PREFIX, KEYS, QUEUES, SECTIONS, Key, written
+from zithara_worker.settings.sources import DEFAULT_FILE, Configured
+
+
+class Row(NamedTuple):
+    section: str
+    key: str
+    value: str
+    source: str
+
+
+def rows(configured: Configured) -> list[Row]:
+    """One row a key, in the order of the sample file, then the overridden queues; secrets masked."""
+    settings = configured.settings
+    found = [
+        Row(
+            key.section,
+            key.name,
+            written(getattr(getattr(settings, key.section), key.name)),
+            configured.source(*key.place),
+        )
+        for key in KEYS
+    ]
+    return found + [
+        Row(QUEUES, topic, queue, configured.source(QUEUES, topic)) for topic, queue in settings.queues.items()
+    ]
+
+
+def page() -> str:
+    """docs/configuration.md, whole."""
+    parts = [_BEFORE.format(file=DEFAULT_FILE, prefix=ENVIRONMENT_PREFIX)]
+    for section in SECTIONS:
+        parts.append(f"## [{section}]\n\n| key | meaning | value | default |\n| --- | --- | --- | --- |\n")
+        parts += [_table_row(key) for key in KEYS if key.section == section]
+        parts.append("\n")
+    example = TOPICS[0]
+    variable = f"{ENVIRONMENT_PREFIX}{QUEUES}_{example.replace('.', '_')}".upper()
+    parts.append(_AFTER.format(example=example, variable=variable))
+    return "".join(parts)
+
+
+def _table_row(key: Key) -> str:
+    default = written(key.default)
+    value = f"{key.kind.wants}, in {key.unit}" if key.unit else key.kind.wants
+    return f"| `{key.name}` | {key.doc} | {value} | {f'`{default}`' if default else ''} |\n"
+
+
+_BEFORE = """\
+# Configuration
+
+This page is made from the table of keys in `zithara_worker/settings/sections.py`.
+
+Every setting has a default, and most shops need only `[magento] root`: the rest stands in the shop. A value is taken
+from the first of these that has it:
+
+1. the command line (`--concurrency 32`)
+2. the environment: `{prefix}<SECTION>_<KEY>`, for example `{prefix}DATABASE_HOST`
+3. the INI file named by `--config`, else `{file}` if it exists
+4. the shop: `app/etc/env.php` below `[magento] root` for `[database]`; then its settings (see below)
+5. the default
+
+`zithara-worker config` prints every value in force and where it came from, with secrets masked.
+`zithara-worker config --sample` prints a file with every key and its default.
+
+In the file a value ends with its line and is taken as it is: no quotes, no `%` or `$` to escape, comments only on lines
+of their own. An unknown section, key or `{prefix}...` variable is an error, as is a value out of range; all that is
+wrong is told at once.
+
+A file that holds a secret should not be readable by everybody: `chmod 0640`, or better a file for the secret alone
+(`password_file`, `client_secret_file`; its first line counts). A secret and its file exclude each other within one
+source; from different sources the higher one counts, and likewise for `host` and `unix_socket`. A host or socket that
+you give replaces the shop's whole address, port included.
+
+"""
+
+_AFTER = """\
+## [queues]
+
+The keys are topics, the values the names of their queues; only needed where a queue is called differently from what the
+PHP module declares. In the environment the dots of the topic become underscores: `{variable}`.
+
+    [queues]
+    {example} = my_order_queue
+
+## What the shop gives
+
+Read at the start and watched while the worker runs; used only for keys that nobody else has set.
+
+- `zithara_webhook/general/retry_limit` becomes `[retry] limit`
+- `zithara_webhook/general/retry_delay` becomes `[retry] delay`, in seconds
+- `zithara_webhook/queue/batch_size` becomes `[worker] batch_size`
+- the active row of `zithara_webhook_config` gives `[zithara] client_id`, `client_secret` (decrypted with the key in
+  `env.php` if need be) and `webhook_url`
+
+The first three count only if an administrator has set them; the module's built-in defaults do not. One that is out of
+range for the worker is left out, with a warning. Credentials or a webhook URL that cannot be used are an error,
+because going on without them would lose or mislead events.
+
+These settings, `zithara_webhook/general/enabled` and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are
+taken from the first of these that has them, in the default scope (websites and stores are not read):
+
+1. `app/etc/env.php`, `system` -> `default` (`bin/magento config:set --lock-env`)
+2. `core_config_data` (`bin/magento config:set`, or the admin)
+3. `app/etc/config.php`, `system` -> `default` (`config:set --lock-config`, `app:config:dump`)
+4. Magento's default, or the module's
+
+The two files are read only where `[magento] root` is set, and again when they change. Empty and null count as not
+set. `CONFIG__DEFAULT__...` variables of PHP's environment cannot be seen.
+
+A value that only PHP can work out (`getenv()` in `env.php`) is unknown to the worker, which says so in its log and in
+`doctor`. It is passed over, and the next of the list counts; only a lifetime of new messages is taken to be 60
+minutes, because an event whose lifetime is taken for too long is deleted undelivered. For the same reason the shorter
+lifetime is assumed where `core_config_data` and `config.php` differ: the messages are kept alive a little more often
+than they need.
+
+## When the configuration changes
+
+A running worker reads its configuration again on SIGHUP, and when the shop's settings or credentials change. The new
+one is tried out first: every value, the files it names, a session on its database, the shop's rows, TLS. Only then
+what is in flight is finished, and the worker goes on with it. One that cannot be used leaves the one in force: the
+log says why (`reload_failed`, at once and once a minute), `/healthz` and the status page repeat it, and the worker
+tries again every 5 seconds until it can be used. Only at its very first start, where none is in force, the worker
+ends with exit code 78.
+
+A database that refuses the user while the worker runs (a rotated password) is waited for like one that is away; the
+configuration, `password_file` and `env.php` included, is read again meanwhile, so that the new password is found.
+"""

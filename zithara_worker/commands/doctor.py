@@ -1,0 +1,82 @@
+"""`doctor`: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable
+
+import click
+
+from zithara_worker.commands.operating import shop_database
+from zithara_worker.commands.rendering import printable
+from zithara_worker.commands.root import EXIT_FAILED, Context
+from zithara_worker.doctor import Doctor, Finding, Level, unreadable
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.logs.escaping import escaped
+
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help='{"ok", "findings": [{"check", "level", "found", "remedy"}]}.')
+@click.pass_obj
+def doctor(context: Context, as_json: bool) -> None:
+    """Check everything between shop, database, API and this host; changes nothing.
+
+    One line a check: ok, warning or failed, its name, what was found, and what to do. Exit code 1 if any failed.
+    Run it as the user who runs the worker: permissions are that user's.
+
+    \b
+    Examples:
+      zithara-worker doctor
+      zithara-worker doctor --json | jq -r '.findings[] | select(.level == "failed") | .remedy'
+    """
+    from zithara_worker.worker.worker import complete
+
+    try:
+        configured = context.configured
+    except ConfigurationError as error:
+        found = _print(unreadable(error), as_json)
+    else:
+        with shop_database(context) as database:
+            found = _print(Doctor(configured=configured, database=database, complete=complete).examine(), as_json)
+    if any(finding.level is Level.FAILED for finding in found):
+        sys.exit(EXIT_FAILED)
+
+
+def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
+    """Lines as the findings come, or one JSON object when all are there; the findings."""
+    shown = []
+    for finding in findings:
+        shown.append(finding)
+        if not as_json:
+            click.echo(_line(finding))
+            sys.stdout.flush()
+    if as_json:
+        value = {
+            "ok": all(finding.level is not Level.FAILED for finding in shown),
+            "findings": [
+                {
+                    "check": finding.check,
+                    "level": finding.level.value,
+                    "found": finding.found,
+                    "remedy": finding.remedy or None,
+                }
+                for finding in shown
+            ],
+        }
+        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
+    else:
+        count = {level: sum(finding.level is level for finding in shown) for level in Level}
+        click.echo(", ".join(f"{number} {level.value}" for level, number in count.items()), err=True)
+    return shown
+
+
+def _line(finding: Finding) -> str:
+    level = f"{finding.level.value:<8}"
+    if not os.environ.get("NO_COLOR"):
+        level = click.style(level, fg=_COLOURS[finding.level], bold=finding.level is Level.FAILED)
+    remedy = f" -> {printable(finding.remedy)}" if finding.remedy else ""
+    return f"{level} {finding.check:<25} {printable(finding.found)}{remedy}"

@@ -1,0 +1,48 @@
+"""The configuration file that a package puts in /etc: every key explained, and just enough set to fail clearly.
+
+Until the password's file exists, the worker exits with the line that says so; supervisor then shows FATAL and no worker
+ever talks to a database by accident.
+"""
+
+from __future__ import annotations
+
+from zithara_worker.settings.sources import sample_file
+
+PASSWORD_FILE = "/etc/zithara-worker/database-password"  # noqa: S105 - where it is, not what it is
+
+#: Key of [database] -> what the package sets.
+_SET = {"user": "zithara_worker", "password_file": PASSWORD_FILE}
+
+_HEAD = f"""\
+# zithara-worker: configuration. Every key with its default; remove the # to set one.
+# What must be filled in:
+#
+#   [database]  where the shop's database is, and the worker's own user there. The password goes into a file that only
+#               root and the worker can read:
+#                   install -m 0640 -g zithara-worker /dev/stdin {PASSWORD_FILE}
+#               Or set [magento] root, remove user and password_file below, and the shop's own app/etc/env.php says it
+#               all; the user zithara-worker must then be able to read that file.
+#   [zithara]   nothing, if client id, client secret and webhook URL are saved in the shop's own Zithara form. What the
+#               shop keeps encrypted needs [magento] root, or client_id and client_secret here.
+#
+# Then:  zithara-worker install    makes the worker's tables (as a database user who may create tables)
+#        zithara-worker config     shows what is in force, and where each value comes from
+#        supervisorctl update      starts the workers; 'supervisorctl signal HUP zithara-worker:*' makes them read this
+#                                  file again
+# More: man zithara-worker.conf, /usr/share/doc/zithara-worker/
+"""
+
+
+def packaged_configuration() -> str:
+    """The sample file with another head, and the keys that the package sets. Raises ValueError when one is missing."""
+    _, _, text = sample_file().partition("\n")
+    head, mark, rest = text.partition("[database]\n")
+    section, mark_after, tail = rest.partition("\n[")
+    for name, value in _SET.items():
+        lines = section.split("\n")
+        index = next((i for i, line in enumerate(lines) if line.startswith(f"#{name} =")), None)
+        if index is None:
+            raise ValueError(f"the sample file has no [database] {name}")
+        lines[index] = f"{name} = {value}"
+        section = "\n".join(lines)
+    return _HEAD + head + mark + section + mark_after + tail

@@ -1,0 +1,89 @@
+"""`pause` and `resume`: a topic, for the whole fleet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from zithara_worker.commands.operating import audit_file, operator, shop_database
+from zithara_worker.commands.rendering import moment, printable
+from zithara_worker.commands.root import Context, topic_argument
+from zithara_worker.logs.escaping import escaped
+from zithara_worker.messages import TOPICS
+from zithara_worker.queue import pause as operations
+
+
+def _wanted(topics: tuple[str, ...], every: bool) -> tuple[str, ...]:
+    if every == bool(topics):
+        raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all")
+    return TOPICS if every else topics
+
+
+def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a topic."),
+        click.option("--all", "every", is_flag=True, help="All four topics."),
+        topic_argument(many=True),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_shared
+@click.option("--reason", default="", metavar="TEXT", help="Why, for whoever looks at status.")
+@click.pass_obj
+def pause(context: Context, topics: tuple[str, ...], every: bool, reason: str, as_json: bool) -> None:
+    """Stop taking messages of TOPIC... on every host, until `resume`. What is in flight is finished.
+
+    Workers see it with their next poll; a restart changes nothing. Messages stay in the queue, and are kept from
+    Magento's cleanup as long as a worker runs.
+
+    \b
+    Example:
+      zithara-worker pause zithara.order.events --reason "CRM import until 18:00"
+    """
+    wanted = _wanted(topics, every)
+    with shop_database(context) as database, audit_file(context) as audit:
+        _print(operations.pause(database, wanted, by=operator(), reason=reason, audit=audit), as_json)
+
+
+@click.command()
+@_shared
+@click.pass_obj
+def resume(context: Context, topics: tuple[str, ...], every: bool, as_json: bool) -> None:
+    """Take messages of TOPIC... again.
+
+    \b
+    Example:
+      zithara-worker resume zithara.order.events
+    """
+    wanted = _wanted(topics, every)
+    with shop_database(context) as database, audit_file(context) as audit:
+        _print(operations.resume(database, wanted, by=operator(), audit=audit), as_json)
+
+
+def _print(changes: list[operations.Changed], as_json: bool) -> None:
+    if as_json:
+        values = [
+            {
+                "topic": each.topic,
+                "changed": each.changed,
+                "paused": each.pause is not None,
+                "by": each.pause.paused_by if each.pause else None,
+                "reason": each.pause.reason if each.pause else None,
+            }
+            for each in changes
+        ]
+        click.echo(escaped(json.dumps(values, ensure_ascii=False)))
+        return
+    for each in changes:
+        if each.pause is None:
+            click.echo(f"{each.topic}: {'resumed' if each.changed else 'was not paused'}")
+        else:
+            since = f"by {printable(each.pause.paused_by)} since {moment(each.pause.paused_at_utc)} UTC"
+            reason = f": {printable(each.pause.reason)}" if each.pause.reason else ""
+            click.echo(f"{each.topic}: {'paused' if each.changed else 'was paused already'} {since}{reason}")

@@ -1,0 +1,39 @@
+"""`publish`: put messages on the queue as Magento would."""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+import click
+
+from zithara_worker.commands.root import Context, topic_argument
+
+
+@click.command()
+@topic_argument()
+@click.argument("file", type=click.File(encoding="utf-8"), default="-", metavar="[FILE]")
+@click.option("--jsonl", is_flag=True, help="One message a line.")
+@click.pass_obj
+def publish(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
+    """Put what the module would publish (FILE or standard input) on TOPIC's queue, and print its message id.
+
+    Needs a database user who may INSERT into Magento's queue tables: the worker's own may not.
+
+    \b
+    Examples:
+      zithara-worker publish zithara.order.events order.json
+      zithara-worker publish zithara.cart.events --jsonl < carts.jsonl
+    """
+    from zithara_worker.queue.publish import publish_all
+    from zithara_worker.worker.worker import open_database
+
+    context.start_logging()
+    texts = (line.rstrip("\r\n") for line in file if line.strip()) if jsonl else [file.read().strip()]
+    database = open_database(context.configured.settings)
+    try:
+        for message_id in publish_all(database, topic, texts, context.configured.settings.queues):
+            click.echo(message_id)
+    finally:
+        database.close()
+    sys.stdout.flush()

@@ -1,0 +1,137 @@
+"""The command itself: options that all commands share, and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from zithara_worker.commands.signals import Signals
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.messages import TOPICS
+from zithara_worker.settings.sources import Configured
+from zithara_worker.version import VERSION
+
+EXIT_FAILED = 1
+EXIT_DATABASE = 75
+EXIT_CONFIGURATION = 78
+
+#: Command -> module of this package that defines it under the same name; imported only when it is called.
+_COMMANDS = {
+    "consume": "consume",
+    "publish": "publish",
+    "preview": "preview",
+    "status": "status",
+    "failed": "failed",
+    "pause": "pause",
+    "resume": "pause",
+    "doctor": "doctor",
+    "install": "install",
+    "config": "config",
+    "sandbox": "sandbox",
+}
+
+
+@dataclass(slots=False)
+class Context:
+    """What a command needs to know of how it was called."""
+
+    config_file: Path | None
+    overrides: dict[tuple[str, str], Any] = field(default_factory=dict)
+    signals: Signals = field(default_factory=Signals)
+
+    @cached_property
+    def configured(self) -> Configured:
+        """The configuration as far as it goes without a database. Raises ConfigurationError."""
+        return self.again()
+
+    def again(self) -> Configured:
+        """Reads the configuration once more."""
+        from zithara_worker.worker.worker import configure
+
+        return configure(self.config_file, self.overrides, os.environ)
+
+    def start_logging(self) -> None:
+        """From here on logs go where the configuration says; warnings about it come first."""
+        from zithara_worker.logs import handlers as logs
+
+        logs.configure(self.configured.settings.logging)
+        logs.warn_of(self.configured.warnings)
+
+
+class Commands(click.Group):
+    """Commands that are imported when they are called: `preview` needs no database driver, `--help` needs nothing."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"zithara_worker.commands.{_COMMANDS[cmd_name]}"), cmd_name)
+        return command
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.option(
+    "--config", "config_file", type=click.Path(path_type=Path), metavar="FILE", help="Configuration file (INI)."
+)
+@click.option("--log-level", metavar="L", help="DEBUG, INFO, WARNING or ERROR.")
+@click.option("--log-format", metavar="F", help="json or text.")
+@click.version_option(VERSION, prog_name="zithara-worker")
+@click.pass_context
+def command(ctx: click.Context, config_file: Path | None, log_level: str | None, log_format: str | None) -> None:
+    """Delivers the Zithara events of a Magento 2 shop's own MySQL queue to the Zithara CRM.
+
+    \b
+    Example:
+      zithara-worker --config /etc/zithara-worker/zithara-worker.conf consume zithara.order.events
+    """
+    context = Context(config_file, signals=ctx.obj or Signals())
+    if log_level is not None:
+        context.overrides["logging", "level"] = log_level
+    if log_format is not None:
+        context.overrides["logging", "format"] = log_format
+    ctx.obj = context
+
+
+def topic_argument(*, many: bool = False) -> Callable[[Any], Any]:
+    """TOPIC, one of the module's four; a slip gets the list."""
+    return click.argument(
+        "topics" if many else "topic",
+        type=click.Choice(TOPICS),
+        metavar="[TOPIC]..." if many else "TOPIC",
+        nargs=-1 if many else 1,
+        required=not many,
+    )
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    click.echo(f"zithara-worker: {text}", err=True)
+    sys.exit(code)
+
+
+def main(signals: Signals) -> NoReturn:
+    """Runs the command: every expected error is one clear text on stderr and an exit code, never a traceback.
+
+    `signals`: caught already, where the command is `consume`.
+    """
+    try:
+        command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)
+    except ConfigurationError as error:
+        _fail(str(error), EXIT_CONFIGURATION)
+    except DatabaseUnavailable as error:
+        _fail(str(error), EXIT_DATABASE)
+    except ZitharaWorkerError as error:
+        _fail(str(error), EXIT_FAILED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)
+    sys.exit(0)

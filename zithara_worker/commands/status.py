@@ -1,0 +1,310 @@
+"""`status`: the queues and the fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+
+from zithara_worker.commands.operating import shop_database
+from zithara_worker.commands.rendering import (
+    count,
+    duration,
+    milliseconds,
+    moment,
+    percent,
+    plain_length,
+    printable,
+    rate,
+    sparkline,
+    table,
+)
+from zithara_worker.commands.root import Context
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.logs.escaping import escaped
+from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS
+from zithara_worker.monitor.status import FleetStatus, TopicStatus, WorkerStatus, as_json
+from zithara_worker.monitor.status import status as read_status
+
+#: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
+_READ_SHARE = 0.1
+#: Longer than a request may take: what is in progress that long without a lease is nobody's.
+_UNHELD_SECONDS = 120.0
+
+
+@click.command()
+@click.option("--json", "as_json_", is_flag=True, help="One JSON object; with --watch one a line, again and again.")
+@click.option("--watch", is_flag=True, help="A live screen; q or Ctrl-C ends it, any other key refreshes it.")
+@click.option(
+    "--interval", type=click.FloatRange(min=0.2), default=2.0, show_default=True, metavar="S", help="For --watch."
+)
+@click.option("--full", is_flag=True, help="Count completed messages too; reads every row of the queues.")
+@click.pass_obj
+def status(context: Context, as_json_: bool, watch: bool, interval: float, full: bool) -> None:
+    """Show queues, rates and workers: of the whole fleet, on any host.
+
+    Rates and response times are those of the last 5 minutes. OLDEST is the age of the oldest new message. FAILS is the
+    share of attempts that failed. DRAIN is how long the backlog takes at the present rate.
+
+    \b
+    Examples:
+      zithara-worker status
+      zithara-worker status --watch
+      zithara-worker status --json | jq .total.error
+    """
+    with shop_database(context) as database:
+
+        def read() -> FleetStatus:
+            return read_status(database, context.configured.settings.queues, full=full)
+
+        if not watch:
+            found = read()
+            if as_json_:
+                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
+            else:
+                click.echo("\n".join(report(found, width=_width(), plain=_plain())))
+        elif as_json_ or not sys.stdout.isatty():
+            _repeat(read, interval, as_json_=as_json_)
+        else:
+            _live(read, interval)
+
+
+def _repeat(read: Callable[[], FleetStatus], interval: float, *, as_json_: bool) -> None:
+    """Where no terminal is: one report after the other, until interrupted."""
+    try:
+        while True:
+            began = time.monotonic()
+            found = read()
+            if as_json_:
+                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
+            else:
+                click.echo("\n".join([*report(found, width=80, plain=_plain()), ""]))
+            sys.stdout.flush()
+            time.sleep(_pause(interval, time.monotonic() - began))
+    except KeyboardInterrupt:
+        return
+
+
+def _live(read: Callable[[], FleetStatus], interval: float) -> None:
+    from zithara_worker.commands.screen import Heard, Screen
+
+    found: FleetStatus | None = None
+    problem = ""
+    try:
+        with Screen() as screen:
+            heard = Heard.REFRESH
+            due = 0.0
+            while heard is not Heard.QUIT:
+                if heard is Heard.REFRESH or time.monotonic() >= due:
+                    began = time.monotonic()
+                    try:
+                        found, problem = read(), ""
+                    except DatabaseUnavailable as error:
+                        problem = str(error)
+                    due = time.monotonic() + _pause(interval, time.monotonic() - began)
+                columns, rows = screen.size
+                screen.draw(picture(found, problem, columns=columns, rows=rows, plain=_plain()))
+                heard = screen.wait(due - time.monotonic())
+    except KeyboardInterrupt:
+        return
+
+
+def _pause(interval: float, took: float) -> float:
+    return max(interval, took * (1 / _READ_SHARE - 1))
+
+
+def _width() -> int:
+    import shutil
+
+    return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
+
+
+def _plain() -> bool:
+    """Whether the output can show ASCII only."""
+    return "utf" not in (sys.stdout.encoding or "").lower()
+
+
+# ---------------------------------------------------------------- lines
+
+
+def picture(found: FleetStatus | None, problem: str, *, columns: int, rows: int, plain: bool) -> list[str]:
+    """A whole screen: the report, cut to the height, and a last line that says how to leave."""
+    lines: list[str] = []
+    if problem:
+        lines += [_colour("red", printable(problem), bold=True), ""]
+    if found is not None:
+        lines += report(found, width=columns, plain=plain)
+    foot = _colour("bright_black", "q quit   any key refresh" + ("   (not up to date)" if problem and found else ""))
+    if len(lines) > rows - 1:
+        hidden = len(lines) - (rows - 2)
+        lines = [*lines[: rows - 2], _colour("bright_black", f"{hidden} more lines: enlarge the window")]
+    return [*lines, *[""] * (rows - 1 - len(lines)), foot]
+
+
+def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
+    """What `status` prints, in `width` columns where they suffice (80 do)."""
+    return [
+        *_heading(found, width),
+        "",
+        *_topics(found, width),
+        *_notes(found),
+        "",
+        *_history(found, width, plain=plain),
+        "",
+        *_workers(found.workers, found.at_utc),
+    ]
+
+
+def _heading(found: FleetStatus, width: int) -> Iterator[str]:
+    alive = len(found.alive)
+    left = _colour("", "zithara-worker", bold=True) + f"  {moment(found.at_utc)} UTC"
+    word = "worker" if alive == 1 else "workers"
+    right = _colour("green" if alive else "red", f"{alive} {word} alive", bold=not alive)
+    yield left + " " * max(2, width - plain_length(left) - plain_length(right)) + right
+
+
+def _topics(found: FleetStatus, width: int) -> list[str]:
+    wide = width >= 104
+    head = ["TOPIC", "NEW", "ACTIVE", "RETRY", "ERROR", "OLDEST", "DONE/MIN", "FAILS", "P95", "DRAIN"]
+    if wide:
+        head[4:4] = ["DUE IN"]
+        head[-2:-1] = ["P50", "P95", "P99"]
+    if any(topic.complete is not None for topic in found.topics):
+        head.insert(5 + wide, "COMPLETE")
+    rows = []
+    for topic in found.topics:
+        cells = {
+            "TOPIC": _short(topic.topic),
+            "NEW": count(topic.new),
+            "ACTIVE": count(topic.in_progress),
+            "RETRY": _colour("yellow" if topic.retry else "", count(topic.retry)),
+            "DUE IN": duration(topic.retry_due_seconds),
+            "ERROR": _colour("red" if topic.error else "", count(topic.error), bold=bool(topic.error)),
+            "COMPLETE": count(topic.complete),
+            "OLDEST": duration(topic.oldest_new_seconds),
+            "DONE/MIN": rate(topic.rates.done_per_minute),
+            "FAILS": _colour(
+                "red" if (topic.rates.failure_rate or 0) >= 0.05 else "", percent(topic.rates.failure_rate)
+            ),
+            "P50": milliseconds(topic.rates.p50_ms),
+            "P95": milliseconds(topic.rates.p95_ms),
+            "P99": milliseconds(topic.rates.p99_ms),
+            "DRAIN": _drain(topic),
+        }
+        rows.append([cells[name] for name in head])
+    return table([_colour("bright_black", name) for name in head], rows)
+
+
+def _drain(topic: TopicStatus) -> str:
+    if topic.pause is not None:
+        return _colour("magenta", "paused")
+    if topic.queue is None:
+        return _colour("red", "no queue")
+    if topic.drain_seconds is None:
+        return _colour("yellow", "stalled")
+    return duration(topic.drain_seconds)
+
+
+def _notes(found: FleetStatus) -> Iterator[str]:
+    for topic in found.topics:
+        name = _short(topic.topic)
+        if topic.queue is None:
+            yield _colour("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
+        elif not topic.workers and found.workers:
+            start = f"start one with 'zithara-worker consume {topic.topic}'"
+            yield _colour("red", f"{name}: no living worker serves it; {start}", bold=True)
+        if topic.pause is not None:
+            since = duration(found.at_utc - topic.pause.paused_at_utc)
+            reason = f": {printable(topic.pause.reason)}" if topic.pause.reason else ""
+            yield _colour("magenta", f"{name}: paused by {printable(topic.pause.paused_by)} {since} ago{reason}")
+        if topic.groups_waiting and topic.retry_due_seconds is not None:
+            groups = "1 group waits" if topic.groups_waiting == 1 else f"{topic.groups_waiting} groups wait"
+            yield f"{name}: {groups}, next due in {duration(topic.retry_due_seconds)}"
+        if topic.leases_expired:
+            yield _colour("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
+        # The counts are not of one moment: only what has been so for a while is worth a word.
+        if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
+            yield _colour(
+                "yellow",
+                f"{name}: {topic.in_progress - topic.groups_in_flight} in progress that no worker here holds "
+                f"(oldest {duration(topic.oldest_in_progress_seconds)}); see 'zithara-worker doctor'",
+            )
+
+
+def _history(found: FleetStatus, width: int, *, plain: bool) -> Iterator[str]:
+    minutes = found.history[-max(10, min(60, width - 20)) :]
+    lines: Sequence[tuple[str, str, list[float], Callable[[float], str]]] = (
+        ("done", "green", [float(each.done) for each in minutes], lambda top: f"{count(top)}/min"),
+        ("failed", "red", [float(each.failed + each.retried) for each in minutes], lambda top: f"{count(top)}/min"),
+        ("p95", "cyan", [each.p95_ms or 0.0 for each in minutes], milliseconds),
+    )
+    yield _colour("bright_black", f"LAST {len(minutes)} MINUTES")
+    for name, colour, values, top in lines:
+        yield f"{name:<7}{_colour(colour, sparkline(values, plain=plain))}  max {top(max(values))}"
+
+
+def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
+    if not workers:
+        return [_colour("red", "no worker is running: start one with 'zithara-worker consume --all'", bold=True)]
+    rows = []
+    for worker in workers:
+        held = " ".join(f"{_short(topic)} {number}" for topic, number in sorted(worker.held.items()))
+        serves = ",".join(_short(topic) for topic in worker.topics) or "-"
+        rows.append(
+            [
+                printable(worker.host, width=18),
+                str(worker.pid or "-"),
+                "-" if worker.started_utc is None else duration(now - worker.started_utc),
+                _seen(worker),
+                count(worker.in_flight),
+                held or "-",
+                "all" if len(worker.topics) == 4 else serves,
+                _targets(worker),
+            ]
+        )
+    head = ["WORKER", "PID", "UP", "SEEN", "ACTIVE", "HOLDS", "TOPICS", "STATE"]
+    return table([_colour("bright_black", name) for name in head], rows, left=(0, 5, 6, 7))
+
+
+def _seen(worker: WorkerStatus) -> str:
+    if worker.alive:
+        return _colour("green" if worker.registered else "yellow", duration(worker.last_seen_seconds))
+    late = worker.last_seen_seconds >= DEAD_AFTER_SECONDS
+    return _colour("red" if late else "yellow", f"{duration(worker.last_seen_seconds)} dead")
+
+
+def _targets(worker: WorkerStatus) -> str:
+    """Breakers and throttles that are not as they should be."""
+    said = []
+    for target, state in worker.targets.items():
+        if not isinstance(state, dict):
+            continue
+        breaker = str(state.get("breaker", "closed"))
+        if breaker != "closed":
+            probe = _seconds(state.get("next_probe_seconds"))
+            why = f" ({printable(state['why'], width=60)})" if state.get("why") else ""
+            said.append(_colour("red", f"{printable(target)} {printable(breaker)}{why}, probe in {duration(probe)}"))
+        throttled = _seconds(state.get("throttled_seconds"))
+        if throttled:
+            said.append(_colour("yellow", f"{printable(target)} throttled {duration(throttled)}"))
+    return " ".join(said) or "ok"
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _short(topic: str) -> str:
+    return topic.removeprefix("zithara.").removesuffix(".events")
+
+
+def _colour(name: str, text: str, *, bold: bool = False) -> str:
+    """Styled, unless NO_COLOR is set (no-color.org) or there is nothing to say."""
+    if os.environ.get("NO_COLOR") or not text or not (name or bold):
+        return text
+    return click.style(text, fg=name or None, bold=bold or None)

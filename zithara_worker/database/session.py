@@ -1,0 +1,465 @@
+"""The connection to the shop's database: sessions, transactions, and errors in our own words.
+
+Knows pymysql and the servers' dialects; knows no table's meaning. One thread uses one `Database`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import ssl
+import struct
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache, partial
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import pymysql
+from pymysql.connections import Connection
+from pymysql.constants import CLIENT
+from pymysql.cursors import Cursor, DictCursor
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
+
+from zithara_worker.database import statements
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.settings.sections import DatabaseSettings, is_loopback
+
+#: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
+#: which is well below any sensible lease.
+CONNECT_TIMEOUT = 5
+ANSWER_TIMEOUT = 20
+#: Seconds after which the server gives a statement up by itself, before we stop listening: else it would go on with it,
+#: beside the same statement of our next session. MySQL bounds only SELECT so; the rest waits for locks at most.
+STATEMENT_TIMEOUT = ANSWER_TIMEOUT - 2
+#: Seconds our sessions wait for a row's lock, and for a table that somebody alters.
+LOCK_WAIT_TIMEOUT = 3
+#: Seconds after which contention is given up for now, whatever tries are left.
+CONTENTION_SECONDS = 6
+
+DEFAULT_PORT = 3306
+#: Where Debian, Red Hat and a server built by hand keep their socket.
+SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
+
+_ACCESS_DENIED = {1044, 1045, 1698}
+_NO_PRIVILEGE = {1142, 1143, 1227, 1370}
+_NO_SUCH_TABLE = {1146}
+_NO_SUCH_DATABASE = {1049}
+_WRONG_SHAPE = {1054, 1176}
+#: record changed since last read (MariaDB 11.6+), lock wait timeout, deadlock (Galera's conflicts too), table altered,
+#: conflict found when a group certifies the transaction (Group Replication)
+_CONTENTION = {1020, 1205, 1213, 1412, 3101}
+#: A cluster that changes its primary, has lost its majority or is not in step yet: WSREP not ready, read-only, and what
+#: the hooks of Group Replication say.
+_FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
+#: What pymysql makes of bytes that are not the protocol.
+_GARBLED = (struct.error, IndexError, AssertionError)
+_RAISED = (pymysql.err.Error, OSError, *_GARBLED)
+
+_SHARED = re.compile(r"%\((\w+)\)s")
+
+#: The client's error number for a connection that cannot be encrypted (CR_SSL_CONNECTION_ERROR), and for a way to log
+#: in that it does not know (CR_AUTH_PLUGIN_CANNOT_LOAD).
+_NO_TLS = 2026
+_NO_SUCH_LOGIN = 2059
+
+T = TypeVar("T")
+
+
+def _translated(error: Exception) -> ZitharaWorkerError:
+    """Our error for one of pymysql's, whatever its kind; the caller raises it from the original."""
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    if code in _CONTENTION:
+        return Contention(text)
+    if code in _ACCESS_DENIED:
+        return DatabaseRefused(
+            f"the database refused the user ({text}): correct [database] user and password, or create the user with "
+            "the grants that 'zithara-worker install --print' shows"
+        )
+    if code == _NO_TLS:
+        return DatabaseRefused(
+            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
+            "Set up TLS on the server, or correct [database] host and port"
+        )
+    if code == _NO_SUCH_LOGIN:
+        return DatabaseRefused(f"logging in to the database: {text}")
+    if code in _NO_SUCH_DATABASE:
+        return DatabaseRefused(f"{text}: correct [database] name")
+    if code in _NO_SUCH_TABLE:
+        return ShopError(
+            f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
+            "correct [database] name and table_prefix"
+        )
+    if code in _NO_PRIVILEGE:
+        return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
+    if code in _WRONG_SHAPE:
+        return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
+    if code in _FAILOVER:
+        return DatabaseUnavailable(
+            f"the database takes no writes now, as a cluster does that changes its primary (error {code}: {text})"
+        )
+    if isinstance(error, _GARBLED):
+        return DatabaseUnavailable(f"database not available: its answer is not understood ({error!r})")
+    if isinstance(
+        error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, pymysql.err.InternalError, OSError)
+    ):
+        return DatabaseUnavailable(f"database not available: {text}")
+    return ShopError(
+        f"the database refuses a statement of this program (error {code}: {text}): run 'zithara-worker doctor'; if it "
+        "finds nothing, report this text"
+    )
+
+
+if TYPE_CHECKING:
+    _Base = Connection[Cursor]
+else:  # no generic class at run time
+    _Base = Connection
+
+
+class _Connection(_Base):
+    """Sends nothing in clear where encryption was asked for.
+
+    PyMySQL before 1.2 goes on in clear when the server, or who stands in for it, offers no TLS. `write_packet` is what
+    it sends each packet of the log-in by, the request for TLS itself first.
+    """
+
+    server_capabilities: int
+
+    def __init__(self, *, encrypted: bool, **arguments: Any) -> None:
+        self._encrypted = encrypted
+        super().__init__(**arguments)
+
+    def write_packet(self, payload: bytes) -> None:
+        if self._encrypted and not self.server_capabilities & CLIENT.SSL:
+            raise pymysql.err.OperationalError(_NO_TLS, f"the server at {self.host}:{self.port} offers no TLS")
+        super().write_packet(payload)
+
+
+class _Refused:
+    """A way to log in that tells the server the password as it is, whoever the server may be."""
+
+    def __init__(self, connection: _Connection) -> None:
+        self._host = connection.host
+
+    def authenticate(self, packet: object) -> NoReturn:
+        raise pymysql.err.OperationalError(
+            _NO_SUCH_LOGIN,
+            f"{self._host} asks for the password in clear ({' or '.join(_IN_CLEAR)}), which it is not told over a "
+            "connection without [database] ssl_ca: set it, or use unix_socket",
+        )
+
+
+#: Ways to log in by the password itself: PAM and LDAP need them. Anybody who answers in the server's place may ask.
+_IN_CLEAR = ("mysql_clear_password", "dialog")
+
+
+class Database:
+    """One session on the shop's database, opened on first use and again after it was lost.
+
+    `clock`: seconds since the epoch that this session shall take for the current time, instead of the server's own
+    clock. For tests and simulations; every statement then sees it as NOW().
+    """
+
+    def __init__(
+        self,
+        settings: DatabaseSettings,
+        *,
+        clock: Callable[[], float] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._sleep = sleep
+        self._connection: _Connection | None = None
+        self._texts = statements.named("queries.sql")
+        self._places: dict[str, str] = {"prefix": statements.validated_prefix(settings.table_prefix)}
+        self._filled: dict[str, str] = {}
+        self._in_transaction = False
+        self.max_allowed_packet = 0
+        self.version = ""
+        #: Statements sent, for the tests and benchmarks that count them.
+        self.statements_sent = 0
+        #: Grows with each connection: whoever keeps something that a lost connection puts in doubt compares it.
+        self.generation = 0
+
+    # ---------------------------------------------------------------- connection
+
+    @property
+    def prefix(self) -> str:
+        return self._places["prefix"]
+
+    @property
+    def has_pending_index(self) -> bool:
+        """Whether the shop has the optional index over (queue_id, status, message_id)."""
+        self._open()
+        return "pending" in self._places
+
+    @property
+    def cipher(self) -> str:
+        """What encrypts the session, e.g. TLS_AES_256_GCM_SHA384; empty over a socket, or in clear."""
+        return str(self.rows("cipher")[0]["Value"])
+
+    @property
+    def is_local(self) -> bool:
+        """Whether no network lies between this program and the server."""
+        return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
+
+    def log_in_as(self, settings: DatabaseSettings) -> None:
+        """From the next connection on with the user and password of these settings, if they mean the same database."""
+        mine = self._settings
+        if settings == replace(
+            mine, user=settings.user, password=settings.password, password_file=settings.password_file
+        ):
+            self._settings = settings
+
+    def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            # The server may be gone, and a second close raises: either way there is nothing left to close.
+            with suppress(pymysql.err.Error, OSError):
+                connection.close()
+
+    def _open(self) -> _Connection:
+        if self._connection is None:
+            try:
+                self._connection = self._connected()
+                self.generation += 1
+                self._learn_server()
+            except RuntimeError as error:
+                # pymysql asks for a package that it does not depend on, by its name.
+                self.close()
+                raise DatabaseRefused(f"the database's way to log in needs more: {error}") from error
+            except _RAISED as error:
+                self.close()
+                raise _translated(error) from error
+        return self._connection
+
+    def _connected(self) -> _Connection:
+        settings = self._settings
+        unix_socket = settings.unix_socket or _default_socket(settings)
+        where: dict[str, Any] = (
+            {"unix_socket": unix_socket} if unix_socket else {"host": settings.host, "port": settings.port}
+        )
+        if settings.ssl_ca:
+            where["ssl"] = _trusting(settings.ssl_ca)
+        elif not unix_socket:
+            where["auth_plugin_map"] = dict.fromkeys(_IN_CLEAR, _Refused)
+        connection = _Connection(
+            **where,
+            encrypted=bool(settings.ssl_ca),
+            user=settings.user,
+            # As bytes: pymysql would encode a text as Latin-1.
+            password=settings.password.reveal().encode(),
+            database=settings.name,
+            charset="utf8mb4",
+            # A renewal within the same second changes no row; without this it would look like a lost lease.
+            client_flag=CLIENT.FOUND_ROWS,
+            autocommit=True,
+            connect_timeout=CONNECT_TIMEOUT,
+            read_timeout=ANSWER_TIMEOUT,
+            write_timeout=ANSWER_TIMEOUT,
+            defer_connect=True,
+        )
+        connection.connect(_connected_socket(unix_socket) if unix_socket else None)
+        with connection.cursor(Cursor) as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(
+                "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, lock_wait_timeout = %s, sql_mode = "
+                "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
+                # Each server reads its own kind of comment: seconds to MariaDB, milliseconds to MySQL.
+                " /*M! , max_statement_time = %s */ /*!80000 , max_execution_time = %s */",
+                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, STATEMENT_TIMEOUT * 1000),
+            )
+        return connection
+
+    def _learn_server(self) -> None:
+        if self.version:
+            return
+        server = self.rows("server")[0]
+        self.version = str(server["version"])
+        self.max_allowed_packet = int(server["max_allowed_packet"])
+        self._places["skip_locked"] = "SKIP LOCKED" if knows_skip_locked(self.version) else ""
+        table = f"{self.prefix}queue_message_status"
+        by_columns = {str(row["column_names"]): str(row["name"]) for row in self.rows("indexes_of_status", table=table)}
+        if "queue_id,message_id" in by_columns:
+            self._places["unique"] = _identifier(by_columns["queue_id,message_id"])
+        if "queue_id,status,message_id" in by_columns:
+            self._places["pending"] = _identifier(by_columns["queue_id,status,message_id"])
+        # Magento's own; a shop that lost it is read without.
+        by_status = by_columns.get("status,updated_at")
+        self._places["by_status"] = f"FORCE INDEX ({_identifier(by_status)})" if by_status else ""
+
+    # ---------------------------------------------------------------- statements
+
+    def text(self, name: str) -> str:
+        """The statement as the server gets it, parameters still in place."""
+        filled = self._filled.get(name)
+        if filled is None:
+            try:
+                filled = self._filled[name] = statements.fill(self._texts[name], self._places)
+            except KeyError as missing:
+                raise ShopError(
+                    f"table {self.prefix}queue_message_status is missing or has no index over (queue_id, message_id), "
+                    "which Magento makes: correct [database] name and table_prefix, or run bin/magento setup:upgrade"
+                ) from missing
+        return filled
+
+    def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
+        """Runs a reading statement; a list of dictionaries."""
+
+        def read(cursor: Cursor) -> Iterable[Any]:
+            cursor.execute(self.text(statement), parameters)
+            return cursor.fetchall()
+
+        return list(self._run(read, DictCursor))
+
+    def execute(self, statement: str, /, **parameters: object) -> int:
+        """Runs a writing statement; how many rows it found (changed or not)."""
+        return self._run(lambda cursor: int(cursor.execute(self.text(statement), parameters)))
+
+    def insert(self, statement: str, /, **parameters: object) -> int:
+        """Inserts one row; its auto-increment id."""
+
+        def write(cursor: Cursor) -> int:
+            cursor.execute(self.text(statement), parameters)
+            return int(cursor.lastrowid)
+
+        return self._run(write)
+
+    def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]], /, **shared: object) -> int:
+        """Runs an INSERT for many rows at once; how many went in.
+
+        `rows` fill the %s of the statement's VALUES; `shared`, its named parameters, are the same in each row and put
+        in once. pymysql's executemany would send one statement a row as soon as VALUES holds an expression
+        (RE_INSERT_VALUES).
+        """
+
+        def write(cursor: Cursor) -> int:
+            head, values, template = self.text(name).rpartition("VALUES ")
+            row = _SHARED.sub(lambda place: cursor.mogrify("%s", (shared[place[1]],)).replace("%", "%%"), template)
+            text = cursor.mogrify(",".join([row] * len(rows)), tuple(chain.from_iterable(rows)))
+            return int(cursor.execute(head + values + text))
+
+        return self._run(write)
+
+    def run_script(self, texts: Sequence[str]) -> None:
+        """Runs the statements of a script of `sql/` as they stand."""
+        for text in texts:
+            self._run(partial(Cursor.execute, query=text))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """BEGIN ... COMMIT; ROLLBACK when the block raises."""
+        connection = self._open()
+        try:
+            self.statements_sent += 1
+            connection.begin()
+        except _RAISED as error:
+            self._fail(error)
+        self._in_transaction = True
+        try:
+            yield
+            self.statements_sent += 1
+            connection.commit()
+        except _RAISED as error:
+            self._rollback()
+            self._fail(error)
+        except BaseException:
+            self._rollback()
+            raise
+        finally:
+            self._in_transaction = False
+
+    def again_on_contention(self, run: Callable[[], T], *, tries: int = 5) -> T:
+        """Runs a whole transaction, and again after contention; a short random pause between."""
+        attempts = Retrying(
+            retry=retry_if_exception_type(Contention),
+            stop=stop_after_attempt(tries) | stop_after_delay(CONTENTION_SECONDS),
+            wait=wait_random(0.005, 0.1),
+            sleep=self._sleep,
+            reraise=True,
+        )
+        return attempts(run)
+
+    def _run(self, run: Callable[[Cursor], T], kind: type[Cursor] = Cursor) -> T:
+        """One statement. Contention costs it a few more tries, unless it is part of a transaction, which it ended."""
+        try:
+            return self._run_once(run, kind)
+        except Contention:
+            if self._in_transaction:
+                raise
+        return self.again_on_contention(lambda: self._run_once(run, kind))
+
+    def _run_once(self, run: Callable[[Cursor], T], kind: type[Cursor]) -> T:
+        connection = self._open()
+        try:
+            with connection.cursor(kind) as cursor:
+                self._set_clock(cursor)
+                self.statements_sent += 1
+                return run(cursor)
+        except _RAISED as error:
+            self._fail(error)
+
+    def _rollback(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            connection.rollback()
+        except _RAISED:
+            self.close()
+
+    def _set_clock(self, cursor: Cursor) -> None:
+        if self._clock is not None:
+            cursor.execute("SET SESSION timestamp = %s", (self._clock(),))
+
+    def _fail(self, error: Exception) -> NoReturn:
+        translated = _translated(error)
+        if isinstance(translated, DatabaseUnavailable) and not isinstance(translated, Contention):
+            self.close()
+        raise translated from error
+
+
+@lru_cache(maxsize=8)
+def knows_skip_locked(version: str) -> bool:
+    """MySQL 8.0 and MariaDB 10.6 brought it. Without it claim_lock waits for other claims, which are short, instead."""
+    major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
+    return (major, minor) >= ((10, 6) if "mariadb" in version.lower() else (8, 0))
+
+
+def _default_socket(settings: DatabaseSettings) -> str:
+    """The server's usual socket for host 'localhost', which to PHP means the socket and not the network."""
+    if settings.host != "localhost" or settings.port != DEFAULT_PORT or settings.ssl_ca:
+        return ""
+    return next((path for path in SOCKETS if Path(path).is_socket()), "")
+
+
+def _trusting(ssl_ca: Path) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ssl_ca))
+    except OSError as error:  # an ssl.SSLError is one, too
+        raise DatabaseRefused(
+            f"[database] ssl_ca: {ssl_ca} cannot be used: {error.strerror or error}; name a PEM file that the worker's "
+            "user may read"
+        ) from error
+
+
+def _connected_socket(path: str) -> socket.socket:
+    """pymysql forgets to close a socket that nobody answers, and Python warns about it at any later moment."""
+    wire = socket.socket(socket.AF_UNIX)
+    try:
+        wire.settimeout(CONNECT_TIMEOUT)
+        wire.connect(path)
+        wire.settimeout(None)
+    except OSError:
+        wire.close()
+        raise
+    return wire
+
+
+def _identifier(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"

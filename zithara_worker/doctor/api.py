@@ -1,0 +1,148 @@
+"""Checks of Zithara's API: its address, its certificate, a real token request, and its clock."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from email.utils import parsedate_to_datetime
+
+import httpx
+
+from zithara_worker.doctor.finding import Finding, failed, ok, spoken, warning
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
+from zithara_worker.zithara.certificate import certificate_of
+from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
+from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
+
+#: Days before its end at which a certificate is worth a word.
+_DAYS = 14
+_SKEW_SECONDS = 60.0
+#: A doctor does not wait for the API as long as a message may.
+_TIMEOUT_SECONDS = 10.0
+
+
+class _NoStore:
+    """No token is taken from the shop, so that one must be asked for, and the shop's own stays."""
+
+    def load(self) -> StoredToken | None:
+        return None
+
+    def save(self, token: StoredToken) -> None:
+        return
+
+    def lock(self) -> bool:
+        return True
+
+    def opened(self) -> AbstractContextManager[_NoStore]:
+        return nullcontext(self)
+
+
+class _Remembering(Transport):
+    """Keeps the last answer, for its Date."""
+
+    answer: httpx.Response | None = None
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        self.answer = super().handle_request(request)
+        return self.answer
+
+
+def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Finding]:
+    """All of them; what cannot be reached is not asked further."""
+    try:
+        url = usable_url(settings.base_url)
+        tls = tls_context(verify=settings.verify, ca_file=str(settings.ca_file or ""))
+    except ConfigurationError as error:
+        yield failed("api.url", str(error), "correct [zithara] base_url or ca_file")
+        return
+    own = settings.base_url in BASE_URLS.values()
+    yield ok("api.url", settings.base_url + ("" if own else " (neither of Zithara's two)"))
+    problem = False
+    for finding in certificate(url, tls, settings, utc):
+        problem = problem or finding.level.value == "failed"
+        yield finding
+    if not problem:
+        yield from token(settings, tls, utc)
+
+
+def certificate(
+    url: httpx.URL, tls: ssl.SSLContext, settings: ZitharaSettings, utc: Callable[[], float]
+) -> Iterator[Finding]:
+    if url.scheme != "https":
+        yield ok("api.tls", "no TLS: the API is on this host")
+        return
+    try:
+        found = certificate_of(url, tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
+    except ssl.SSLCertVerificationError as error:
+        yield failed(
+            "api.tls",
+            f"the certificate of {origin_of(url)} is not trusted: {error.verify_message}",
+            "if the authority is your own, set [zithara] ca_file; else check this host's clock and ca-certificates",
+        )
+    except (ssl.SSLError, OSError) as error:
+        yield failed(
+            "api.tls",
+            f"no TLS connection to {origin_of(url)}: {error}",
+            "check [zithara] base_url, DNS and the firewall (outgoing TCP 443)",
+        )
+    else:
+        if found.expires_utc is not None and found.expires_utc - utc() < _DAYS * 86_400:
+            yield warning(
+                "api.tls",
+                f"the certificate of {origin_of(url)} ends in {spoken(found.expires_utc - utc())}",
+                "tell whoever runs it",
+            )
+        else:
+            yield ok("api.tls", f"{found.protocol}, certificate {'trusted' if settings.verify else 'not checked'}")
+
+
+def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], float]) -> Iterator[Finding]:
+    """Asks for a token as the worker does, and reads the Date of the answer."""
+    if not settings.client_id or not settings.client_secret:
+        yield failed(
+            "api.token",
+            "there is no client_id or no client_secret",
+            "save them in the shop's Zithara configuration, or set [zithara] client_id and client_secret_file",
+        )
+        return
+    transport = _Remembering(tls=tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
+    source = TokenSource(
+        base_url=settings.base_url,
+        client_id=settings.client_id,
+        client_secret=settings.client_secret,
+        store=_NoStore(),
+        clock=utc,
+        transport=transport,
+    )
+    try:
+        source.get()
+    except CredentialsRefused as error:
+        text, _, remedy = str(error).rpartition("): ")
+        yield failed("api.token", f"{text})", remedy)
+    except TokenUnavailable as error:
+        yield failed("api.token", str(error), "check [zithara] base_url, DNS, the firewall and Zithara's own status")
+    else:
+        yield ok("api.token", "the API gives a token for these credentials")
+    finally:
+        transport.close()
+    if transport.answer is not None:
+        yield from clock(transport.answer, utc)
+
+
+def clock(answer: httpx.Response, utc: Callable[[], float]) -> Iterator[Finding]:
+    said = answer.headers.get("date", "")
+    try:
+        ahead = utc() - parsedate_to_datetime(said).timestamp()
+    except (TypeError, ValueError):  # TypeError: Python 3.10's answer to an empty text
+        yield ok("api.clock", "the API tells no time")
+        return
+    if abs(ahead) > _SKEW_SECONDS:
+        yield warning(
+            "api.clock",
+            f"this host's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the API's",
+            "synchronise it (timedatectl set-ntp true, or chrony): tokens are used too long or too short otherwise",
+        )
+    else:
+        yield ok("api.clock", "this host's clock agrees with the API's")

@@ -1,0 +1,212 @@
+"""Checks of the database: server, session, tables, privileges."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+
+from zithara_worker.database import schema
+from zithara_worker.database.install import TABLES
+from zithara_worker.database.session import Database, knows_skip_locked
+from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.errors import ShopError
+from zithara_worker.monitor import fleet
+
+#: Magento's tables that the worker reads or writes, and the module's own.
+MAGENTO_TABLES = (
+    "queue",
+    "queue_message",
+    "queue_message_status",
+    "queue_lock",
+    "queue_poison_pill",
+    "core_config_data",
+    "zithara_webhook_config",
+)
+#: Table and verbs; each is tried by the statement privilege_<table>_<verb>.
+PRIVILEGES = (
+    ("queue", ("select",)),
+    ("queue_message", ("select",)),
+    ("queue_poison_pill", ("select",)),
+    ("core_config_data", ("select",)),
+    ("queue_message_status", ("select", "update")),
+    ("queue_lock", ("insert",)),
+    ("zithara_webhook_config", ("select", "update")),
+    *((table, ("select", "insert", "update", "delete")) for table in TABLES),
+)
+_SKEW_SECONDS = 5.0
+
+
+def server(database: Database) -> Iterator[Finding]:
+    """Raises DatabaseUnavailable or ConfigurationError when there is none to talk to."""
+    version = str(database.rows("server")[0]["version"])
+    maria = "mariadb" in version.lower()
+    major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
+    name = f"{'MariaDB' if maria else 'MySQL'} {version}"
+    if (major, minor) < ((10, 4) if maria else (8, 0)):
+        yield failed("database", f"{name} is too old", "upgrade to MySQL 8.0, MariaDB 10.4 or newer")
+    elif not knows_skip_locked(version):
+        yield warning(
+            "database",
+            f"{name} has no SKIP LOCKED: several workers wait for each other's claims",
+            "upgrade to MariaDB 10.6 or newer",
+        )
+    else:
+        yield ok("database", f"{name}, {database.prefix or 'no'} table prefix")
+
+
+def encryption(database: Database, *, verified: bool) -> Iterator[Finding]:
+    """`verified`: ssl_ca is set. PyMySQL 1.2 encrypts without it too, whoever it is that answers."""
+    cipher = database.cipher
+    found = f"encrypted ({cipher})" if cipher else "not encrypted"
+    if database.is_local or (cipher and verified):
+        yield ok("database.encryption", found if cipher else f"{found}, within this host")
+        return
+    yield warning(
+        "database.encryption",
+        f"the connection is {found}{', but not checked to be with the right server' if cipher else ''}: customers' "
+        "data and the shop's secret pass over the network",
+        "set [database] ssl_ca to the certificate authority of the database server",
+    )
+
+
+def has_queue_tables(database: Database) -> bool:
+    """Whether this is a shop's database at all: without these nothing else can be looked at."""
+    names = [database.prefix + table for table in ("queue", "queue_message", "queue_message_status")]
+    return len(database.rows("tables_present", tables=names)) == len(names)
+
+
+def magento_tables(database: Database) -> Iterator[Finding]:
+    names = {database.prefix + table for table in MAGENTO_TABLES}
+    present = {str(row["name"]) for row in database.rows("tables_present", tables=sorted(names))}
+    missing = sorted(names - present)
+    if missing:
+        yield failed(
+            "tables.magento",
+            f"not there, or not for this user to see: {', '.join(missing)}",
+            "correct [database] name and table_prefix; run the GRANT statements of 'zithara-worker install --print'; "
+            "if only zithara_webhook_config is missing, enable Zithara_Webhook and run bin/magento setup:upgrade",
+        )
+    else:
+        yield ok("tables.magento", f"all {len(names)} tables of Magento and the module are there")
+
+
+def worker_tables(database: Database) -> Iterator[Finding]:
+    version = schema.installed(database)
+    if 0 < version < schema.VERSION:
+        yield failed(
+            "tables.worker",
+            f"the tables are of schema {version}, this program needs schema {schema.VERSION}: its workers wait",
+            "run 'zithara-worker install' of this version as a user who may alter them, and the GRANT statements of "
+            "its --print; no worker, not even one of the older version, need stop for it",
+        )
+        return
+    rows = database.rows("tables_present", tables=[database.prefix + table for table in TABLES])
+    found = {str(row["name"]): row for row in rows}
+    missing = [database.prefix + table for table in TABLES if database.prefix + table not in found]
+    if missing:
+        yield failed(
+            "tables.worker",
+            f"not there, or not for this user to see: {', '.join(missing)}",
+            "run 'zithara-worker install' as a user who may create tables, and the GRANT statements of its --print",
+        )
+        return
+    if version == 0:
+        yield failed(
+            "tables.worker",
+            f"the comment of {database.prefix}zithara_message_group names no schema: something else has altered it",
+            f"ALTER TABLE {database.prefix}zithara_message_group COMMENT = 'zithara-worker schema {schema.VERSION}'",
+        )
+        return
+    if version > schema.VERSION:
+        yield warning(
+            "tables.worker",
+            f"the tables are of schema {version}, which a newer version made; this one goes on with them",
+            "update zithara-worker on this host",
+        )
+        return
+    plain = sorted(name for name, row in found.items() if str(row["engine"]).lower() != "innodb")
+    if plain:
+        yield failed(
+            "tables.worker",
+            f"not InnoDB, so without transactions: {', '.join(plain)}",
+            "; ".join(f"ALTER TABLE {name} ENGINE=InnoDB" for name in plain),
+        )
+        return
+    yield ok("tables.worker", f"{len(found)} tables, schema {version}")
+
+
+def privileges(database: Database) -> Iterator[Finding]:
+    """Tries each privilege on no row."""
+    lacking = []
+    for table, verbs in PRIVILEGES:
+        for verb in verbs:
+            try:
+                if verb == "select":
+                    database.rows(f"privilege_{table}_{verb}")
+                else:
+                    database.execute(f"privilege_{table}_{verb}")
+            except ShopError:
+                # Servers say 'no privilege' of a table that does not exist, too: that has a finding of its own.
+                lacking.append(f"{verb.upper()} on {database.prefix}{table}")
+    if lacking:
+        yield failed(
+            "privileges",
+            f"the database user lacks {', '.join(lacking)}",
+            "run the GRANT statements that 'zithara-worker install --print' shows",
+        )
+    else:
+        yield ok("privileges", "every privilege that the worker needs")
+
+
+def session(database: Database) -> Iterator[Finding]:
+    """Isolation and binary log. READ COMMITTED cannot write to a statement-based log (MySQL error 1665)."""
+    variables = {str(row["Variable_name"]): str(row["Value"]) for row in database.rows("session_variables")}
+    isolation = variables.get("transaction_isolation") or variables.get("tx_isolation", "unknown")
+    if isolation != "READ-COMMITTED":
+        yield failed(
+            "database.isolation",
+            f"the session runs in {isolation} though READ COMMITTED was asked for",
+            "let the user set it: a proxy between worker and server may be in the way",
+        )
+    elif variables.get("log_bin") == "ON" and variables.get("binlog_format") == "STATEMENT":
+        yield failed(
+            "database.binlog_format",
+            "binlog_format is STATEMENT: READ COMMITTED transactions cannot be written to such a log",
+            "SET GLOBAL binlog_format = 'ROW' (or 'MIXED'), and in the server's configuration",
+        )
+    else:
+        yield ok("database.isolation", f"READ COMMITTED, binary log {variables.get('binlog_format') or 'off'}")
+    if variables.get("read_only", "OFF") not in ("OFF", "0") or variables.get("innodb_read_only", "OFF") == "ON":
+        yield failed(
+            "database.read_only",
+            "the server is read-only: it is a replica",
+            "set [database] host to the primary server",
+        )
+
+
+def clock(database: Database, utc: Callable[[], float]) -> Iterator[Finding]:
+    """Time zone of the session and the two hosts' clocks."""
+    variables = {str(row["Variable_name"]): str(row["Value"]) for row in database.rows("session_variables")}
+    if variables.get("time_zone") != "+00:00":
+        yield failed(
+            "database.time_zone",
+            f"the session's time zone is {variables.get('time_zone')}, Magento's is +00:00",
+            "let the user set it: a proxy between worker and server may be in the way",
+        )
+        return
+    ahead = fleet.now_utc(database) - utc()
+    if abs(ahead) > _SKEW_SECONDS:
+        yield warning(
+            "database.clock",
+            f"the database's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this host's",
+            "synchronise both (timedatectl set-ntp true, or chrony)",
+        )
+    else:
+        yield ok("database.clock", "time zone +00:00, clock agrees with this host's")
+
+
+def optional_index(database: Database) -> Iterator[Finding]:
+    if database.has_pending_index:
+        yield ok("database.index", "the optional index is there")
+    else:
+        yield ok("database.index", "without the optional index; see the end of 'zithara-worker install --print'")

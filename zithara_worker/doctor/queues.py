@@ -1,0 +1,261 @@
+"""Checks of the four queues: that the shop publishes to them, and that nobody but the workers takes from them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from zithara_worker.database.session import Database
+from zithara_worker.doctor.finding import Finding, failed, ok, spoken, warning
+from zithara_worker.errors import ConfigurationError, ShopError
+from zithara_worker.messages import TOPICS
+from zithara_worker.monitor import fleet
+from zithara_worker.queue import control
+from zithara_worker.queue.statuses import Status
+from zithara_worker.shop.configuration import QueueRow, find_queues, queues_present
+from zithara_worker.shop.consumers_runner import started_by_cron
+from zithara_worker.topics import PHP_SIDE, message_code
+
+#: Message ids back from the newest in which messages without a queue are looked for.
+LOOK_BACK = 50_000
+#: Rows that are looked at one by one, at most.
+LIMIT = 5000
+_MODULE = "enable the module of /usr/share/zithara-worker/magento (its README has the commands)"
+
+
+def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
+    missing = []
+    found = []
+    for topic in TOPICS:
+        try:
+            found += find_queues(database, [topic], overrides)
+        except ShopError:
+            missing.append(topic)
+    if missing:
+        yield failed(
+            "queues",
+            f"table {database.prefix}queue has no row for {', '.join(missing)}",
+            "run 'zithara-worker install' or bin/magento setup:upgrade, or name the queue in section [queues]",
+        )
+    else:
+        yield ok("queues", ", ".join(queue.name for queue in found))
+
+
+def word(topic: str) -> str:
+    """'order' for zithara.order.events."""
+    return topic.removeprefix("zithara.").removesuffix(".events")
+
+
+def present(database: Database, overrides: Mapping[str, str]) -> list[QueueRow]:
+    """The queues that there are; none is no error here, `rows` tells it."""
+    try:
+        return queues_present(database, overrides)[0]
+    except ShopError:
+        return []
+
+
+def published(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
+    """Whether the PHP side publishes to the database queue at all, and when it last did."""
+    for queue in queues:
+        check = f"published.{word(queue.topic)}"
+        newest = database.rows("newest_of_queue", queue_id=queue.queue_id)
+        if not newest:
+            yield warning(
+                check,
+                f"no message in {queue.name}: none was ever published to the database, or Magento has cleaned up",
+                f"if the shop has had such events, it publishes elsewhere (RabbitMQ): {_MODULE}",
+            )
+        else:
+            age = spoken(now - float(newest[0]["updated_at"]))
+            yield ok(check, f"newest message {newest[0]['message_id']}, last touched {age} ago")
+
+
+def unlinked(database: Database) -> Iterator[Finding]:
+    """Messages of our topics that are linked to no queue. Looked at twice: one being published now is linked then."""
+    after = max(0, int(database.rows("newest_message")[0]["id"]) - LOOK_BACK)
+
+    def look() -> dict[int, str]:
+        found = database.rows("unlinked_messages", after=after, topics=list(TOPICS), limit=LIMIT)
+        return {int(row["id"]): str(row["topic_name"]) for row in found}
+
+    lost = look()
+    if lost:
+        again = look()
+        lost = {id: topic for id, topic in lost.items() if id in again}
+    if not lost:
+        yield ok("published.unlinked", "every message of our topics is linked to a queue")
+        return
+    topics = ", ".join(sorted(set(lost.values())))
+    yield failed(
+        "published.unlinked",
+        f"{len(lost)} messages of {topics} are linked to no queue (ids {min(lost)} to {max(lost)}): Magento's cleanup "
+        "deletes them undelivered",
+        f"the topology has no binding on the database exchange: {_MODULE}; to save these, see published.unlinked in "
+        "docs/operations.md",
+    )
+
+
+def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
+    """IN_PROGRESS rows that no worker holds, told apart by the lock that a PHP consumer writes when it takes one."""
+    ids = [queue.queue_id for queue in queues]
+    found = {int(row["id"]): row for row in database.rows("in_progress", queue_ids=ids, limit=LIMIT)}
+    for _ in range(2):  # what was settled or claimed between two reads is told apart by looking again
+        found = {id: row for id, row in found.items() if id not in _leased(database, ids)}
+        still = database.rows("statuses", ids=list(found)) if found else []
+        found = {int(row["id"]): found[int(row["id"])] for row in still if int(row["status"]) == Status.IN_PROGRESS}
+    if not found:
+        yield ok("in_progress", "every message in progress is held by a worker")
+        return
+    by_php = _held_by_php(database, queues, found)
+    if by_php is None:
+        oldest = now - min(float(row["updated_at"]) for row in found.values())
+        yield warning(
+            "in_progress",
+            f"no worker holds {len(found)} messages that are in progress, the oldest for {spoken(oldest)} "
+            f"(message {min(int(row['message_id']) for row in found.values())}): a PHP consumer has them, or died",
+            "if PHP consumers of our queues run, stop them; what is left, Magento's cron puts back (when: "
+            "see shop.cleanup)",
+        )
+        return
+    nobody = found.keys() - by_php
+    if by_php:
+        oldest = now - min(float(found[id]["updated_at"]) for id in by_php)
+        yield warning(
+            "php_consumers.in_progress",
+            f"PHP consumers hold {len(by_php)} messages, the oldest for {spoken(oldest)}",
+            "keep them off: 'cron_consumers_runner' in app/etc/env.php, and stop bin/magento queue:consumers:start "
+            "of the Zithara consumers",
+        )
+    if nobody:
+        oldest = now - min(float(found[id]["updated_at"]) for id in nobody)
+        yield warning(
+            "in_progress",
+            f"nobody holds {len(nobody)} messages that are in progress, the oldest for {spoken(oldest)} "
+            f"(message {min(int(found[id]['message_id']) for id in nobody)})",
+            "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
+        )
+
+
+def _held_by_php(
+    database: Database, queues: Sequence[QueueRow], found: Mapping[int, Mapping[str, Any]]
+) -> set[int] | None:
+    """Those of `found` whose lock a PHP consumer has written. None: this user may not read queue_lock."""
+    codes = {
+        message_code(PHP_SIDE[queue.topic].consumer, int(row["message_id"])): id
+        for id, row in found.items()
+        for queue in queues
+        if queue.queue_id == int(row["queue_id"]) and queue.topic in PHP_SIDE
+    }
+    if not codes:
+        return set()
+    try:
+        locked = database.rows("php_lock_codes", codes=list(codes))
+    except ShopError:
+        return None
+    return {codes[str(row["message_code"])] for row in locked}
+
+
+def _leased(database: Database, queue_ids: Sequence[int]) -> set[int]:
+    return {int(row["id"]) for row in database.rows("heads_leased", queue_ids=list(queue_ids))}
+
+
+def rejected_elsewhere(database: Database, queues: Sequence[QueueRow]) -> Iterator[Finding]:
+    found = database.rows("rejected_elsewhere", queue_ids=[queue.queue_id for queue in queues])
+    total = sum(int(row["messages"]) for row in found)
+    if total:
+        yield warning(
+            "php_consumers.rejected",
+            f"{total} messages went to ERROR within a day without this worker: a PHP consumer rejected them",
+            "keep the PHP consumers off, then 'zithara-worker failed retry --all --reason unrecorded'",
+        )
+    else:
+        yield ok("php_consumers.rejected", "no PHP consumer has rejected a message within a day")
+
+
+def cron(root: Path | None) -> Iterator[Finding]:
+    """Whether Magento's cron would start PHP consumers of our queues."""
+    if root is None:
+        yield ok("php_consumers.cron", "not checked, because [magento] root is not set")
+        return
+    path = root / "app" / "etc" / "env.php"
+    try:
+        started = started_by_cron(path)
+    except ConfigurationError as error:
+        yield warning("php_consumers.cron", f"cannot tell: {error}", "correct [magento] root or the file's permissions")
+        return
+    if started:
+        yield warning(
+            "php_consumers.cron",
+            f"Magento's cron may start {', '.join(started)}, which would take messages from the same queues",
+            f"in {path} set 'cron_consumers_runner' => ['cron_run' => false], or list under 'consumers' only those "
+            "that shall run, without the Zithara ones",
+        )
+    else:
+        yield ok("php_consumers.cron", f"{path} keeps Magento's cron from starting PHP consumers of our queues")
+
+
+def near_deletion(
+    database: Database, queues: Sequence[QueueRow], lifetime_minutes: int, now: float
+) -> Iterator[Finding]:
+    """NEW messages in the last third of what Magento's cleanup leaves them."""
+    if lifetime_minutes <= 0:
+        yield ok("expiry", "Magento's cleanup deletes no new messages here")
+        return
+    found = database.rows(
+        "old_new_messages", age=lifetime_minutes * 40, queue_ids=[queue.queue_id for queue in queues]
+    )[0]
+    number = int(found["messages"])
+    if not number:
+        yield ok(
+            "expiry",
+            f"no new message is near Magento's deletion, {spoken(lifetime_minutes * 60)} after it was published",
+        )
+        return
+    left = lifetime_minutes * 60 - (now - float(found["oldest"]))
+    text = f"{number} new messages near deletion by Magento's cleanup, the first "
+    remedy = "start a worker now ('zithara-worker consume --all'): a running one keeps them, even of a paused topic"
+    if left <= 0:
+        yield failed("expiry", text + "with the next run of the cron", remedy)
+    else:
+        yield warning("expiry", text + f"in {spoken(left)}", remedy)
+
+
+def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
+    """Messages in ERROR, which Magento deletes after a time."""
+    counts = fleet.count_by_status(database, [queue.queue_id for queue in queues])
+    found = [count for (_, status), count in counts.items() if status is Status.ERROR]
+    number = sum(count.messages for count in found)
+    if not number:
+        yield ok("failed", "no failed messages")
+        return
+    oldest = max((now - count.oldest_utc for count in found if count.oldest_utc is not None), default=0.0)
+    yield warning(
+        "failed",
+        f"{number} failed messages, the oldest for {spoken(oldest)}; Magento deletes them (when: see shop.cleanup)",
+        "see 'zithara-worker failed list'; retry, discard or export them",
+    )
+
+
+def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
+    """Whether somebody serves each topic."""
+    rows = fleet.workers(database)
+    living = fleet.living_by_topic(rows, now)
+    missing = [queue.topic for queue in queues if not living[queue.topic]]
+    if missing:
+        yield warning(
+            "workers",
+            f"no worker is alive for {', '.join(missing)}",
+            "start one: 'zithara-worker consume --all', or the supervisor or systemd program",
+        )
+    else:
+        yield ok("workers", "every topic is served by a living worker")
+
+
+def paused(database: Database, now: float) -> Iterator[Finding]:
+    for pause in control.paused(database).values():
+        yield warning(
+            f"paused.{word(pause.topic)}",
+            f"paused by {pause.paused_by} {spoken(now - pause.paused_at_utc)} ago: {pause.reason or 'no reason given'}",
+            f"'zithara-worker resume {pause.topic}'",
+        )

@@ -1,0 +1,103 @@
+"""Checks of what the shop's administrator has set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.shop.configuration import NEW_LIFETIME, ShopConfiguration
+from zithara_worker.zithara.http import UrlRefused, usable_url
+
+
+def enabled(shop: ShopConfiguration) -> Iterator[Finding]:
+    if shop.enabled:
+        yield ok("shop.enabled", "the module is enabled")
+    else:
+        yield failed(
+            "shop.enabled",
+            "zithara_webhook/general/enabled is 0: no message is taken",
+            "bin/magento config:set zithara_webhook/general/enabled 1, then cache:flush",
+        )
+
+
+def active_row(shop: ShopConfiguration) -> Iterator[Finding]:
+    if shop.active_config_id is not None:
+        yield ok("shop.configuration", f"row {shop.active_config_id} of zithara_webhook_config is active")
+    elif shop.config_ids:
+        yield failed(
+            "shop.configuration",
+            f"none of the {len(shop.config_ids)} rows of zithara_webhook_config is active: no message is taken",
+            "activate one in the shop's admin",
+        )
+    else:
+        yield failed(
+            "shop.configuration",
+            "zithara_webhook_config has no row: no message is taken",
+            "save the Zithara configuration in the shop's admin",
+        )
+
+
+def webhook_url(shop: ShopConfiguration, given: str) -> Iterator[Finding]:
+    """`given`: [zithara] webhook_url, which comes before the shop's."""
+    if given:
+        yield ok("shop.webhook_url", "set by [zithara] webhook_url")
+    elif shop.webhook_url is None:
+        yield warning(
+            "shop.webhook_url",
+            "no webhook URL: webhook events complete as skipped",
+            "if you want them, save the URL in the shop's admin, or set [zithara] webhook_url",
+        )
+    else:
+        try:
+            usable_url(shop.webhook_url)
+        except UrlRefused as error:
+            yield failed(
+                "shop.webhook_url",
+                f"webhook events will fail ({error.reason}): {error}",
+                "correct it in the shop's admin, or set [zithara] webhook_url",
+            )
+        else:
+            yield ok("shop.webhook_url", "the shop has one")
+
+
+def event_types(shop: ShopConfiguration) -> Iterator[Finding]:
+    if shop.active_config_id is None:
+        return
+    if shop.event_types:
+        yield ok("shop.event_types", ", ".join(shop.event_types))
+    else:
+        yield warning(
+            "shop.event_types",
+            "the active row names no event types: the shop publishes no webhook events",
+            "choose them in the shop's admin, if you want any",
+        )
+
+
+#: What Magento's cleanup does, in the words of a sentence that goes on with "after 7 days".
+_RULES = {
+    NEW_LIFETIME: "new messages are deleted",
+    "successful_messages_lifetime": "complete ones are deleted",
+    "failed_messages_lifetime": "failed ones are deleted",
+    "retry_inprogress_after": "those that PHP has in progress are put back",
+}
+
+
+def cleanup(shop: ShopConfiguration, *, files_read: bool) -> Iterator[Finding]:
+    """The rules of Magento's cleanup in force, each with its source. `files_read`: [magento] root is set."""
+    rules = []
+    for name, rule in _RULES.items():
+        minutes, source = shop.cleanup[name].minutes, shop.cleanup[name].source
+        when = "nobody but PHP knows when" if minutes is None else f"after {minutes} minutes" if minutes else "never"
+        rules.append(f"{rule} {when} ({source})")
+    text = "; ".join(rules)
+    if not files_read:
+        text += "; app/etc/env.php, which may say otherwise, is not read because [magento] root is not set"
+    assumed = shop.new_messages_lifetime_minutes
+    if shop.cleanup[NEW_LIFETIME].minutes == assumed:
+        yield ok("shop.cleanup", text)
+    else:
+        yield warning(
+            "shop.cleanup",
+            f"{text}. To be safe, workers keep new messages as if they were deleted after {assumed} minutes",
+            f"write one number for system/mysqlmq/{NEW_LIFETIME}: bin/magento config:set --lock-env",
+        )

@@ -1,0 +1,96 @@
+"""Whether the worker lives, and whether it can work: the verdict of /healthz, with its reasons. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from zithara_worker.settings.sections import Settings
+from zithara_worker.worker.loop import Vitals
+
+#: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
+#: and a turn has several.
+STUCK_SECONDS = 90.0
+#: Exchanges that one delivery may be made of, each with [zithara] timeout: the request, two more where there was no
+#: connection, a new token, and the request with it.
+EXCHANGES = 5
+
+
+def longest_delivery_seconds(settings: Settings) -> float:
+    """A delivery that has been under way for so long hangs: no answer, no rate limit and no retry explains it."""
+    worker = settings.worker
+    waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
+    return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    """`live`: the loop turns and no delivery hangs; a supervisor may restart what is not. `ready`: messages can be
+    taken and delivered.
+
+    `reasons`: why not; `notes`: what else a person may want to know. Sentences, each with what to do or to expect.
+    """
+
+    live: bool
+    ready: bool
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, object]:
+        return {"live": self.live, "ready": self.ready, "reasons": list(self.reasons), "notes": list(self.notes)}
+
+
+def judge(
+    vitals: Vitals | None,
+    now: float,
+    *,
+    shut: Mapping[str, str],
+    serves_none: bool = False,
+    stopping: bool,
+    audit_problem: str | None,
+    configuration_problem: str | None = None,
+    longest_delivery_seconds: float = float("inf"),
+) -> Health:
+    """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
+
+    `shut`: host or path that is taken to serve nobody -> why; `serves_none`: no topic can be sent.
+    `audit_problem`: why no audit line can be written, where one must.
+    `configuration_problem`: why a changed configuration cannot be used.
+    """
+    reasons: list[str] = []
+    notes: list[str] = []
+    live = True
+    if stopping:
+        reasons.append("the worker is stopping")
+    if vitals is None:
+        reasons.append("the database is not available yet: the worker waits for it, its log tells the error")
+        return Health(live=True, ready=False, reasons=tuple(reasons))
+    silent = now - vitals.turned_at
+    if silent > vitals.patience_seconds + STUCK_SECONDS:
+        live = False
+        reasons.append(f"the loop has not turned for {silent:.0f} seconds: restart the worker, and keep its log")
+    if vitals.oldest_request_seconds > longest_delivery_seconds:
+        live = False
+        reasons.append(
+            f"a delivery has been under way for {vitals.oldest_request_seconds:.0f} seconds, which no timeout "
+            "explains: restart the worker, and keep its log"
+        )
+    if not vitals.database_up:
+        reasons.append("the database is not available: the worker waits for it, its log tells the error")
+    if not vitals.consumable:
+        reasons.append(
+            "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
+        )
+    if audit_problem is not None:
+        reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
+    told = [
+        f"{gate} is taken to be down ({why}): probes find out when it is back" for gate, why in sorted(shut.items())
+    ]
+    if serves_none:
+        reasons += told
+    else:
+        notes += told
+    if configuration_problem is not None:
+        notes.append(f"the changed configuration cannot be used, the one in force stays: {configuration_problem}")
+    notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in vitals.paused]
+    return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))

@@ -1,0 +1,231 @@
+"""The worker's numbers under the names that Prometheus sees. Needs prometheus-client (extra `metrics`).
+
+The one list of metrics: docs/metrics.md, the dashboard and the alert rules name nothing else, and a test compares them.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.metrics_core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
+from prometheus_client.registry import Collector
+
+from zithara_worker.monitor.counters import Distribution, Numbers
+from zithara_worker.version import VERSION
+
+PREFIX = "zithara_worker"
+BREAKER_STATES = ("closed", "half-open", "open")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Depth:
+    """Messages of one topic in one status, and the age of the oldest, seconds. Status: Magento's name, lower case."""
+
+    topic: str
+    status: str
+    messages: int
+    oldest_age_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """What is looked at, not counted. `depths`: None when the queues could not be read; `audit_writable`: no audit."""
+
+    ready: bool = True
+    database_up: bool = True
+    shop_enabled: bool = True
+    #: Topic -> whether an operator paused it; topic -> living workers that serve it, of the whole fleet
+    paused: Mapping[str, bool] = field(default_factory=dict)
+    living: Mapping[str, int] = field(default_factory=dict)
+    concurrency: int = 0
+    breakers: Mapping[str, str] = field(default_factory=dict)
+    throttled_seconds: Mapping[str, float] = field(default_factory=dict)
+    token_refreshes: int = 0
+    depths: tuple[Depth, ...] | None = None
+    depths_read_seconds: float = 0.0
+    audit_writable: bool | None = None
+    audit_lines: int = 0
+    audit_lines_lost: int = 0
+
+
+class Exposition(Collector):
+    """What a scrape gets. `numbers` and `state` are asked at every scrape, in its thread."""
+
+    def __init__(self, numbers: Callable[[], Numbers], state: Callable[[], State]) -> None:
+        self._numbers = numbers
+        self._state = state
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def encoded(self, accept: str) -> tuple[bytes, str]:
+        """The text in the format that the Accept header asks for, and its content type."""
+        encode, content_type = choose_encoder(accept)
+        return encode(self._registry), content_type
+
+    def collect(self) -> Iterable[Metric]:
+        yield from _from_state(self._state())
+        yield from _from_numbers(self._numbers())
+
+    def describe(self) -> Iterable[Metric]:
+        """Asked on registration, when there is nothing to look at yet: names are not checked for collisions."""
+        return ()
+
+
+def _from_state(state: State) -> Iterator[Metric]:
+    yield InfoMetricFamily(
+        f"{PREFIX}_build",
+        "Version of the worker and of its Python.",
+        value={"version": VERSION, "python_version": platform.python_version()},
+    )
+    yield _gauge("ready", "1 when messages can be taken and delivered; /healthz tells why not.", float(state.ready))
+    yield _gauge("database_up", "1 when the loop's database session answers.", float(state.database_up))
+    yield _gauge("shop_enabled", "1 when the shop wants its events delivered.", float(state.shop_enabled))
+    yield _gauge("concurrency", "Requests that may be in flight at once.", float(state.concurrency))
+    yield _labelled(
+        GaugeMetricFamily(f"{PREFIX}_topic_paused", "1 when an operator paused the topic.", labels=["topic"]),
+        {(topic,): float(paused) for topic, paused in sorted(state.paused.items())},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            f"{PREFIX}_living_workers",
+            "Workers of the whole fleet that serve the topic and were seen within 30 seconds.",
+            labels=["topic"],
+        ),
+        {(topic,): float(workers) for topic, workers in sorted(state.living.items())},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            f"{PREFIX}_breaker_state", "1 for the state that a target's breaker is in.", labels=["target", "state"]
+        ),
+        {
+            (target, each): float(each == now)
+            for target, now in sorted(state.breakers.items())
+            for each in BREAKER_STATES
+        },
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            f"{PREFIX}_throttled_seconds", "What is left of the pause that a target asked for.", labels=["target"]
+        ),
+        {(target,): seconds for target, seconds in sorted(state.throttled_seconds.items())},
+    )
+    yield _counter("token_refreshes", "Access tokens asked of the API.", state.token_refreshes)
+    if state.depths is not None:
+        yield _labelled(
+            GaugeMetricFamily(
+                f"{PREFIX}_queue_messages",
+                "Messages on the queue, completed ones left out.",
+                labels=["topic", "status"],
+            ),
+            {(each.topic, each.status): float(each.messages) for each in state.depths},
+        )
+        yield _labelled(
+            GaugeMetricFamily(
+                f"{PREFIX}_queue_oldest_age_seconds",
+                "Since the oldest message of a status was last touched; 0 when there is none.",
+                labels=["topic", "status"],
+            ),
+            {(each.topic, each.status): each.oldest_age_seconds for each in state.depths},
+        )
+        yield _gauge("queue_read_seconds", "What the last count of the queues took.", state.depths_read_seconds)
+    if state.audit_writable is not None:
+        yield _gauge("audit_writable", "1 when the audit file can be written.", float(state.audit_writable))
+        yield _counter("audit_lines", "Lines written to the audit file.", state.audit_lines)
+        yield _counter(
+            "audit_lines_lost", "Lines given up as the audit file could not be written.", state.audit_lines_lost
+        )
+
+
+def _from_numbers(numbers: Numbers) -> Iterator[Metric]:
+    yield _labelled(
+        CounterMetricFamily(
+            f"{PREFIX}_deliveries", "Messages whose outcome was written, by outcome.", labels=["topic", "outcome"]
+        ),
+        {place: float(count) for place, count in sorted(numbers.deliveries.items())},
+    )
+    for name, text, counts in (
+        ("retries", "Messages put back for another attempt, by reason.", numbers.retries),
+        ("failures", "Messages that went to ERROR, by reason.", numbers.failures),
+    ):
+        yield _labelled(
+            CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic", "reason"]),
+            {place: float(count) for place, count in sorted(counts.items())},
+        )
+    for name, text, by_topic in (
+        ("coalesced_messages", "Older snapshots completed by a newer one.", numbers.coalesced),
+        (
+            "leases_lost",
+            "Messages that another worker took over before their outcome was written.",
+            numbers.leases_lost,
+        ),
+    ):
+        yield _labelled(
+            CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic"]),
+            {(topic,): float(count) for topic, count in sorted(by_topic.items())},
+        )
+    yield _labelled(
+        GaugeMetricFamily(f"{PREFIX}_in_flight_messages", "Messages claimed and not yet settled.", labels=["topic"]),
+        {(topic,): float(count) for topic, count in sorted(numbers.in_flight.items())},
+    )
+    yield _labelled(
+        GaugeMetricFamily(
+            f"{PREFIX}_last_settled_timestamp_seconds", "When an outcome was last written.", labels=["topic"]
+        ),
+        {(topic,): seconds for topic, seconds in sorted(numbers.last_settled_at.items())},
+    )
+    yield _histogram(
+        "api_response_seconds",
+        "From the first byte out to the last byte in, by endpoint and status class.",
+        ["endpoint", "status_class"],
+        numbers.response_seconds,
+    )
+    for name, text, by in (
+        ("delivery_seconds", "From claim to the outcome written, of delivered messages.", numbers.delivery_seconds),
+        ("claim_seconds", "What a claim took, empty ones included.", numbers.claim_seconds),
+        ("settle_seconds", "What writing a batch of outcomes took.", numbers.settle_seconds),
+        ("claim_batch_messages", "Messages of a claim that found some.", numbers.claim_messages),
+        ("settle_batch_messages", "Outcomes written together.", numbers.settle_messages),
+    ):
+        yield _histogram(name, text, ["topic"], {(topic,): each for topic, each in by.items()})
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
+
+
+def _labelled(family: CounterMetricFamily | GaugeMetricFamily, samples: Mapping[Any, float]) -> Metric:
+    for labels, value in samples.items():
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(name: str, text: str, labels: list[str], distributions: Mapping[Any, Distribution]) -> Metric:
+    family = HistogramMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for place, each in sorted(distributions.items()):
+        family.add_metric(place, _cumulative(each), each.total)
+    return family
+
+
+def _cumulative(distribution: Distribution) -> list[tuple[str, float]]:
+    buckets: list[tuple[str, float]] = []
+    count = 0
+    for bound, here in zip((*distribution.bounds, float("inf")), distribution.counts, strict=True):
+        count += here
+        buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(count)))
+    return buckets

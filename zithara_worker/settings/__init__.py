@@ -1,0 +1,1 @@
+"""The table of all keys, and where each value comes from."""

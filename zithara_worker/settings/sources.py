@@ -1,0 +1,346 @@
+"""Where each setting comes from: command line > environment > file > the shop > default.
+
+Fills `Settings` and remembers the source of every value. Reads files and the environment it is given; it knows no
+database and no PHP: what the shop says is passed in.
+"""
+
+from __future__ import annotations
+
+import configparser
+import difflib
+import os
+import re
+import stat
+import textwrap
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.messages import TOPICS
+from zithara_worker.settings.sections import (
+    ENVIRONMENT_PREFIX,
+    KEY_AT,
+    KEYS,
+    QUEUES,
+    SECTIONS,
+    Key,
+    Settings,
+    queue_problem,
+    topic_name,
+    written,
+)
+
+DEFAULT_FILE = Path("/etc/zithara-worker/zithara-worker.conf")
+#: The source of a value that nobody gave.
+DEFAULT = "default"
+
+#: (section, key)
+Place = tuple[str, str]
+#: Place -> (what was written there, where that stands, for people)
+Values = Mapping[Place, tuple[str, str]]
+#: (value as Settings holds it, where it comes from)
+_Given = tuple[Any, str]
+#: (the shop's root, what others have given) -> what its app/etc/env.php gives. Raises ConfigurationError, but not for
+#: what others have given.
+ReadShop = Callable[[Path, Collection[Place]], Values]
+
+#: A secret may stand in a file of its own.
+_SECRET_FILES: Mapping[Place, Place] = {
+    ("database", "password_file"): ("database", "password"),
+    ("zithara", "client_secret_file"): ("zithara", "client_secret"),
+}
+#: Places that say the same thing in other words: who gives one of them overrules whatever a lower source says of all.
+_ALTERNATIVES: Mapping[Place, tuple[Place, ...]] = {
+    place: group
+    for group in ((("database", "host"), ("database", "unix_socket")), *_SECRET_FILES.items())
+    for place in group
+}
+_ADDRESS = frozenset({("database", "host"), ("database", "port"), ("database", "unix_socket")})
+#: Kubernetes gives these to every container when a service is called zithara-worker; they are no settings.
+_SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?\Z")
+_USER_IN_URL = re.compile(r"//[^/@]*@")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Configured:
+    """The settings in force, and where each value that somebody gave came from.
+
+    `warnings`: sentences about what works but should be mended.
+    """
+
+    settings: Settings
+    sources: Mapping[Place, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    def source(self, section: str, key: str) -> str:
+        return self.sources.get((section, key), DEFAULT)
+
+
+def load(
+    file: Path | None,
+    overrides: Mapping[Place, Any],
+    environ: Mapping[str, str],
+    read_shop: ReadShop,
+    *,
+    default_file: Path = DEFAULT_FILE,
+) -> Configured:
+    """The configuration as far as it goes without a database.
+
+    `file`: the INI file; None: `default_file`, if there is one. `overrides`: what the command line gave, as text or as
+    the values that Settings holds. Raises ConfigurationError with one line for each thing that is wrong.
+    """
+    errors: list[str] = []
+    warnings: list[str] = []
+    given: dict[Place, _Given] = {}
+    layers: tuple[Mapping[Place, tuple[Any, str]], ...] = (
+        _from_file(file or default_file, errors, warnings, optional=file is None),
+        _from_environment(environ, errors),
+        {place: (value, "command line") for place, value in overrides.items()},
+    )
+    for layer in layers:
+        # What a higher layer overrules is checked all the same: a slip in a file is told before it begins to matter.
+        values = _converted(layer, errors)
+        for place, (value, _) in values.items():
+            for other in _ALTERNATIVES.get(place, ()) if value else ():
+                given.pop(other, None)
+        given.update(values)
+    _read_secret_files(given, errors, warnings)
+    root, _ = given.get(("magento", "root"), (None, ""))
+    if root is not None and not errors:
+        taken = _taken(given)
+        given |= _converted(_left_over(read_shop(root, taken), taken), errors)
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    return Configured(
+        settings=_settings(given),
+        sources={place: source for place, (_, source) in given.items()},
+        warnings=tuple(warnings),
+    )
+
+
+def with_shop_values(configured: Configured, values: Values) -> Configured:
+    """Adds what the shop's database says, where nobody else has given a value.
+
+    A number that suits the PHP module but not the worker is left out with a warning. Raises ConfigurationError when
+    the credentials or the webhook URL cannot be used.
+    """
+    errors: list[str] = []
+    warnings: list[str] = []
+    settings = configured.settings
+    sources = dict(configured.sources)
+    for place, (text, source) in values.items():
+        if place in configured.sources:
+            continue
+        section, name = place
+        problems: list[str] = []
+        converted = _converted({place: (text, source)}, problems)
+        try:
+            for value, _ in converted.values():
+                settings = replace(settings, **{section: replace(getattr(settings, section), **{name: value})})
+                sources[place] = source
+        except ConfigurationError as error:
+            problems.append(f"{source}: {error}")
+        if section == "zithara":
+            errors += [f"{problem}; correct it in the shop, or set [{section}] {name}" for problem in problems]
+        else:
+            kept = written(getattr(getattr(settings, section), name))
+            warnings += [
+                f"{problem}; [{section}] {name} stays {kept}: set it to end this warning" for problem in problems
+            ]
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    return Configured(settings=settings, sources=sources, warnings=(*configured.warnings, *warnings))
+
+
+def sample_file() -> str:
+    """A configuration file with every key, its meaning and its default; all commented out."""
+    parts = [
+        "# Configuration of zithara-worker: every key with its default. Remove the # before a key to set it.\n"
+        "# Comments stand on lines of their own. A value ends with its line and is taken as it is, without quotes.",
+    ]
+    for section in (*SECTIONS, QUEUES):
+        parts.append(f"\n[{section}]")
+        parts += [
+            f"{_comment(f'{key.doc} ({key.unit})' if key.unit else key.doc)}\n{_line(key.name, written(key.default))}"
+            for key in KEYS
+            if key.section == section
+        ]
+    parts.append(_comment("The queue of a topic, where it is not the one that the PHP module declares."))
+    parts += [_line(topic, f"zithara_{topic.split('.')[1]}_queue") for topic in TOPICS]
+    return "\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, width=100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _line(name: str, value: str) -> str:
+    return f"#{name} = {value}".rstrip()
+
+
+# ---------------------------------------------------------------- the layers
+
+
+def _from_file(path: Path, errors: list[str], warnings: list[str], *, optional: bool) -> Values:
+    parser = configparser.ConfigParser(
+        interpolation=None, delimiters=("=",), default_section="\0", empty_lines_in_values=False
+    )
+    try:
+        with path.open(encoding="utf-8-sig") as stream:
+            mode = os.fstat(stream.fileno()).st_mode
+            parser.read_file(stream)
+    except FileNotFoundError:
+        if not optional:
+            errors.append(f"there is no configuration file {path}: correct --config, or create the file")
+        return {}
+    except OSError as error:
+        errors.append(f"cannot read the configuration file {path}: {error.strerror}; correct its owner or mode")
+        return {}
+    except UnicodeDecodeError as error:
+        errors.append(f"{path}: the byte at offset {error.start} is not UTF-8: save the file as UTF-8")
+        return {}
+    except configparser.Error as error:
+        errors += [f"{path}{problem}" for problem in _malformed(error)]
+        return {}
+    found: dict[Place, tuple[str, str]] = {}
+    for section in parser.sections():
+        if section not in SECTIONS and section != QUEUES:
+            errors.append(f"{path}: there is no section [{section}]{_nearest(section, [*SECTIONS, QUEUES])}")
+            continue
+        for name, text in parser.items(section):
+            source = f"{path} [{section}] {name}"
+            if "\n" in text:
+                errors.append(f"{source}: the value goes on in the next line, which is indented: a value is one line")
+            else:
+                found[section, topic_name(name) if section == QUEUES else name] = (text, source)
+    secrets = [f"[{key.section}] {key.name}" for key in KEYS if key.secret and found.get(key.place, ("", ""))[0]]
+    if secrets and mode & stat.S_IROTH:
+        warnings.append(
+            f"{path} holds {' and '.join(secrets)}, and everybody on this host can read it: chmod o= {path}"
+        )
+    return found
+
+
+def _malformed(error: configparser.Error) -> Iterator[str]:
+    """What is wrong with the file's form, by line. The line itself is not told: it may hold a secret."""
+    if isinstance(error, configparser.DuplicateSectionError):
+        yield f", line {error.lineno}: section [{error.section}] stands there for the second time: join the two"
+    elif isinstance(error, configparser.DuplicateOptionError):
+        yield f", line {error.lineno}: [{error.section}] {error.option} stands there for the second time: remove one"
+    elif isinstance(error, configparser.MissingSectionHeaderError):
+        yield f", line {error.lineno}: a section such as [worker] must come first"
+    elif isinstance(error, configparser.ParsingError):
+        for number, _ in error.errors:
+            yield f", line {number}: is neither 'key = value', nor a [section], nor a comment that begins with #"
+    else:
+        yield f": not an INI file ({type(error).__name__})"
+
+
+def _from_environment(environ: Mapping[str, str], errors: list[str]) -> Values:
+    known: dict[str, Place] = {key.environment: key.place for key in KEYS}
+    known |= {f"{ENVIRONMENT_PREFIX}{QUEUES}_{topic.replace('.', '_')}".upper(): (QUEUES, topic) for topic in TOPICS}
+    found: dict[Place, tuple[str, str]] = {}
+    for variable, text in environ.items():
+        if variable in known:
+            found[known[variable]] = (text, f"environment {variable}")
+        elif variable.startswith(ENVIRONMENT_PREFIX) and not _SERVICE_LINK.match(
+            variable.removeprefix(ENVIRONMENT_PREFIX)
+        ):
+            errors.append(f"environment {variable}: there is no such setting{_nearest(variable, known)}")
+    return found
+
+
+def _read_secret_files(given: dict[Place, _Given], errors: list[str], warnings: list[str]) -> None:
+    """Puts the first line of each file in the place of the secret it holds."""
+    for file_place, place in _SECRET_FILES.items():
+        path, source = given.get(file_place, (None, ""))
+        if path is None:
+            continue
+        if given.get(place, (None, ""))[0]:
+            errors.append(f"{source}: [{place[0]}] {place[1]} is given beside it; remove one of the two")
+            continue
+        try:
+            with path.open(encoding="utf-8") as stream:
+                mode = os.fstat(stream.fileno()).st_mode
+                text = stream.readline().rstrip("\r\n")
+        except OSError as error:
+            errors.append(f"{source}: cannot read {path}: {error.strerror}; correct the path, or its owner or mode")
+            continue
+        except UnicodeDecodeError:
+            errors.append(f"{source}: {path} is not UTF-8; it should hold the secret and nothing else")
+            continue
+        if not text:
+            errors.append(f"{source}: the first line of {path} is empty; it should hold the secret")
+            continue
+        if mode & stat.S_IROTH:
+            warnings.append(f"{path} holds a secret, and everybody on this host can read it: chmod o= {path}")
+        given |= _converted({place: (text, f"{path}, named by {source}")}, errors)
+
+
+def _taken(given: Mapping[Place, _Given]) -> Collection[Place]:
+    """What nobody needs to ask the shop for. An empty host or socket is none, an empty password is one."""
+    return {place for place, (value, _) in given.items() if value or place not in _ADDRESS}
+
+
+def _left_over(values: Values, taken: Collection[Place]) -> Values:
+    """What of the shop's values is still wanted. Its address is one thing: its port is not that of another host."""
+    elsewhere = any(place in taken for place in _ADDRESS if place[1] != "port")
+    return {
+        place: value for place, value in values.items() if place not in taken and not (elsewhere and place in _ADDRESS)
+    }
+
+
+# ---------------------------------------------------------------- values
+
+
+def _converted(layer: Mapping[Place, tuple[Any, str]], errors: list[str]) -> dict[Place, _Given]:
+    """The layer's values as Settings holds them; what is wrong goes to `errors`."""
+    found: dict[Place, _Given] = {}
+    for (section, name), (value, source) in layer.items():
+        if section == QUEUES:
+            problem = queue_problem(name, value)
+            if problem:
+                errors.append(f"{source}: {problem} (it is {value!r})")
+            else:
+                found[section, name] = (value, source)
+            continue
+        key = KEY_AT.get((section, name))
+        if key is None:
+            names = [each.name for each in KEYS if each.section == section]
+            errors.append(f"{source}: there is no such key{_nearest(name, names)}")
+            continue
+        try:
+            found[section, name] = (key.read(value), source)
+        except ValueError as error:
+            errors.append(f"{source}: {error}{_seen(key, value)}")
+    return found
+
+
+def _seen(key: Key, value: object) -> str:
+    if key.secret:
+        return ""
+    return f" (it is {_USER_IN_URL.sub('//***@', str(value))[:100]!r})"
+
+
+def _settings(given: Mapping[Place, _Given]) -> Settings:
+    """Raises ConfigurationError when values that are right each by itself contradict each other."""
+    problems: list[str] = []
+    sections: dict[str, Any] = {}
+    for name, section in SECTIONS.items():
+        try:
+            sections[name] = section(**{key: value for (its, key), (value, _) in given.items() if its == name})
+        except ConfigurationError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigurationError("\n".join(problems))
+    return Settings(**sections, queues={topic: queue for (its, topic), (queue, _) in given.items() if its == QUEUES})
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    """The end of a sentence about an unknown name: what was probably meant, else what there is."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(known)}" if len(known) < 15 else "; 'zithara-worker config --sample' shows all"
