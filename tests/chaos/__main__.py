@@ -20,7 +20,7 @@ from chaos.fleet import LEASE_SECONDS, Fleet, Killer
 from chaos.host import TIMEOUT_SECONDS, Host
 from chaos.operator import Operator
 from chaos.php import PhpConsumer
-from chaos.publishers import Published, PublisherThread, groups
+from chaos.publishers import Published, PublisherThread, groups, publish_witnesses
 from chaos.world import Blow, Poison, World
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER
 from zithara_worker.sandbox.mariadb import MariaDbServer
@@ -29,6 +29,8 @@ from zithara_worker.sandbox.shop import Shop
 
 #: Longest time for the last messages once all is calm. The longest way: a lease, a retry's delay, a breaker's pause.
 DRAIN_SECONDS = 120.0
+#: Between two groups of new messages in that time.
+WITNESS_SECONDS = 2.0
 #: Option -> default, and default with --short. Kills: blows to workers and database.
 _SIZES = {
     "messages": (20_000, 1_500),
@@ -97,7 +99,7 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
                 operator.end()
                 php.end()
                 _free_what_php_held(shop)
-                left = _drained(shop, fleet, stop)
+                left = _drained(shop, published, fleet, stop)
             finally:
                 stop.set()
                 php.end()
@@ -173,14 +175,19 @@ def _free_what_php_held(shop: Shop) -> None:
     )
 
 
-def _drained(shop: Shop, fleet: Fleet, stop: threading.Event) -> int:
-    """Waits until nothing is pending; how many still are when the patience ends."""
-    deadline = time.monotonic() + DRAIN_SECONDS
+def _drained(shop: Shop, published: Published, fleet: Fleet, stop: threading.Event) -> int:
+    """Waits until nothing is pending; how many still are after DRAIN_SECONDS. Publishes witnesses all the while."""
+    started = time.monotonic()
+    witnesses = 0
     while True:
         counts = shop.status_counts()
         left = sum(count for status, count in counts.items() if status in (2, 3, 5))
-        if not left or time.monotonic() > deadline:
+        waited = time.monotonic() - started
+        if not left or waited > DRAIN_SECONDS:
             return left
+        if waited > (witnesses + 1) * WITNESS_SECONDS:
+            publish_witnesses(shop, published, witnesses)
+            witnesses += 1
         fleet.look_after()
         stop.wait(0.2)
 

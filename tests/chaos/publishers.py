@@ -25,6 +25,8 @@ TOPIC_SHARES = {TOPIC_ORDER: 0.5, TOPIC_WEBHOOK: 0.1, TOPIC_CUSTOMER: 0.2, TOPIC
 #: A transaction holds up to so many messages, and is kept open for up to so many seconds.
 TRANSACTION_MESSAGES = 6
 TRANSACTION_SECONDS = 0.5
+#: Entity numbers from here on belong to witnesses; those of the other groups stay below.
+WITNESS_NUMBERS = 900_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,3 +148,24 @@ class PublisherThread(threading.Thread):
         if group.topic == TOPIC_CART:
             return examples.cart(number)
         return examples.webhook(payload={"order_id": number, "amount": "1499.0000"})
+
+
+def publish_witnesses(shop: Shop, published: Published, number: int) -> None:
+    """One message of a new group for each path that poison takes, as from a shop that goes on selling.
+
+    A message that fails alone looks like an outage: it ends in ERROR only after another group of its path was served.
+    """
+    connection = shop.connect(autocommit=False)
+    try:
+        publisher = Publisher(connection, prefix=shop.prefix)
+        ids = []
+        for topic, payload in (
+            (TOPIC_ORDER, examples.order(str(WITNESS_NUMBERS + number))),
+            (TOPIC_CUSTOMER, examples.customer(str(WITNESS_NUMBERS + number))),
+        ):
+            ids.append(publisher.publish(topic, payload).message_id)
+            published.groups[ids[-1]] = Group(topic, WITNESS_NUMBERS + number)
+        connection.commit()
+        published.committed_at.update(dict.fromkeys(ids, time.monotonic()))
+    finally:
+        connection.close()
