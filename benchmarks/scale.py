@@ -18,11 +18,11 @@ from zithara_worker.messages import TOPIC_CART, Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, Secret
-from zithara_worker.shop.configuration import find_queues
 
 #: Messages of one batch, and how many batches are timed.
 BATCH = 100

@@ -17,8 +17,8 @@ from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
-from zithara_worker.shop.configuration import find_queues
 from zithara_worker.worker.worker import configure, open_database
 
 _DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)

@@ -21,11 +21,11 @@ from zithara_worker.processors import ShopContext
 from zithara_worker.queue import failures
 from zithara_worker.queue import operator as failed
 from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.shop.configuration import find_queues
 from zithara_worker.worker.worker import Limits
 
 Consume = Callable[[], None]

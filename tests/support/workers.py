@@ -11,12 +11,12 @@ from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, Outcom
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.reader import Identify
 from zithara_worker.queue.renewal import Leases
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, Secret
-from zithara_worker.shop.configuration import find_queues
 
 LEASE_SECONDS = 60.0
 

@@ -26,9 +26,10 @@ from zithara_worker.processors import ShopContext
 from zithara_worker.queue import operator as operations
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.operator import iso
+from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import REMEDIES, remedy
-from zithara_worker.shop.configuration import QueueRow, queues_present, read_configuration
+from zithara_worker.shop.configuration import read_configuration
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[str]

@@ -16,8 +16,8 @@ from zithara_worker.delivery.courier import Courier
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.health import Health, judge, longest_delivery_seconds
+from zithara_worker.queue.queues import QueueRow
 from zithara_worker.settings.sections import Settings
-from zithara_worker.shop.configuration import QueueRow
 from zithara_worker.worker.loop import Loop
 from zithara_worker.zithara.tokens import TokenSource
 

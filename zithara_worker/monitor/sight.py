@@ -18,8 +18,8 @@ from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.monitor import fleet
 from zithara_worker.monitor.fleet import BUCKETS_MS
 from zithara_worker.queue import control
+from zithara_worker.queue.queues import queues_present
 from zithara_worker.queue.statuses import Status
-from zithara_worker.shop.configuration import queues_present
 
 log = logging.getLogger(__name__)
 

@@ -22,9 +22,9 @@ from zithara_worker.processors import ShopContext, identify
 from zithara_worker.queue import failures
 from zithara_worker.queue.failures import Failure, Selection
 from zithara_worker.queue.pause import Audit
+from zithara_worker.queue.queues import QueueRow
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import remedy
-from zithara_worker.shop.configuration import QueueRow
 from zithara_worker.zithara.api import encoded, idempotency_key
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from zithara_worker.queue.publisher import stored_body
+from zithara_worker.queue.queues import stored_body
 
 
 def php_json_encode(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the shop itself says: its queues, its switches, and the module's configuration rows. Read only.
+"""What the shop itself says: its switches, and the module's configuration rows. Read only.
 
 Sources: the module's etc/config.xml and etc/db_schema.xml (zithara/webhook 1.0.3); Magento_MysqlMq's etc/config.xml.
 """
@@ -6,17 +6,14 @@ Sources: the module's etc/config.xml and etc/db_schema.xml (zithara/webhook 1.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ShopError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import Secret
 from zithara_worker.shop.deployment_config import DeploymentConfig
 from zithara_worker.shop.php_array import Unknown
-from zithara_worker.topics import PHP_SIDE
 
 #: system/mysqlmq/ and Magento's defaults (its config.xml), in minutes; 0 or less switches a rule off.
 NEW_LIFETIME = "new_messages_lifetime"
@@ -80,13 +77,6 @@ class ShopConfiguration:
     def consumable(self) -> bool:
         """Whether the shop wants its events delivered: the module is enabled and a configuration row is active."""
         return self.enabled and self.active_config_id is not None
-
-
-@dataclass(frozen=True, slots=True)
-class QueueRow:
-    queue_id: int
-    name: str
-    topic: str
 
 
 def read_configuration(database: Database, files: DeploymentConfig | None) -> ShopConfiguration:
@@ -177,51 +167,3 @@ def _minutes(text: str) -> int:
     """PHP's conversion to an integer: the digits that the text begins with, else 0. At most 19 years."""
     match = re.match(r"\s*[+-]?[0-9]{1,18}", text)
     return min(max(0, int(match[0])), 10_000_000) if match else 0
-
-
-def find_queues(database: Database, topics: Sequence[str], overrides: Mapping[str, str]) -> list[QueueRow]:
-    """The queue of each topic: the override, else the module's name, else one named like the topic.
-
-    Raises ShopError naming every topic that has none.
-    """
-    names = {topic: _candidates(topic, overrides) for topic in topics}
-    wanted = sorted({name for candidates in names.values() for name in candidates})
-    ids = {str(row["name"]): int(row["id"]) for row in database.rows("queues_by_name", names=wanted)}
-    found = []
-    missing = []
-    for topic, candidates in names.items():
-        name = next((candidate for candidate in candidates if candidate in ids), None)
-        if name is None:
-            missing.append(f"{topic} (looked for {' and '.join(candidates)})")
-        else:
-            found.append(QueueRow(ids[name], name, topic))
-    if missing:
-        raise ShopError(
-            f"no row in table {database.prefix}queue for {'; '.join(missing)}: run 'zithara-worker install', "
-            "or name the queue in section [queues]"
-        )
-    return found
-
-
-def _candidates(topic: str, overrides: Mapping[str, str]) -> Collection[str]:
-    if topic in overrides:
-        return (overrides[topic],)
-    return (PHP_SIDE[topic].queue, topic) if topic in PHP_SIDE else (topic,)
-
-
-def queues_present(
-    database: Database, overrides: Mapping[str, str], topics: Sequence[str] = TOPICS
-) -> tuple[list[QueueRow], list[str]]:
-    """The queues of these topics, and the topics that have none. Raises ShopError when there is none at all."""
-    present: list[QueueRow] = []
-    missing: list[str] = []
-    problem: ShopError | None = None
-    for topic in topics:
-        try:
-            present += find_queues(database, [topic], overrides)
-        except ShopError as error:
-            problem = error
-            missing.append(topic)
-    if not present and problem is not None:
-        raise problem
-    return present, missing

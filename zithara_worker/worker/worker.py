@@ -54,11 +54,12 @@ from zithara_worker.monitor.stats import Stats
 from zithara_worker.processors import ShopContext, as_create, identify, outline, process, supersedes
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.settings import sources as config
 from zithara_worker.settings.sections import SECTIONS, LoggingSettings, Settings
 from zithara_worker.settings.sources import Configured
-from zithara_worker.shop.configuration import QueueRow, ShopConfiguration, find_queues, read_configuration
+from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.shop.encryption import decrypt, is_encrypted
 from zithara_worker.shop.php_array import read_env_php
