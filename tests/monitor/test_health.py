@@ -11,22 +11,20 @@ from support.waiting import eventually
 from zithara_worker import Settings
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.monitor.health import Health, judge, longest_delivery_seconds
+from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
 from zithara_worker.settings.sections import WorkerSettings, ZitharaSettings
-from zithara_worker.worker.loop import Vitals
 
 
 def health(oldest: float, allowed: float) -> Health:
-    vitals = Vitals(
+    loop = LoopStatus(
         turned_at=0.0,
-        patience_seconds=1.0,
+        longest_wait_seconds=1.0,
         database_up=True,
         consumable=True,
         paused=(),
-        in_hand=1,
         oldest_request_seconds=oldest,
     )
-    return judge(vitals, 0.0, shut={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
+    return judge(loop, 0.0, shut={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
 
 
 def test_a_delivery_that_no_timeout_explains_is_no_sign_of_life() -> None:

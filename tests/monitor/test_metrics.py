@@ -12,10 +12,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
-from zithara_worker.monitor.health import STUCK_SECONDS, judge
+from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, judge
 from zithara_worker.monitor.prometheus import Depth, Exposition, State
 from zithara_worker.queue.settle import Settled, Settlement
-from zithara_worker.worker.loop import Vitals
 
 ORDER = "zithara.order.events"
 CART = "zithara.cart.events"
@@ -202,20 +201,19 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
 # ---------------------------------------------------------------- health
 
 
-def vitals(**changes: Any) -> Vitals:
+def loop_status(**changes: Any) -> LoopStatus:
     given: dict[str, Any] = {
         "turned_at": 1000.0,
-        "patience_seconds": 5.0,
+        "longest_wait_seconds": 5.0,
         "database_up": True,
         "consumable": True,
         "paused": (),
-        "in_hand": 0,
     }
-    return Vitals(**{**given, **changes})
+    return LoopStatus(**{**given, **changes})
 
 
 def test_working_worker_is_live_and_ready() -> None:
-    health = judge(vitals(), 1001.0, shut={}, stopping=False, audit_problem=None)
+    health = judge(loop_status(), 1001.0, shut={}, stopping=False, audit_problem=None)
     assert health.as_json() == {"live": True, "ready": True, "reasons": [], "notes": []}
 
 
@@ -233,21 +231,21 @@ def test_worker_that_cannot_deliver_is_live_but_not_ready(
     changes: dict[str, Any], facts: dict[str, Any], reason: str
 ) -> None:
     given: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None, **facts}
-    health = judge(vitals(**changes), 1001.0, **given)
+    health = judge(loop_status(**changes), 1001.0, **given)
     assert health.live and not health.ready
     assert len(health.reasons) == 1 and re.search(reason, health.reasons[0])
 
 
 def test_one_host_of_two_being_down_is_only_a_note() -> None:
     shut = {"webhook": "no connection"}
-    health = judge(vitals(paused=(CART,)), 1001.0, shut=shut, stopping=False, audit_problem=None)
+    health = judge(loop_status(paused=(CART,)), 1001.0, shut=shut, stopping=False, audit_problem=None)
     assert health.ready and len(health.notes) == 2 and "resume" in health.notes[1]
 
 
 def test_loop_that_does_not_turn_is_not_live() -> None:
     facts: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None}
-    assert judge(vitals(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
-    stuck = judge(vitals(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
+    assert judge(loop_status(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
+    stuck = judge(loop_status(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
     assert not stuck.live and not stuck.ready and "restart" in stuck.reasons[0]
 
 

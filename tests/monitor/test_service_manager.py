@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from support.processes import WorkerProcess
 
-from zithara_worker.monitor.service_manager import Notifier
+from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.sandbox.shop import Shop
 
 
@@ -52,48 +52,48 @@ def manager(tmp_path: Path) -> Iterator[Manager]:
 
 
 def test_without_a_service_manager_nothing_is_sent_and_nothing_fails() -> None:
-    notifier = Notifier.from_environment({})
-    notifier.ready("works")
-    notifier.alive()
-    notifier.stopping(within_seconds=1)
-    assert notifier.interval_seconds is None
+    service_manager = ServiceManager.from_environment({})
+    service_manager.ready("works")
+    service_manager.alive()
+    service_manager.stopping(within_seconds=1)
+    assert service_manager.interval_seconds is None
 
 
 def test_signs_of_life_come_at_a_third_of_the_watchdogs_patience(manager: Manager) -> None:
     now = [100.0]
-    notifier = Notifier(manager.address, watchdog_seconds=30, monotonic=lambda: now[0])
-    assert notifier.interval_seconds == 10
-    notifier.ready("works")
+    service_manager = ServiceManager(manager.address, watchdog_seconds=30, monotonic=lambda: now[0])
+    assert service_manager.interval_seconds == 10
+    service_manager.ready("works")
     assert manager.next() == {"READY": "1", "WATCHDOG": "1", "STATUS": "works"}
     now[0] += 9.9
-    notifier.alive()
+    service_manager.alive()
     assert manager.silent()
     now[0] += 0.2
-    notifier.alive()
-    notifier.alive()
+    service_manager.alive()
+    service_manager.alive()
     assert manager.next() == {"WATCHDOG": "1"}
     assert manager.silent()
 
 
 def test_waiting_is_ready_the_first_time_and_a_status_afterwards(manager: Manager) -> None:
-    notifier = Notifier(manager.address)
-    notifier.waiting("waits for\nthe database")
+    service_manager = ServiceManager(manager.address)
+    service_manager.waiting("waits for\nthe database")
     assert manager.next()["READY"] == "1"
-    notifier.waiting("still waits")
+    service_manager.waiting("still waits")
     assert manager.next() == {"STATUS": "still waits"}
 
 
 def test_stopping_asks_for_the_time_it_needs(manager: Manager) -> None:
-    Notifier(manager.address).stopping(within_seconds=45)
+    ServiceManager(manager.address).stopping(within_seconds=45)
     assert manager.next() == {"STOPPING": "1", "STATUS": "stopping", "EXTEND_TIMEOUT_USEC": "45000000"}
 
 
 def test_watchdog_of_another_process_is_not_ours() -> None:
     environment = {"NOTIFY_SOCKET": "/nowhere", "WATCHDOG_USEC": "3000000"}
-    assert Notifier.from_environment(environment).interval_seconds == 1
-    ours = Notifier.from_environment({**environment, "WATCHDOG_PID": str(os.getpid())})
+    assert ServiceManager.from_environment(environment).interval_seconds == 1
+    ours = ServiceManager.from_environment({**environment, "WATCHDOG_PID": str(os.getpid())})
     assert ours.interval_seconds == 1
-    other = Notifier.from_environment({**environment, "WATCHDOG_PID": str(os.getpid() + 1)})
+    other = ServiceManager.from_environment({**environment, "WATCHDOG_PID": str(os.getpid() + 1)})
     assert other.interval_seconds is None
 
 
@@ -102,12 +102,12 @@ def test_abstract_sockets_are_reached() -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind("\0" + name)
         listener.settimeout(10)
-        Notifier("@" + name).ready("works")
+        ServiceManager("@" + name).ready("works")
         assert listener.recv(100).startswith(b"READY=1")
 
 
 def test_service_manager_that_is_gone_stops_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Notifier(str(tmp_path / "nobody")).ready("works")
+    ServiceManager(str(tmp_path / "nobody")).ready("works")
     assert [record.__dict__["event"] for record in caplog.records] == ["notify_failed"]
 
 

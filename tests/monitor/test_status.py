@@ -16,8 +16,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS, Outcome, OutcomeKind
 from zithara_worker.monitor.fleet import BUCKETS_MS
-from zithara_worker.monitor.registry import Identity, Registry
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.status import FleetStatus, TopicStatus, as_json, percentile, status
 from zithara_worker.queue.pause import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
@@ -36,11 +35,11 @@ def register(database: Database, worker_id: str = "shop1-7-abcd", **told: Any) -
 
 
 def minutes(outcomes: dict[OutcomeKind, int], *, topic: str = TOPIC_ORDER, ms: float = 75.0) -> dict[str, Any]:
-    stats = Stats(time.time)
+    counters = MinuteCounters(time.time)
     for kind, number in outcomes.items():
         for _ in range(number):
-            stats.count(topic, Outcome(kind=kind, duration_ms=ms))
-    return stats.minutes()
+            counters.count(topic, Outcome(kind=kind, duration_ms=ms))
+    return counters.minutes()
 
 
 @pytest.mark.parametrize("indexed", [False, True])

@@ -39,7 +39,7 @@ from zithara_worker.messages import (
     Request,
     Target,
 )
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.outcomes import Outcomes
@@ -201,7 +201,7 @@ class World:
             create=lambda event: Rejection(code="unused", detail="no order is absent here"),
             delay_before=lambda attempt: delay_before(attempt, policy, 0.0),
             attempt_limit=limit,
-            stats=Stats(lambda: 0.0),
+            minute_counters=MinuteCounters(lambda: 0.0),
             monotonic=lambda: self.now,
             on_settled=lambda _: None,
         )

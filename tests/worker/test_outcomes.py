@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 
 from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Rejection
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.worker.outcomes import Outcomes, log_settled
 
@@ -67,7 +67,7 @@ def outcomes(queue: Queue, path: Path) -> Outcomes:
         create=lambda event: Rejection(code="unused", detail="no order is absent here"),
         delay_before=lambda attempt: 30.0 * attempt,
         attempt_limit=8,
-        stats=Stats(lambda: 0.0),
+        minute_counters=MinuteCounters(lambda: 0.0),
         monotonic=lambda: 0.0,
         on_settled=lambda _: None,
     )

@@ -61,12 +61,12 @@ def consume(
     if not wanted:
         raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all, or set [worker] topics")
 
-    from zithara_worker.monitor.service_manager import Notifier
+    from zithara_worker.monitor.service_manager import ServiceManager
     from zithara_worker.worker.worker import Limits, Worker
 
     context.start_logging()
-    notifier = Notifier.from_environment(os.environ)
-    worker = Worker(context.configured, reconfigure=context.again, notifier=notifier)
+    service_manager = ServiceManager.from_environment(os.environ)
+    worker = Worker(context.configured, reconfigure=context.again, service_manager=service_manager)
     context.signals.reach(worker)
     # What has been imported stays: the garbage collector need not look through it again and again (4 % of the CPU).
     gc.freeze()

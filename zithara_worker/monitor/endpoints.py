@@ -1,6 +1,5 @@
-"""What a running worker shows on its own address: joins the loop, its numbers and the database with the web pages.
-
-One for the life of a process: it answers while the database is away, and through every reload.
+"""What a worker serves over HTTP: which path shows what. One object for the life of a process: it answers while the
+database is not available, and keeps its port and its counters through every reload.
 """
 
 from __future__ import annotations
@@ -12,14 +11,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from zithara_worker.database.session import Database
-from zithara_worker.delivery.courier import Courier
+from zithara_worker.delivery.courier import GateStatus
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
-from zithara_worker.monitor.health import Health, judge, longest_delivery_seconds
+from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.settings.sections import Settings
-from zithara_worker.worker.loop import Loop
-from zithara_worker.zithara.tokens import TokenSource
 
 if TYPE_CHECKING:
     from zithara_worker.monitor.prometheus import Depth, Exposition, State
@@ -36,23 +33,27 @@ NO_PROMETHEUS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Running:
-    """One loop and what belongs to it, until the next reload."""
+class MonitoredWorker:
+    """What the endpoints read of a loop and its delivery, until the next reload. The callables may be called from any
+    thread."""
 
-    loop: Loop
-    courier: Courier
-    tokens: TokenSource
-    rows: Sequence[QueueRow]
-    #: Topic -> the gates that its requests pass
-    gates: Mapping[str, Sequence[str]]
+    status: Callable[[], LoopStatus]
+    #: Target -> its breaker and throttle
+    targets: Callable[[], Mapping[str, GateStatus]]
+    #: Access tokens fetched so far
+    token_refreshes: Callable[[], int]
+    queues: Sequence[QueueRow]
+    #: Topic -> the targets that its requests pass
+    targets_by_topic: Mapping[str, Sequence[str]]
     settings: Settings
     audit: AuditFile | None
 
 
-class Listening:
-    """Serves what `[metrics] listen` says. `open_database`: makes a session, not yet connected, for these settings.
+class Endpoints:
+    """Serves on the address of `[metrics] listen`. `open_database`: makes a session, not yet connected, for these
+    settings.
 
-    `stopping` tells whether the worker was asked to stop, `configuration_problem` why a changed configuration cannot be
+    `stopping`: whether the worker was asked to stop. `configuration_problem`: why a changed configuration cannot be
     used.
     """
 
@@ -70,7 +71,7 @@ class Listening:
         self._stopping = stopping
         self._configuration_problem = configuration_problem
         self._monotonic = monotonic
-        self._running: Running | None = None
+        self._worker: MonitoredWorker | None = None
         self._listen = ""
         self._listener: Listener | None = None
         self._watch: Watch | None = None
@@ -114,17 +115,16 @@ class Listening:
         self._watch = Watch(lambda: self._database(settings), self._overrides, monotonic=self._monotonic)
         self._watch.start()
 
-    def attach(self, running: Running) -> None:
-        """From now on this loop is shown."""
-        if self._running is not None:
-            self._earlier_refreshes += self._running.tokens.refresh_count
-        self._running = running
+    def attach(self, worker: MonitoredWorker) -> None:
+        """Shows this worker from now on."""
+        self.detach()
+        self._worker = worker
 
     def detach(self) -> None:
-        """The loop has ended: what it counted stays, but nothing is asked of it any more."""
-        if self._running is not None:
-            self._earlier_refreshes += self._running.tokens.refresh_count
-        self._running = None
+        """The loop has ended: its counts stay, and it is not asked any more."""
+        if self._worker is not None:
+            self._earlier_refreshes += self._worker.token_refreshes()
+        self._worker = None
 
     def close(self) -> None:
         if self._listener is not None:
@@ -136,21 +136,21 @@ class Listening:
     # ---------------------------------------------------------------- the pages (in the listener's threads)
 
     def health(self) -> Health:
-        running = self._running
-        if running is None:
+        worker = self._worker
+        if worker is None:
             return judge(None, self._monotonic(), shut={}, stopping=self._stopping(), audit_problem=None)
-        audit = running.audit if running.settings.logging.audit_required else None
-        states = running.courier.states()
+        audit = worker.audit if worker.settings.logging.audit_required else None
+        states = worker.targets()
         shut = {gate: status.breaker.why for gate, status in states.items() if status.breaker.why}
         return judge(
-            running.loop.vitals(),
+            worker.status(),
             self._monotonic(),
             shut=shut,
-            serves_none=all(any(gate in shut for gate in gates) for gates in running.gates.values()),
+            serves_none=all(any(gate in shut for gate in gates) for gates in worker.targets_by_topic.values()),
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
             configuration_problem=self._configuration_problem(),
-            longest_delivery_seconds=longest_delivery_seconds(running.settings),
+            longest_delivery_seconds=longest_delivery_seconds(worker.settings),
         )
 
     def _healthz(self, accept: str) -> Reply:
@@ -203,41 +203,41 @@ class Listening:
 
     def _database(self, first: Settings) -> Database:
         """A session as the loop's settings say, which a reload may have changed since the first ones."""
-        running = self._running
-        return self._open_database(running.settings if running else first)
+        worker = self._worker
+        return self._open_database(worker.settings if worker else first)
 
     def _overrides(self) -> Mapping[str, str] | None:
-        running = self._running
-        return running.settings.queues if running else None
+        worker = self._worker
+        return worker.settings.queues if worker else None
 
     def _state(self) -> State:
         from zithara_worker.monitor.prometheus import State
 
-        running, health = self._running, self.health()
-        if running is None:
+        worker, health = self._worker, self.health()
+        if worker is None:
             return State(ready=False, database_up=False, shop_enabled=False, token_refreshes=self._earlier_refreshes)
-        vitals, states = running.loop.vitals(), running.courier.states()
+        loop, states = worker.status(), worker.targets()
         sight, problem = self._watch.latest() if self._watch else (None, None)
         if problem is not None:
             sight = None
         queues = sight.queues if sight else ()
         paused = {queue.topic: bool(queue.paused_by) for queue in queues}
-        paused.update((row.topic, row.topic in vitals.paused) for row in running.rows)
+        paused.update((row.topic, row.topic in loop.paused) for row in worker.queues)
         return State(
             ready=health.ready,
-            database_up=vitals.database_up,
-            shop_enabled=vitals.consumable,
+            database_up=loop.database_up,
+            shop_enabled=loop.consumable,
             paused=paused,
-            concurrency=running.settings.worker.concurrency,
+            concurrency=worker.settings.worker.concurrency,
             breakers={gate: status.breaker.state.value for gate, status in states.items()},
             throttled_seconds={gate: status.throttled_seconds for gate, status in states.items()},
-            token_refreshes=self._earlier_refreshes + running.tokens.refresh_count,
+            token_refreshes=self._earlier_refreshes + worker.token_refreshes(),
             depths=_depths(queues) if sight else None,
             depths_read_seconds=sight.took_seconds if sight else 0.0,
             living={queue.topic: queue.workers for queue in queues},
-            audit_writable=None if running.audit is None else running.audit.problem is None,
-            audit_lines=running.audit.lines_written if running.audit else 0,
-            audit_lines_lost=running.audit.lines_lost if running.audit else 0,
+            audit_writable=None if worker.audit is None else worker.audit.problem is None,
+            audit_lines=worker.audit.lines_written if worker.audit else 0,
+            audit_lines_lost=worker.audit.lines_lost if worker.audit else 0,
         )
 
 

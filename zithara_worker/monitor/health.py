@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.settings.sections import Settings
-from zithara_worker.worker.loop import Vitals
 
 #: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
 #: and a turn has several.
@@ -21,6 +20,24 @@ def longest_delivery_seconds(settings: Settings) -> float:
     worker = settings.worker
     waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
     return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopStatus:
+    """The state of a worker's loop. Times are seconds.
+
+    `turned_at`: when its last turn began, on the monotonic clock. `longest_wait_seconds`: the longest wait between two
+    turns. `oldest_request_seconds`: how long the oldest request in flight has been with its delivery thread, 0 without
+    one. `paused`: topics.
+    """
+
+    turned_at: float
+    longest_wait_seconds: float
+    database_up: bool
+    #: False: the shop has switched Zithara off
+    consumable: bool
+    paused: tuple[str, ...]
+    oldest_request_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +58,7 @@ class Health:
 
 
 def judge(
-    vitals: Vitals | None,
+    loop: LoopStatus | None,
     now: float,
     *,
     shut: Mapping[str, str],
@@ -51,7 +68,7 @@ def judge(
     configuration_problem: str | None = None,
     longest_delivery_seconds: float = float("inf"),
 ) -> Health:
-    """`vitals`: None before the first connection to the database. `now`: the clock of `Vitals.turned_at`.
+    """`loop`: None before the first connection to the database. `now`: on the clock of `LoopStatus.turned_at`.
 
     `shut`: host or path that is taken to serve nobody -> why; `serves_none`: no topic can be sent.
     `audit_problem`: why no audit line can be written, where one must.
@@ -62,22 +79,22 @@ def judge(
     live = True
     if stopping:
         reasons.append("the worker is stopping")
-    if vitals is None:
+    if loop is None:
         reasons.append("the database is not available yet: the worker waits for it, its log tells the error")
         return Health(live=True, ready=False, reasons=tuple(reasons))
-    silent = now - vitals.turned_at
-    if silent > vitals.patience_seconds + STUCK_SECONDS:
+    silent = now - loop.turned_at
+    if silent > loop.longest_wait_seconds + STUCK_SECONDS:
         live = False
         reasons.append(f"the loop has not turned for {silent:.0f} seconds: restart the worker, and keep its log")
-    if vitals.oldest_request_seconds > longest_delivery_seconds:
+    if loop.oldest_request_seconds > longest_delivery_seconds:
         live = False
         reasons.append(
-            f"a delivery has been under way for {vitals.oldest_request_seconds:.0f} seconds, which no timeout "
+            f"a delivery has been under way for {loop.oldest_request_seconds:.0f} seconds, which no timeout "
             "explains: restart the worker, and keep its log"
         )
-    if not vitals.database_up:
+    if not loop.database_up:
         reasons.append("the database is not available: the worker waits for it, its log tells the error")
-    if not vitals.consumable:
+    if not loop.consumable:
         reasons.append(
             "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
         )
@@ -92,5 +109,5 @@ def judge(
         notes += told
     if configuration_problem is not None:
         notes.append(f"the changed configuration cannot be used, the one in force stays: {configuration_problem}")
-    notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in vitals.paused]
+    notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in loop.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))

@@ -1,14 +1,24 @@
-"""This worker's row in zithara_worker: how the fleet sees it."""
+"""This worker's row in zithara_worker: its identity, its state, and what it did in each minute of the last hour.
+
+`status` and the status page of every worker read these rows (`fleet`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 from zithara_worker.database.session import Database
+from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.monitor.fleet import BUCKETS_MS
 from zithara_worker.queue import failures
+
+MINUTES_KEPT = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +30,45 @@ class Identity:
     pid: int
     version: str
     topics: Sequence[str]
+
+
+class MinuteCounters:
+    """What this worker did, by minute and topic, for the last hour. `utc`: seconds since the epoch."""
+
+    def __init__(self, utc: Callable[[], float]) -> None:
+        self._utc = utc
+        self._lock = Lock()
+        self._minutes: OrderedDict[int, dict[str, dict[str, Any]]] = OrderedDict()
+
+    def count(self, topic: str, outcome: Outcome, *, superseded: int = 0) -> None:
+        """One settled message. `superseded`: how many older ones it stands for; only its delivery completes them."""
+        minute = int(self._utc() // 60)
+        with self._lock:
+            topics = self._minutes.get(minute)
+            if topics is None:
+                topics = self._minutes[minute] = {}
+                while len(self._minutes) > MINUTES_KEPT:
+                    self._minutes.popitem(last=False)
+            counts = topics.get(topic)
+            if counts is None:
+                counts = topics[topic] = {"outcomes": {}, "superseded": 0, "buckets": [0] * (len(BUCKETS_MS) + 1)}
+            kind = outcome.kind.value
+            counts["outcomes"][kind] = counts["outcomes"].get(kind, 0) + 1
+            if outcome.kind is OutcomeKind.DELIVERED:
+                counts["superseded"] += superseded
+            if outcome.duration_ms is not None:
+                counts["buckets"][bisect_left(BUCKETS_MS, outcome.duration_ms)] += 1
+
+    def minutes(self) -> dict[str, Any]:
+        """{minute since the epoch: {topic: {"outcomes": {kind: n}, "superseded": n, "buckets": [n, ...]}}}"""
+        with self._lock:
+            return {
+                str(minute): {
+                    topic: {**counts, "outcomes": dict(counts["outcomes"]), "buckets": list(counts["buckets"])}
+                    for topic, counts in topics.items()
+                }
+                for minute, topics in self._minutes.items()
+            }
 
 
 class Registry:

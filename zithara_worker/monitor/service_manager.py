@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 log = logging.getLogger(__name__)
 
 
-class Notifier:
+class ServiceManager:
     """Sends states to `address`, the value of NOTIFY_SOCKET; "" for nobody.
 
     `watchdog_seconds`: how long the service manager waits for a sign of life, None for ever. Not for several threads.
@@ -36,7 +36,7 @@ class Notifier:
         self._is_ready = False
 
     @classmethod
-    def from_environment(cls, environ: Mapping[str, str]) -> Notifier:
+    def from_environment(cls, environ: Mapping[str, str]) -> ServiceManager:
         """The service manager that started us, if any; what is meant for another process of its is none of ours."""
         watchdog = environ.get("WATCHDOG_USEC", "")
         ours = environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())

@@ -28,7 +28,9 @@ from zithara_worker.messages import (
     Request,
     Skip,
 )
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.health import LoopStatus
+from zithara_worker.monitor.registry import MinuteCounters
+from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors.reasons import UNKNOWN_CONFIG_ID
 from zithara_worker.queue.held import Held, Stage
 from zithara_worker.queue.message_queue import MessageQueue
@@ -46,6 +48,8 @@ DATABASE_RETRY = (0.1, 5.0)
 #: Messages in hand for each delivery thread, besides one batch: none may run dry while a turn settles and claims.
 #: With 1 they did: 64 threads at 50 ms lost a tenth of their pace (docs/performance.md).
 HELD_A_THREAD = 2
+#: Seconds that a stop may take beyond shutdown_timeout, because the last outcomes are written after it.
+STOP_MARGIN_SECONDS = 15.0
 #: Seconds for which suspects are delivered one after another before others have their turn.
 SUSPECTS_SECONDS = 1.0
 #: Seconds for which results wait for others, as settling is dear: while every thread has its next message (too short to
@@ -106,39 +110,6 @@ class Unobserved:
     def settled(self, topic: str, settled: Settled, seconds: float) -> None: ...
 
 
-class Sign(Protocol):
-    """Whoever watches over the process: told each turn that the loop is alive, and why it begins to end."""
-
-    #: The longest rest between two turns that lets it sleep well; None: any
-    interval_seconds: float | None
-
-    def alive(self) -> None: ...
-    def ending(self, end: End) -> None: ...
-
-
-class Unsigned:
-    """Nobody watches."""
-
-    interval_seconds: float | None = None
-
-    def alive(self) -> None: ...
-    def ending(self, end: End) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Vitals:
-    """How the loop is. `turned_at`: its last turn, on the monotonic clock; `patience_seconds`: the longest rest between
-    two turns. `oldest_request_seconds`: for how long the oldest request in flight has been with its thread."""
-
-    turned_at: float
-    patience_seconds: float
-    database_up: bool
-    consumable: bool
-    paused: tuple[str, ...]
-    in_hand: int
-    oldest_request_seconds: float = 0.0
-
-
 @dataclass(slots=True)
 class _Lane:
     """One queue in the loop, and the gates that its messages pass: the host's, then their path's."""
@@ -164,7 +135,7 @@ class Loop:
         process: Callable[[Event], Request | Skip | Rejection],
         create: Callable[[Event], Request | Skip | Rejection],
         delay_before: Callable[[int], float],
-        stats: Stats,
+        minute_counters: MinuteCounters,
         monotonic: Callable[[], float],
         rest: Callable[[float], None] = time.sleep,
         concurrency: int,
@@ -176,7 +147,7 @@ class Loop:
         on_settled: Callable[[Sequence[Settlement]], None] = lambda settlements: None,
         may_claim: Callable[[], bool] = lambda: True,
         observer: Observer | None = None,
-        sign: Sign | None = None,
+        service_manager: ServiceManager | None = None,
     ) -> None:
         self._lanes = {queue.queue_id: _Lane(queue, gates) for queue, gates in queues}
         self._duties = duties
@@ -194,7 +165,7 @@ class Loop:
         self._limits = limits
         self._may_claim = may_claim
         self._observer: Observer = observer or Unobserved()
-        self._sign: Sign = sign or Unsigned()
+        self._service_manager = service_manager or ServiceManager()
         self._turned_at = monotonic()
 
         self._outcomes = Outcomes(
@@ -203,7 +174,7 @@ class Loop:
             create=create,
             delay_before=delay_before,
             attempt_limit=attempt_limit,
-            stats=stats,
+            minute_counters=minute_counters,
             monotonic=monotonic,
             on_settled=on_settled,
         )
@@ -241,15 +212,14 @@ class Loop:
         """Messages settled for good or for a retry; what was only put back does not count."""
         return self._settled_count
 
-    def vitals(self) -> Vitals:
+    def status(self) -> LoopStatus:
         """From any thread."""
-        return Vitals(
+        return LoopStatus(
             turned_at=self._turned_at,
-            patience_seconds=max(self._duties.poll_interval_seconds, DATABASE_RETRY[1]),
+            longest_wait_seconds=max(self._duties.poll_interval_seconds, DATABASE_RETRY[1]),
             database_up=self._database_down_until is None,
             consumable=self._duties.consumable,
             paused=tuple(lane.queue.topic for lane in self._lanes.values() if self._is_paused(lane)),
-            in_hand=len(self._held),
             oldest_request_seconds=self._pool.oldest_seconds,
         )
 
@@ -257,14 +227,17 @@ class Loop:
         """Runs until it ends; every message it held is settled or put back, unless the database stays away."""
         while self._end is None:
             self.turn()
-        self._sign.ending(self._end)
+        if self._end is End.RELOAD:
+            self._service_manager.reloading()
+        else:
+            self._service_manager.stopping(within_seconds=self._shutdown_timeout + STOP_MARGIN_SECONDS)
         self._finish()
         return self._end
 
     def turn(self) -> None:
         """One turn: what came back is settled, what is due is done, what is free is filled."""
         self._collect(self._patience())
-        self._sign.alive()
+        self._service_manager.alive()
         self._held.turned()
         now = self._turned_at = self._monotonic()
         if self._reload.is_ready(database_up=self._database_down_until is None):
@@ -305,8 +278,8 @@ class Loop:
         until = self._duties.next_at
         if self._limits.max_runtime_seconds is not None:
             until = min(until, self._started + self._limits.max_runtime_seconds)
-        if self._sign.interval_seconds is not None:
-            until = min(until, now + self._sign.interval_seconds)
+        if self._service_manager.interval_seconds is not None:
+            until = min(until, now + self._service_manager.interval_seconds)
         return max(0.0, until - now)
 
     def _collect(self, seconds: float) -> None:
@@ -662,7 +635,7 @@ class Loop:
             )
 
     def _finish_turn(self) -> None:
-        self._sign.alive()
+        self._service_manager.alive()
         self._held.turned()
         now = self._turned_at = self._monotonic()
         if self._database_down_until is not None and now < self._database_down_until:

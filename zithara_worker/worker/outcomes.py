@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
@@ -67,7 +67,7 @@ class Outcomes:
         create: Callable[[Event], Request | Skip | Rejection],
         delay_before: Callable[[int], float],
         attempt_limit: int,
-        stats: Stats,
+        minute_counters: MinuteCounters,
         monotonic: Callable[[], float],
         on_settled: Callable[[Sequence[Settlement]], None],
     ) -> None:
@@ -76,7 +76,7 @@ class Outcomes:
         self._create = create
         self._delay_before = delay_before
         self._attempt_limit = attempt_limit
-        self._stats = stats
+        self._minute_counters = minute_counters
         self._monotonic = monotonic
         self._on_settled = on_settled
 
@@ -140,7 +140,7 @@ class Outcomes:
             if outcome.kind is not OutcomeKind.RELEASED:
                 count += 1
                 failing.unwitnessed.pop(message.id, None)
-            self._stats.count(message.topic, outcome, superseded=len(message.supersedes))
+            self._minute_counters.count(message.topic, outcome, superseded=len(message.supersedes))
             if outcome.kind is OutcomeKind.RETRY and outcome.evidence is Evidence.PATH:
                 failing.streak.append((now, each))
                 if not outcome.witnessed and len(failing.unwitnessed) < REMEMBERED:

@@ -47,10 +47,9 @@ from zithara_worker.messages import (
     Target,
 )
 from zithara_worker.monitor.counters import WorkerMetrics
-from zithara_worker.monitor.endpoints import Listening, Running
-from zithara_worker.monitor.registry import Identity, Registry
-from zithara_worker.monitor.service_manager import Notifier
-from zithara_worker.monitor.stats import Stats
+from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
+from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
+from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import ShopContext, as_create, identify, outline, process, supersedes
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
@@ -91,8 +90,6 @@ GATES = {
 #: Of a delivery thread. Some hundred calls from C into Python and back overran 256 KB, which ends the process.
 #: Less than a huge page, which the kernel could otherwise put behind every thread.
 _STACK_BYTES = 1024 * 1024
-#: What a stop may take beyond shutdown_timeout: the last outcomes are written.
-_STOP_MARGIN_SECONDS = 15.0
 
 
 def _clock() -> float:
@@ -179,7 +176,7 @@ class Worker:
 
     `reconfigure` reads the configuration again (SIGHUP, or the shop's credentials have changed); without it, the
     settings stay as they are. `clock` replaces the time of the database's session, for tests; `monotonic` the clock of
-    leases and pauses. `notifier` tells the service manager, if there is one.
+    leases and pauses. `service_manager`: without one, no service manager is told anything.
     """
 
     def __init__(
@@ -190,15 +187,15 @@ class Worker:
         monotonic: Callable[[], float] = _clock,
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] | None = None,
-        notifier: Notifier | None = None,
+        service_manager: ServiceManager | None = None,
     ) -> None:
-        self._notifier = notifier or Notifier()
+        self._service_manager = service_manager or ServiceManager()
         self._configured = settings if isinstance(settings, Configured) else _as_given(settings)
         self._reconfigure = reconfigure
         self._monotonic = monotonic
         self._utc = utc
         self._clock = clock
-        self._stats = Stats(utc)
+        self._minute_counters = MinuteCounters(utc)
         self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
         self._audit: AuditFile | None = None
         self._stopping = threading.Event()
@@ -208,7 +205,7 @@ class Worker:
         self._in_force: _Ready | None = None
         self._next: _Ready | None = None
         self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
-        self._listening = Listening(
+        self._endpoints = Endpoints(
             self._metrics,
             open_database=open_database,
             stopping=self._stopping.is_set,
@@ -251,7 +248,7 @@ class Worker:
             log.info("stopped", extra={"event": "stopped", "why": end.value})
             return end
         finally:
-            self._listening.close()
+            self._endpoints.close()
             if self._next is not None:
                 self._next.database.close()
             if self._audit is not None:
@@ -270,7 +267,7 @@ class Worker:
         while not self._stopping.is_set():
             if self._reload.wanted:
                 base = self._read_while_waiting(base)
-            self._listening.serve(base.settings)
+            self._endpoints.serve(base.settings)
             try:
                 return self._prepare(base)
             except ConfigurationError:
@@ -285,8 +282,8 @@ class Worker:
                         else "database not available, waiting for it",
                         extra={"event": "schema_outdated" if outdated else "database_away", "detail": str(error)},
                     )
-            self._notifier.waiting("waits for zithara-worker install" if outdated else "waits for the database")
-            self._notifier.alive()
+            self._service_manager.waiting("waits for zithara-worker install" if outdated else "waits for the database")
+            self._service_manager.alive()
             # Not on the event: its lock, which `stop` takes within a signal handler, may be held by this very thread.
             with suppress(Empty):
                 self._inbox.get(timeout=pause)
@@ -377,7 +374,7 @@ class Worker:
         if self._audit is not None and self._audit is not ready.audit:
             self._audit.close()
         self._audit = ready.audit
-        self._listening.serve(ready.base.settings)
+        self._endpoints.serve(ready.base.settings)
         logs.warn_of(ready.configured.warnings[len(ready.base.warnings) :])
         try:
             with self._loop(ready, limits) as (loop, registry):
@@ -390,7 +387,7 @@ class Worker:
                         "base_url": ready.configured.settings.zithara.base_url,
                     },
                 )
-                self._notifier.ready(f"takes {', '.join(self._topics)}")
+                self._service_manager.ready(f"takes {', '.join(self._topics)}")
                 end = loop.run()
                 try:
                     registry.gone()
@@ -504,8 +501,8 @@ class Worker:
                     files=ready.files,
                     poison_pill=self._poison_pill,
                     states=lambda: _states(courier),
-                    minutes=self._stats.minutes,
-                    metrics_address=self._listening.address,
+                    minutes=self._minute_counters.minutes,
+                    metrics_address=self._endpoints.address,
                     on_configuration=context.update,
                     monotonic=self._monotonic,
                     poll_interval_seconds=settings.worker.poll_interval,
@@ -519,7 +516,7 @@ class Worker:
                 process=context.process,
                 create=lambda event: context.process(as_create(event)),
                 delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
-                stats=self._stats,
+                minute_counters=self._minute_counters,
                 monotonic=self._monotonic,
                 concurrency=settings.worker.concurrency,
                 batch_size=settings.worker.batch_size,
@@ -528,46 +525,28 @@ class Worker:
                 attempt_limit=settings.retry.limit,
                 limits=limits,
                 on_settled=log_settled,
-                sign=_Sign(self._notifier, settings.worker.shutdown_timeout),
+                service_manager=self._service_manager,
                 may_claim=audit.ready if audit and settings.logging.audit_required else lambda: True,
                 observer=self._metrics,
             )
-            self._listening.attach(
-                Running(
-                    loop=loop,
-                    courier=courier,
-                    tokens=tokens,
-                    rows=rows,
-                    gates={row.topic: GATES[row.topic] for row in rows},
+            self._endpoints.attach(
+                MonitoredWorker(
+                    status=loop.status,
+                    targets=courier.states,
+                    token_refreshes=lambda: tokens.refresh_count,
+                    queues=rows,
+                    targets_by_topic={row.topic: GATES[row.topic] for row in rows},
                     settings=settings,
                     audit=audit,
                 )
             )
             yield loop, registry
         finally:
-            self._listening.detach()
+            self._endpoints.detach()
             courier.shutdown()
             pool.stop(0.0)
             renewal.stop()
             transport.close()
-
-
-class _Sign:
-    """What the service manager is told of a loop."""
-
-    def __init__(self, notifier: Notifier, shutdown_timeout_seconds: float) -> None:
-        self._notifier = notifier
-        self._shutdown_timeout = shutdown_timeout_seconds
-        self.interval_seconds = notifier.interval_seconds
-
-    def alive(self) -> None:
-        self._notifier.alive()
-
-    def ending(self, end: End) -> None:
-        if end is End.RELOAD:
-            self._notifier.reloading()
-        else:
-            self._notifier.stopping(within_seconds=self._shutdown_timeout + _STOP_MARGIN_SECONDS)
 
 
 class _Context:
