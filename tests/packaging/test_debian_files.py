@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from zithara_worker.commands.packaged import PASSWORD_FILE, packaged_configuration
+from sample_configuration import PASSWORD_FILE, packaged_configuration
+from zithara_worker.commands.config import sample_file
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, WorkerSettings
-from zithara_worker.settings.sources import load, sample_file
+from zithara_worker.settings.sources import load
 from zithara_worker.version import VERSION
 
 DEBIAN = Path(__file__).parents[2] / "packaging" / "deb" / "debian"

@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import pytest
 
-from zithara_worker.commands.manual import command_page, configuration_page
+from manual import command_manual, configuration_manual
 from zithara_worker.commands.root import command
 from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, SECTIONS
 
-PACKAGING = Path(__file__).parents[2] / "packaging" / "deb"
+GENERATED = Path(__file__).parents[2] / "packaging" / "generated"
 
 
 def plain(page: str) -> str:
@@ -36,7 +36,7 @@ def commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[tuple
 
 
 def test_command_page_has_every_command_with_every_option() -> None:
-    page = plain(command_page(command, date="2026-01-31"))
+    page = plain(command_manual(command, date="2026-01-31"))
     sections = dict(re.findall(r"^\.SS (.*)\n((?:(?!\.S[SH]).*\n)*)", page, re.MULTILINE))
     assert commands(command)
     for path, each in commands(command):
@@ -47,7 +47,7 @@ def test_command_page_has_every_command_with_every_option() -> None:
 
 
 def test_configuration_page_has_every_section_and_key() -> None:
-    page = plain(configuration_page(date="2026-01-31"))
+    page = plain(configuration_manual(date="2026-01-31"))
     for section in (*SECTIONS, "queues"):
         assert f"\n.SH [{section}]\n" in page
     for key in KEYS:
@@ -69,7 +69,7 @@ def test_no_line_of_help_becomes_a_request_of_roff() -> None:
           'so neither
         """
 
-    page = command_page(group, program="tool", date="2026-01-31")
+    page = command_manual(group, program="tool", date="2026-01-31")
     assert "\n\\&.TH this is no title\n" in page
     assert "\n\\&'so neither\n" in page
     assert page.count("\n.TH") == 0 and page.startswith(".TH")
@@ -80,15 +80,15 @@ def test_backslashes_and_other_scripts_survive() -> None:
     def group() -> None:
         r"""Takes C:\temp and ₹."""
 
-    page = command_page(group, date="2026-01-31")
+    page = command_manual(group, date="2026-01-31")
     assert r"C:\etemp" in page and r"\[u20B9]" in page
     page.encode("ascii")
 
 
-def test_make_manual_makes_the_same_files_twice(tmp_path: Path) -> None:
+def test_two_builds_make_the_same_files(tmp_path: Path) -> None:
     for name in ("one", "two"):
         subprocess.run(
-            [sys.executable, str(PACKAGING / "make-manual"), str(tmp_path / name)],
+            [sys.executable, str(GENERATED), str(tmp_path / name)],
             env={"SOURCE_DATE_EPOCH": "1700000000", "PATH": "/usr/bin:/bin"},
             check=True,
         )
@@ -108,7 +108,7 @@ def test_make_manual_makes_the_same_files_twice(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["completions/zithara-worker", "_zithara-worker"])
 def test_completion_asks_the_program_itself(tmp_path: Path, name: str) -> None:
     subprocess.run(
-        [sys.executable, str(PACKAGING / "make-manual"), str(tmp_path)],
+        [sys.executable, str(GENERATED), str(tmp_path)],
         env={"SOURCE_DATE_EPOCH": "1700000000", "PATH": "/usr/bin:/bin"},
         check=True,
     )

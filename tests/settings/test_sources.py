@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from zithara_worker.commands.config_rows import page, rows
+from zithara_worker.commands.config import rows, sample_file
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Secret, Settings
-from zithara_worker.settings.sources import Configured, Values, load, sample_file, with_shop_values
+from zithara_worker.settings.sources import Configured, Values, load, with_shop_values
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.worker.worker import complete
 
@@ -430,14 +430,6 @@ def test_rows_tell_every_value_with_its_source_and_no_secret(configured: Load) -
     assert by_place["worker", "topics"].value == "zithara.order.events,zithara.cart.events"
     assert by_place["worker", "lease"] == ("worker", "lease", "60", "default")
     assert "hunter2" not in repr(found)
-
-
-def test_the_page_about_configuration_is_current() -> None:
-    written = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text(encoding="utf-8")
-    assert written == page(), (
-        "write it anew: python -c 'from zithara_worker.commands.config_rows import page; print(page(), end=\"\")' "
-        "> docs/configuration.md"
-    )
 
 
 # ---------------------------------------------------------------- encrypted values

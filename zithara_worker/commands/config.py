@@ -1,13 +1,18 @@
-"""`config`: the effective configuration and its sources."""
+"""`config`: the effective configuration with the source of each value, and a sample file."""
 
 from __future__ import annotations
 
 import json
+import textwrap
+from typing import NamedTuple
 
 import click
 
 from zithara_worker.commands.root import Context
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
+from zithara_worker.messages import TOPICS
+from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS, written
+from zithara_worker.settings.sources import Configured
 
 
 @click.command()
@@ -24,14 +29,11 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
       zithara-worker config
       zithara-worker config --sample > zithara-worker.conf
     """
-    from zithara_worker.commands.config_rows import rows
     from zithara_worker.shop.configuration import read_configuration
     from zithara_worker.shop.deployment_config import deployment_config
     from zithara_worker.worker.worker import complete, open_database
 
     if sample:
-        from zithara_worker.settings.sources import sample_file
-
         click.echo(sample_file(), nl=False)
         return
     configured = context.configured
@@ -56,3 +58,44 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
     width = max(len(f"{row.section}.{row.key}") for row in found)
     for row in found:
         click.echo(f"{f'{row.section}.{row.key}':<{width}}  {row.value or '-'}  ({row.source})")
+
+
+class Row(NamedTuple):
+    section: str
+    key: str
+    value: str
+    source: str
+
+
+def rows(configured: Configured) -> list[Row]:
+    """One row for each key, in the order of the sample file, then the queues that are set; secrets are masked."""
+    settings = configured.settings
+    values = {key.place: written(getattr(getattr(settings, key.section), key.name)) for key in KEYS}
+    values |= {(QUEUES, topic): queue for topic, queue in settings.queues.items()}
+    return [Row(*place, value, configured.source(*place)) for place, value in values.items()]
+
+
+def sample_file() -> str:
+    """A configuration file with the meaning and the default of every key; each key is commented out."""
+    parts = [
+        "# Configuration of zithara-worker: every key with its default. Remove the # before a key to set it.\n"
+        "# Comments stand on lines of their own. A value ends with its line and is taken as it is, without quotes.",
+    ]
+    for section in (*SECTIONS, QUEUES):
+        parts.append(f"\n[{section}]")
+        parts += [
+            f"{_comment(f'{key.doc} ({key.unit})' if key.unit else key.doc)}\n{_line(key.name, written(key.default))}"
+            for key in KEYS
+            if key.section == section
+        ]
+    parts.append(_comment("The queue of a topic, where it is not the one that the PHP module declares."))
+    parts += [_line(topic, f"zithara_{topic.split('.')[1]}_queue") for topic in TOPICS]
+    return "\n".join(parts) + "\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, width=100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+
+
+def _line(name: str, value: str) -> str:
+    return f"#{name} = {value}".rstrip()

@@ -11,7 +11,6 @@ import difflib
 import os
 import re
 import stat
-import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -152,32 +151,6 @@ def with_shop_values(configured: Configured, values: Values) -> Configured:
     if errors:
         raise ConfigurationError("\n".join(errors))
     return Configured(settings=settings, sources=sources, warnings=(*configured.warnings, *warnings))
-
-
-def sample_file() -> str:
-    """A configuration file with every key, its meaning and its default; all commented out."""
-    parts = [
-        "# Configuration of zithara-worker: every key with its default. Remove the # before a key to set it.\n"
-        "# Comments stand on lines of their own. A value ends with its line and is taken as it is, without quotes.",
-    ]
-    for section in (*SECTIONS, QUEUES):
-        parts.append(f"\n[{section}]")
-        parts += [
-            f"{_comment(f'{key.doc} ({key.unit})' if key.unit else key.doc)}\n{_line(key.name, written(key.default))}"
-            for key in KEYS
-            if key.section == section
-        ]
-    parts.append(_comment("The queue of a topic, where it is not the one that the PHP module declares."))
-    parts += [_line(topic, f"zithara_{topic.split('.')[1]}_queue") for topic in TOPICS]
-    return "\n".join(parts) + "\n"
-
-
-def _comment(text: str) -> str:
-    return textwrap.fill(text, width=100, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
-
-
-def _line(name: str, value: str) -> str:
-    return f"#{name} = {value}".rstrip()
 
 
 # ---------------------------------------------------------------- the layers

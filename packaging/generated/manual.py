@@ -1,7 +1,6 @@
-"""The manual pages, as roff: the command's from click's own help, the configuration's from the table of keys.
+"""The manual pages as roff (man(7)): the command's from click's help, the configuration file's from the table of keys.
 
-Knows man(7) and nothing else: what is said stands in the commands and in `settings`, so that page, `--help` and the
-sample file cannot disagree.
+The texts stand in the commands and in `zithara_worker.settings`, so that page, `--help` and sample file say the same.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from zithara_worker.settings.sections import KEYS, SECTIONS, Key, written
 from zithara_worker.settings.sources import DEFAULT_FILE
 from zithara_worker.version import VERSION
 
-#: Exit code -> when (see `cli.root`).
+#: Exit code -> when (`zithara_worker.commands.root`).
 _EXIT_CODES = {
     "0": "Done, or asked to stop.",
     "1": "A check or a command failed.",
@@ -26,7 +25,7 @@ _EXIT_CODES = {
 }
 
 
-def command_page(command: click.Group, *, program: str = "zithara-worker", date: str) -> str:
+def command_manual(command: click.Group, *, program: str = "zithara-worker", date: str) -> str:
     """zithara-worker(1). `date`: of the release, as YYYY-MM-DD."""
     context = click.Context(command, info_name=program, **command.context_settings)
     summary, _, rest = _help(command).partition("\n\n")
@@ -76,7 +75,7 @@ def command_page(command: click.Group, *, program: str = "zithara-worker", date:
     return "\n".join(lines) + "\n"
 
 
-def configuration_page(*, program: str = "zithara-worker", date: str) -> str:
+def configuration_manual(*, program: str = "zithara-worker", date: str) -> str:
     """zithara-worker.conf(5). `date`: of the release, as YYYY-MM-DD."""
     lines = [
         *_header(f"{program}.conf", 5, date, f"configuration of {program}"),
@@ -130,7 +129,7 @@ def _header(title: str, section: int, date: str, summary: str) -> list[str]:
 
 
 def _first_sentence(text: str) -> str:
-    """What stands behind the name in apropos: lower case, no full stop."""
+    """The description that apropos shows behind the name: the first sentence in lower case, without its full stop."""
     sentence = " ".join(text.split()).partition(". ")[0].rstrip(".")
     return sentence[:1].lower() + sentence[1:]
 
@@ -200,7 +199,7 @@ def _quoted(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """One line of text that roff prints as it is: also what begins with a full stop, hyphens, and what is not ASCII."""
+    """One line of text that roff prints unchanged, with a leading full stop, hyphens and other scripts."""
     text = text.replace("\\", "\\e").replace("-", "\\-").replace("~", "\\(ti").replace("^", "\\(ha")
     text = "".join(character if ord(character) < 128 else f"\\[u{ord(character):04X}]" for character in text)
     return "\\&" + text if text[:1] in (".", "'") else text

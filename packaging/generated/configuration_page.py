@@ -1,40 +1,19 @@
-"""The effective configuration, each value with where it came from; and the page that describes all of it."""
+"""Writes docs/configuration.md from the table of keys:
+
+python packaging/generated/configuration_page.py > docs/configuration.md
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import sys
 
 from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import ENVIRONMENT_PREFIX, KEYS, QUEUES, SECTIONS, Key, written
-from zithara_worker.settings.sources import DEFAULT_FILE, Configured
+from zithara_worker.settings.sources import DEFAULT_FILE
 
 
-class Row(NamedTuple):
-    section: str
-    key: str
-    value: str
-    source: str
-
-
-def rows(configured: Configured) -> list[Row]:
-    """One row a key, in the order of the sample file, then the overridden queues; secrets masked."""
-    settings = configured.settings
-    found = [
-        Row(
-            key.section,
-            key.name,
-            written(getattr(getattr(settings, key.section), key.name)),
-            configured.source(*key.place),
-        )
-        for key in KEYS
-    ]
-    return found + [
-        Row(QUEUES, topic, queue, configured.source(QUEUES, topic)) for topic, queue in settings.queues.items()
-    ]
-
-
-def page() -> str:
-    """docs/configuration.md, whole."""
+def configuration_page() -> str:
+    """The whole text of docs/configuration.md."""
     parts = [_BEFORE.format(file=DEFAULT_FILE, prefix=ENVIRONMENT_PREFIX)]
     for section in SECTIONS:
         parts.append(f"## [{section}]\n\n| key | meaning | value | default |\n| --- | --- | --- | --- |\n")
@@ -132,3 +111,7 @@ ends with exit code 78.
 A database that refuses the user while the worker runs (a rotated password) is waited for like one that is away; the
 configuration, `password_file` and `env.php` included, is read again meanwhile, so that the new password is found.
 """
+
+
+if __name__ == "__main__":
+    sys.stdout.write(configuration_page())

@@ -1,14 +1,14 @@
-"""The configuration file that a package puts in /etc: every key explained, and just enough set to fail clearly.
+"""The configuration file that the Debian package installs in /etc: every key explained, user and password file set.
 
-Until the password's file exists, the worker exits with the line that says so; supervisor then shows FATAL and no worker
-ever talks to a database by accident.
+Until the password file exists, the worker exits with a line that names it. Supervisor then shows FATAL, and no worker
+connects to a database that nobody has configured.
 """
 
 from __future__ import annotations
 
-from zithara_worker.settings.sources import sample_file
+from zithara_worker.commands.config import sample_file
 
-PASSWORD_FILE = "/etc/zithara-worker/database-password"  # noqa: S105 - where it is, not what it is
+PASSWORD_FILE = "/etc/zithara-worker/database-password"  # noqa: S105 - the path, not the password
 
 #: Key of [database] -> what the package sets.
 _SET = {"user": "zithara_worker", "password_file": PASSWORD_FILE}
@@ -34,7 +34,7 @@ _HEAD = f"""\
 
 
 def packaged_configuration() -> str:
-    """The sample file with another head, and the keys that the package sets. Raises ValueError when one is missing."""
+    """The sample file with a head of its own and the keys of `_SET`. Raises ValueError when one of them is missing."""
     _, _, text = sample_file().partition("\n")
     head, mark, rest = text.partition("[database]\n")
     section, mark_after, tail = rest.partition("\n[")
