@@ -30,7 +30,7 @@ def test_a_wheel_carries_the_sql_files_and_finds_them(tmp_path: Path) -> None:
     assert "zithara_worker/py.typed" in names
     code = (
         "import zithara_worker.sql, zithara_worker.database.statements as s; "
-        "print(zithara_worker.sql.__file__); print(len(s.named('queries.sql')), len(s.script('schema.sql', prefix='')))"
+        "print(zithara_worker.sql.__file__); print(len(s.queries()), len(s.script('schema.sql', prefix='')))"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", code] if sys.version_info >= (3, 11) else [sys.executable, "-c", code],

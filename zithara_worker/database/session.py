@@ -175,7 +175,7 @@ class Database:
         self._clock = clock
         self._sleep = sleep
         self._connection: _Connection | None = None
-        self._texts = statements.named("queries.sql")
+        self._texts = statements.queries()
         self._places: dict[str, str] = {"prefix": statements.validated_prefix(settings.table_prefix)}
         self._filled: dict[str, str] = {}
         self._in_transaction = False

@@ -8,6 +8,9 @@ from importlib import resources
 
 from zithara_worker.errors import ConfigurationError
 
+#: The files of named statements, one for each part of the worker that talks to the database.
+QUERIES = ("database.sql", "queue.sql", "operator.sql", "monitor.sql", "shop.sql", "doctor.sql")
+
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
 _NAME = re.compile(r"^-- ([\w.]+) --$", re.MULTILINE)
 _PLACE = re.compile(r"\{(\w+)\}")
@@ -37,6 +40,17 @@ def script(filename: str, *, prefix: str, **places: str) -> list[str]:
     """The statements of a script, without comments, in order. None of ours holds a ; or -- inside a literal."""
     text = re.sub(r"--[^\n]*", "", fill(read(filename), {"prefix": validated_prefix(prefix), **places}))
     return [statement.strip() for statement in text.split(";") if statement.strip()]
+
+
+def queries() -> dict[str, str]:
+    """Every statement of `QUERIES` by its name. Raises ValueError where two of them have one name."""
+    texts: dict[str, str] = {}
+    for filename in QUERIES:
+        found = named(filename)
+        if twice := texts.keys() & found.keys():
+            raise ValueError(f"sql/{filename} has statements whose names another file has: {', '.join(sorted(twice))}")
+        texts.update(found)
+    return texts
 
 
 def named(filename: str) -> dict[str, str]:
