@@ -354,7 +354,7 @@ def test_absent_file_is_told_with_remedy(tmp_path: Path) -> None:
         read_env_php(tmp_path / "env.php")
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.sampled_from(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -12,7 +13,6 @@ import httpx
 from zithara_worker.doctor.finding import Finding, failed, ok, spoken, warning
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
-from zithara_worker.zithara.certificate import certificate_of
 from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
 from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
 
@@ -74,7 +74,7 @@ def certificate(
         yield ok("api.tls", "no TLS: the API is on this host")
         return
     try:
-        found = certificate_of(url, tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
+        protocol, expires_utc = _handshake(url, tls, timeout_seconds=min(settings.timeout, _TIMEOUT_SECONDS))
     except ssl.SSLCertVerificationError as error:
         yield failed(
             "api.tls",
@@ -88,14 +88,26 @@ def certificate(
             "check [zithara] base_url, DNS and the firewall (outgoing TCP 443)",
         )
     else:
-        if found.expires_utc is not None and found.expires_utc - utc() < _DAYS * 86_400:
+        if expires_utc is not None and expires_utc - utc() < _DAYS * 86_400:
             yield warning(
                 "api.tls",
-                f"the certificate of {origin_of(url)} ends in {spoken(found.expires_utc - utc())}",
+                f"the certificate of {origin_of(url)} ends in {spoken(expires_utc - utc())}",
                 "tell whoever runs it",
             )
         else:
-            yield ok("api.tls", f"{found.protocol}, certificate {'trusted' if settings.verify else 'not checked'}")
+            yield ok("api.tls", f"{protocol}, certificate {'trusted' if settings.verify else 'not checked'}")
+
+
+def _handshake(url: httpx.URL, tls: ssl.SSLContext, *, timeout_seconds: float) -> tuple[str, float | None]:
+    """The protocol ("TLSv1.3") and the end of the certificate (seconds since the epoch; None where it was not checked).
+    Sends no request. Raises ssl.SSLError (SSLCertVerificationError says what is wrong with it) or OSError."""
+    with (
+        socket.create_connection((url.host, url.port or 443), timeout=timeout_seconds) as plain,
+        tls.wrap_socket(plain, server_hostname=url.host) as secured,
+    ):
+        expires = (secured.getpeercert() or {}).get("notAfter")
+        expires_utc = float(ssl.cert_time_to_seconds(expires)) if isinstance(expires, str) else None
+        return secured.version() or "unknown", expires_utc
 
 
 def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], float]) -> Iterator[Finding]:
