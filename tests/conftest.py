@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from support import waiting
-from support.workers import settings_of
+from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
@@ -127,3 +127,33 @@ def audit() -> Any:
             self.lines += records
 
     return Collected()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def make_worker(shop: Shop, clock: Clock) -> Iterator[Callable[..., StepWorker]]:
+    """make_worker("worker-b", topic=...): options go to StepWorker and MessageQueue; closed after the test."""
+    made: list[StepWorker] = []
+
+    def make(worker_id: str = "worker-a", *, on: Shop = shop, **options: object) -> StepWorker:
+        made.append(StepWorker(on, clock, worker_id=worker_id, **options))  # type: ignore[arg-type]  # passed through
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.close()
+
+
+@pytest.fixture
+def worker(make_worker: Callable[..., StepWorker]) -> StepWorker:
+    return make_worker()
+
+
+@pytest.fixture
+def other(make_worker: Callable[..., StepWorker]) -> StepWorker:
+    """A second worker on the same queue."""
+    return make_worker("worker-b")

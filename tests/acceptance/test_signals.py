@@ -62,12 +62,12 @@ def test_handlers_stand_before_the_rest_is_imported_and_only_for_consume(argumen
     """`root`, which imports everything else, is replaced by one that tells what is there when it is called."""
     program = (
         "import signal, sys, types\n"
-        "from zithara_worker import cli\n"
+        "from zithara_worker import commands\n"
         "root = types.ModuleType('zithara_worker.commands.root')\n"
         "early = 'click' not in sys.modules\n"
         "root.main = lambda signals: print(early, callable(signal.getsignal(signal.SIGHUP)))\n"
-        "sys.modules[root.__name__] = cli.root = root\n"
-        "cli.main()\n"
+        "sys.modules[root.__name__] = commands.root = root\n"
+        "commands.main()\n"
     )
     told = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", str(expected)]

@@ -14,7 +14,7 @@ from zithara_worker.commands.root import command
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
-DOCTOR = ROOT / "zithara_worker" / "operations" / "doctor"
+DOCTOR = ROOT / "zithara_worker" / "doctor"
 #: Functions whose first argument is the name of a check.
 NAMING = {"ok", "warning", "failed", "_guarded", "_log_file"}
 COMMANDS = command.list_commands(click.Context(command)) if isinstance(command, click.Group) else []

@@ -183,7 +183,7 @@ def test_a_certificate_authority_without_verification_is_a_contradiction() -> No
     [lambda: DatabaseSettings(password_file=Path("p")), lambda: ZitharaSettings(client_secret_file=Path("p"))],
 )
 def test_a_secret_file_that_nobody_has_read_is_told(section: Any) -> None:
-    with pytest.raises(ConfigurationError, match=r"config\.load"):
+    with pytest.raises(ConfigurationError, match=r"settings\.sources\.load"):
         section()
 
 
