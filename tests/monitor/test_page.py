@@ -96,8 +96,8 @@ class _Outline(HTMLParser):
 
 
 def test_page_says_how_the_queue_is() -> None:
-    words = " ".join(_Outline(rendered(sight())).text.replace("\u202f", " ").split())
-    for expected in ("12 345", "next in 25 s", "4 min", "shop1", "webhook half-open", "its breaker is half-open"):
+    words = " ".join(_Outline(rendered(sight())).text.split())
+    for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "its breaker is half-open"):
         assert expected in words, expected
 
 
@@ -133,13 +133,6 @@ def test_trouble_is_on_top() -> None:
 
 def test_paused_topic_says_by_whom_and_why() -> None:
     assert "paused by anna: anna" in _Outline(rendered(sight(pause="anna"))).text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (7200, "2 h"), (400_000, "5 d")]
-)
-def test_spans_have_one_unit(seconds: float, text: str) -> None:
-    assert page._span(seconds).replace("\u202f", " ") == text
 
 
 def test_scales_are_round_and_hold_every_value() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support.workers import Clock, StepWorker
 
-from zithara_worker.commands.rendering import count, duration, fit, plain_length, printable, sparkline, table
+from zithara_worker.commands.rendering import fit, plain_length, printable, sparkline, table
 from zithara_worker.commands.status import picture, report
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
@@ -253,18 +253,6 @@ def test_percentiles_go_by_straight_lines_within_a_bucket() -> None:
     assert percentile(buckets, 0.5) == 75.0
     buckets[-1] = 90  # above 30 s
     assert percentile(buckets, 0.95) == 30000.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(None, "-"), (0, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7800, "2h10m"), (356_400, "4d03h")]
-)
-def test_durations_have_two_units_at_most(seconds: float | None, text: str) -> None:
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(("number", "text"), [(None, "-"), (9999, "9999"), (12_400, "12.4k"), (3_100_000, "3.1M")])
-def test_counts_stay_narrow(number: float | None, text: str) -> None:
-    assert count(number) == text
 
 
 def test_sparklines_show_nothing_little_and_most() -> None:

@@ -17,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from zithara_worker.commands.operating import audit_file, operator, shop_database
-from zithara_worker.commands.rendering import Duration, duration, printable, table
+from zithara_worker.commands.rendering import Duration, printable, table
 from zithara_worker.commands.root import EXIT_FAILED, Context
 from zithara_worker.database.session import Database
 from zithara_worker.logs.escaping import escaped
@@ -25,11 +25,11 @@ from zithara_worker.messages import TOPICS
 from zithara_worker.processors import ShopContext
 from zithara_worker.queue import operator as operations
 from zithara_worker.queue.failures import Selection
-from zithara_worker.queue.operator import iso
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import REMEDIES, remedy
 from zithara_worker.shop.configuration import read_configuration
+from zithara_worker.units import duration, iso
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[str]

@@ -9,11 +9,12 @@ from typing import Any
 import click
 
 from zithara_worker.commands.operating import audit_file, operator, shop_database
-from zithara_worker.commands.rendering import moment, printable
+from zithara_worker.commands.rendering import printable
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.logs.escaping import escaped
 from zithara_worker.messages import TOPICS
 from zithara_worker.queue import pause as operations
+from zithara_worker.units import moment
 
 
 def _wanted(topics: tuple[str, ...], every: bool) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
-"""How values become lines: durations, numbers, sparklines, tables, colours. Knows no command and no database."""
+"""How values become lines: sparklines, tables, colours. Knows no command and no database."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 import click
@@ -20,59 +19,6 @@ _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
-
-
-def duration(seconds: float | None) -> str:
-    """'-', '12s', '3m05s', '2h10m', '4d03h': two units at most, so that columns stay narrow."""
-    if seconds is None:
-        return "-"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m{whole % 60:02d}s"
-    if whole < 86_400:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 86_400}d{whole % 86_400 // 3600:02d}h"
-
-
-def count(number: float | None) -> str:
-    """'-', '950', '12.4k', '3.1M'."""
-    if number is None:
-        return "-"
-    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (10_000, "k")):
-        if abs(number) >= size:
-            return f"{number / (1000 if unit == 'k' else size):.1f}{unit}"
-    return f"{number:.0f}"
-
-
-def rate(number: float | None) -> str:
-    """'-', '0', '0.4', '12', '1200'."""
-    if number is None:
-        return "-"
-    return f"{number:.1f}" if 0 < number < 10 else count(number)
-
-
-def percent(share: float | None) -> str:
-    """'-', '0%', '0.3%', '12%'."""
-    if share is None:
-        return "-"
-    value = share * 100
-    return f"{value:.1f}%" if 0 < value < 10 else f"{value:.0f}%"
-
-
-def milliseconds(value: float | None) -> str:
-    """'-', '85ms', '1.2s'."""
-    if value is None:
-        return "-"
-    return f"{value:.0f}ms" if value < 1000 else f"{value / 1000:.1f}s"
-
-
-def moment(seconds: float | None) -> str:
-    """'2026-11-24 01:02:03' UTC."""
-    if seconds is None:
-        return "-"
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def sparkline(values: Sequence[float], *, plain: bool = False) -> str:

@@ -12,24 +12,14 @@ from typing import Any
 import click
 
 from zithara_worker.commands.operating import shop_database
-from zithara_worker.commands.rendering import (
-    count,
-    duration,
-    milliseconds,
-    moment,
-    percent,
-    plain_length,
-    printable,
-    rate,
-    sparkline,
-    table,
-)
+from zithara_worker.commands.rendering import plain_length, printable, sparkline, table
 from zithara_worker.commands.root import Context
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.logs.escaping import escaped
 from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS
 from zithara_worker.monitor.status import FleetStatus, TopicStatus, WorkerStatus, as_json
 from zithara_worker.monitor.status import status as read_status
+from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1

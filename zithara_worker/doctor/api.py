@@ -10,9 +10,10 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from zithara_worker.doctor.finding import Finding, failed, ok, spoken, warning
+from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
+from zithara_worker.units import duration
 from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
 from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
 
@@ -91,7 +92,7 @@ def certificate(
         if expires_utc is not None and expires_utc - utc() < _DAYS * 86_400:
             yield warning(
                 "api.tls",
-                f"the certificate of {origin_of(url)} ends in {spoken(expires_utc - utc())}",
+                f"the certificate of {origin_of(url)} ends in {duration(expires_utc - utc())}",
                 "tell whoever runs it",
             )
         else:
@@ -153,7 +154,7 @@ def clock(answer: httpx.Response, utc: Callable[[], float]) -> Iterator[Finding]
     if abs(ahead) > _SKEW_SECONDS:
         yield warning(
             "api.clock",
-            f"this host's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} the API's",
+            f"this host's clock is {duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} the API's",
             "synchronise it (timedatectl set-ntp true, or chrony): tokens are used too long or too short otherwise",
         )
     else:

@@ -11,6 +11,7 @@ from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ShopError
 from zithara_worker.monitor import fleet
+from zithara_worker.units import duration
 
 #: Magento's tables that the worker reads or writes, and the module's own.
 MAGENTO_TABLES = (
@@ -198,7 +199,7 @@ def clock(database: Database, utc: Callable[[], float]) -> Iterator[Finding]:
     if abs(ahead) > _SKEW_SECONDS:
         yield warning(
             "database.clock",
-            f"the database's clock is {abs(ahead):.0f} s {'ahead of' if ahead > 0 else 'behind'} this host's",
+            f"the database's clock is {duration(abs(ahead))} {'ahead of' if ahead > 0 else 'behind'} this host's",
             "synchronise both (timedatectl set-ntp true, or chrony)",
         )
     else:

@@ -32,11 +32,3 @@ def warning(check: str, found: str, remedy: str) -> Finding:
 
 def failed(check: str, found: str, remedy: str) -> Finding:
     return Finding(check=check, level=Level.FAILED, found=found, remedy=remedy)
-
-
-def spoken(seconds: float) -> str:
-    """'40 s', '12 min', '5 h', '3 days': about how long."""
-    for size, unit in ((172_800, "days"), (7200, "h"), (120, "min")):
-        if seconds >= size:
-            return f"{seconds / (86_400 if unit == 'days' else 3600 if unit == 'h' else 60):.0f} {unit}"
-    return f"{seconds:.0f} s"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.doctor.finding import Finding, failed, ok, spoken, warning
+from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.messages import TOPICS
 from zithara_worker.monitor import fleet
@@ -16,6 +16,7 @@ from zithara_worker.queue.queues import QueueRow, find_queues, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.shop.consumers_runner import started_by_cron
 from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.units import duration
 
 #: Message ids back from the newest in which messages without a queue are looked for.
 LOOK_BACK = 50_000
@@ -67,7 +68,7 @@ def published(database: Database, queues: Sequence[QueueRow], now: float) -> Ite
                 f"if the shop has had such events, it publishes elsewhere (RabbitMQ): {_MODULE}",
             )
         else:
-            age = spoken(now - float(newest[0]["updated_at"]))
+            age = duration(now - float(newest[0]["updated_at"]))
             yield ok(check, f"newest message {newest[0]['message_id']}, last touched {age} ago")
 
 
@@ -112,7 +113,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         oldest = now - min(float(row["updated_at"]) for row in found.values())
         yield warning(
             "in_progress",
-            f"no worker holds {len(found)} messages that are in progress, the oldest for {spoken(oldest)} "
+            f"no worker holds {len(found)} messages that are in progress, the oldest for {duration(oldest)} "
             f"(message {min(int(row['message_id']) for row in found.values())}): a PHP consumer has them, or died",
             "if PHP consumers of our queues run, stop them; what is left, Magento's cron puts back (when: "
             "see shop.cleanup)",
@@ -123,7 +124,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         oldest = now - min(float(found[id]["updated_at"]) for id in by_php)
         yield warning(
             "php_consumers.in_progress",
-            f"PHP consumers hold {len(by_php)} messages, the oldest for {spoken(oldest)}",
+            f"PHP consumers hold {len(by_php)} messages, the oldest for {duration(oldest)}",
             "keep them off: 'cron_consumers_runner' in app/etc/env.php, and stop bin/magento queue:consumers:start "
             "of the Zithara consumers",
         )
@@ -131,7 +132,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         oldest = now - min(float(found[id]["updated_at"]) for id in nobody)
         yield warning(
             "in_progress",
-            f"nobody holds {len(nobody)} messages that are in progress, the oldest for {spoken(oldest)} "
+            f"nobody holds {len(nobody)} messages that are in progress, the oldest for {duration(oldest)} "
             f"(message {min(int(found[id]['message_id']) for id in nobody)})",
             "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
         )
@@ -209,7 +210,7 @@ def near_deletion(
     if not number:
         yield ok(
             "expiry",
-            f"no new message is near Magento's deletion, {spoken(lifetime_minutes * 60)} after it was published",
+            f"no new message is near Magento's deletion, {duration(lifetime_minutes * 60)} after it was published",
         )
         return
     left = lifetime_minutes * 60 - (now - float(found["oldest"]))
@@ -218,7 +219,7 @@ def near_deletion(
     if left <= 0:
         yield failed("expiry", text + "with the next run of the cron", remedy)
     else:
-        yield warning("expiry", text + f"in {spoken(left)}", remedy)
+        yield warning("expiry", text + f"in {duration(left)}", remedy)
 
 
 def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
@@ -232,7 +233,7 @@ def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iter
     oldest = max((now - count.oldest_utc for count in found if count.oldest_utc is not None), default=0.0)
     yield warning(
         "failed",
-        f"{number} failed messages, the oldest for {spoken(oldest)}; Magento deletes them (when: see shop.cleanup)",
+        f"{number} failed messages, the oldest for {duration(oldest)}; Magento deletes them (when: see shop.cleanup)",
         "see 'zithara-worker failed list'; retry, discard or export them",
     )
 
@@ -254,8 +255,9 @@ def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Itera
 
 def paused(database: Database, now: float) -> Iterator[Finding]:
     for pause in control.paused(database).values():
+        since = duration(now - pause.paused_at_utc)
         yield warning(
             f"paused.{word(pause.topic)}",
-            f"paused by {pause.paused_by} {spoken(now - pause.paused_at_utc)} ago: {pause.reason or 'no reason given'}",
+            f"paused by {pause.paused_by} {since} ago: {pause.reason or 'no reason given'}",
             f"'zithara-worker resume {pause.topic}'",
         )

@@ -11,11 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
-from time import gmtime, strftime
 
 from zithara_worker.monitor.charts import bars, lines, round_top
 from zithara_worker.monitor.sight import AGED_SECONDS, MINUTES, Minute, Queue, Sight, Worker, percentile, summed
 from zithara_worker.queue.statuses import Status
+from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
 
 REFRESH_SECONDS = 10
@@ -50,7 +50,7 @@ def render(
             _queues(sight),
             _charts(sight, backlog),
             _workers(sight),
-            f"<footer>As of {_clock(sight.now_utc)} UTC · zithara-worker {escape(VERSION)} · "
+            f"<footer>As of {moment(sight.now_utc)} UTC · zithara-worker {escape(VERSION)} · "
             '<a href="/healthz">health</a> · <a href="/metrics">metrics</a></footer>',
         ]
     return (
@@ -65,7 +65,7 @@ def render(
 def _title(sight: Sight | None, reasons: Sequence[str]) -> str:
     if reasons:
         return "needs a look"
-    return "running" if sight is None else f"{_count(sum(each.pending for each in sight.queues))} waiting"
+    return "running" if sight is None else f"{count(sum(each.pending for each in sight.queues))} waiting"
 
 
 def _fleet(sight: Sight) -> tuple[list[str], list[str]]:
@@ -80,8 +80,8 @@ def _fleet(sight: Sight) -> tuple[list[str], list[str]]:
             warn.append(f"topic {queue.topic} is paused: 'zithara-worker resume {queue.topic}' goes on")
         elif age > AGED_SECONDS and queue.workers:
             bad.append(
-                f"{queue.topic} is late, its oldest new message waits for {_span(age)}: look at the breakers and the "
-                "workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
+                f"{queue.topic} is late, its oldest new message waits for {duration(age)}: look at the breakers and "
+                "the workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
             )
     for worker in sight.workers:
         for target, state in sorted(worker.breakers.items()):
@@ -132,20 +132,20 @@ def _queue(queue: Queue, sight: Sight) -> str:
     if queue.paused_by:
         why = f": {queue.pause_reason}" if queue.pause_reason else ""
         topic += f'<small class="warn">paused by {escape(queue.paused_by + why)}</small>'
-    retry = _count(queue.counts.get(Status.RETRY_REQUIRED, 0))
+    retry = count(queue.counts.get(Status.RETRY_REQUIRED, 0))
     if queue.next_retry_seconds is not None and queue.counts.get(Status.RETRY_REQUIRED, 0):
-        retry += f"<small>next in {_span(queue.next_retry_seconds)}</small>"
+        retry += f"<small>next in {duration(queue.next_retry_seconds)}</small>"
     errors = queue.counts.get(Status.ERROR, 0)
     cells = (
-        ("New", _count(queue.counts.get(Status.NEW, 0)), ""),
-        ("In progress", _count(queue.counts.get(Status.IN_PROGRESS, 0)), ""),
+        ("New", count(queue.counts.get(Status.NEW, 0)), ""),
+        ("In progress", count(queue.counts.get(Status.IN_PROGRESS, 0)), ""),
         ("Retry", retry, "warn" if queue.counts.get(Status.RETRY_REQUIRED, 0) else ""),
-        ("Error", _count(errors), "bad" if errors else ""),
-        ("Oldest", _span(max(ages)) if ages else "–", ""),
-        ("Delivered", f"{_rate(done)}/min", ""),
-        ("Failed", _share(recent.failure_share), "bad" if (recent.failure_share or 0) > 0.05 else ""),
-        ("Response", "–" if median is None else f"{_ms(median)}<small>95 %: {_ms(slow or 0.0)}</small>", ""),
-        ("Empty in", _span(queue.pending / done * 60) if queue.pending and done else "–", ""),
+        ("Error", count(errors), "bad" if errors else ""),
+        ("Oldest", duration(max(ages)) if ages else "-", ""),
+        ("Delivered", f"{rate(done)}/min", ""),
+        ("Failed", percent(recent.failure_share), "bad" if (recent.failure_share or 0) > 0.05 else ""),
+        ("Response", "-" if median is None else f"{milliseconds(median)}<small>95%: {milliseconds(slow)}</small>", ""),
+        ("Empty in", duration(queue.pending / done * 60) if queue.pending and done else "-", ""),
     )
     columns = "".join(
         f'<td data-label="{label}"{f" class={kind}" if kind else ""}><span>{value}</span></td>'
@@ -172,15 +172,15 @@ def _charts(sight: Sight, backlog: Mapping[int, Mapping[str, int]]) -> str:
     slow = [percentile(each.buckets, 0.95) for each in hour]
 
     top = round_top(waiting, least=10)
-    charts = _chart("Backlog", f"{_count(top)} messages", lines([("main", waiting)], top=top, label="Backlog"))
+    charts = _chart("Backlog", f"{count(top)} messages", lines([("main", waiting)], top=top, label="Backlog"))
     top = round_top([a + b for a, b in zip(done, failed, strict=True)], least=10)
     drawing = bars([("main", done), ("fail", failed)], top=top, label="Throughput")
-    charts += _chart("Throughput", f"{_count(top)} a minute", drawing, (("main", "done"), ("fail", "failed")))
+    charts += _chart("Throughput", f"{count(top)} a minute", drawing, (("main", "done"), ("fail", "failed")))
     top = min(100.0, round_top(shares, least=1))
-    charts += _chart("Failure rate", f"{top:g} %", lines([("fail", shares)], top=top, label="Failure rate"))
+    charts += _chart("Failure rate", f"{top:g}%", lines([("fail", shares)], top=top, label="Failure rate"))
     top = round_top(slow, least=10)
     drawing = lines([("second", slow), ("main", medians)], top=top, label="Response times")
-    charts += _chart("Response times", _ms(top), drawing, (("main", "median"), ("second", "95 %")))
+    charts += _chart("Response times", milliseconds(top), drawing, (("main", "median"), ("second", "95%")))
     return f'<h2>The last hour</h2><div class="charts">{charts}</div>'
 
 
@@ -213,9 +213,9 @@ def _worker(worker: Worker) -> str:
     cells = (
         ("Process", str(worker.pid), ""),
         ("Version", escape(worker.version), ""),
-        ("Since", _span(worker.age_seconds), ""),
-        ("Seen", f"{_span(worker.silent_seconds)} ago", "" if worker.alive else "bad"),
-        ("In flight", _count(worker.in_flight), ""),
+        ("Since", duration(worker.age_seconds), ""),
+        ("Seen", f"{duration(worker.silent_seconds)} ago", "" if worker.alive else "bad"),
+        ("In flight", count(worker.in_flight), ""),
         ("Breakers", escape(", ".join(shut)) or "closed", "bad" if shut else ""),
         ("Topics", escape(topics), ""),
     )
@@ -224,34 +224,3 @@ def _worker(worker: Worker) -> str:
         for label, value, kind in cells
     )
     return f'<tr><th scope="row">{escape(worker.host)}{address}</th>{columns}</tr>'
-
-
-# ---------------------------------------------------------------- how numbers look
-
-
-def _count(value: float) -> str:
-    return f"{value:,.0f}".replace(",", "\u202f")
-
-
-def _rate(value: float) -> str:
-    return _count(value) if value >= 10 or value == 0 else f"{value:.1f}"
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else f"{value * 100:.1f}\u202f%"
-
-
-def _ms(value: float) -> str:
-    return f"{value / 1000:.1f}\u202fs" if value >= 1000 else f"{value:.0f}\u202fms"
-
-
-def _span(seconds: float) -> str:
-    """'8 s', '3 min', '5 h', '2 d': one unit is enough to look at."""
-    for limit, divisor, unit in ((90, 1, "s"), (5400, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{seconds / divisor:.0f}\u202f{unit}"
-    return f"{seconds / 86_400:.0f}\u202fd"
-
-
-def _clock(utc: float) -> str:
-    return strftime("%Y-%m-%d %H:%M:%S", gmtime(utc))

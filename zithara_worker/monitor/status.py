@@ -11,9 +11,9 @@ from zithara_worker.messages import TOPICS, OutcomeKind
 from zithara_worker.monitor import fleet
 from zithara_worker.monitor.fleet import BUCKETS_MS, DEAD_AFTER_SECONDS, Count, Groups, Held, WorkerRow
 from zithara_worker.queue import control
-from zithara_worker.queue.operator import iso
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
+from zithara_worker.units import iso
 
 #: Minutes, the running one included, over which rates and response times are taken.
 RATE_MINUTES = 5

@@ -9,7 +9,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from itertools import islice
 from typing import Any
 
@@ -25,6 +24,7 @@ from zithara_worker.queue.pause import Audit
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import remedy
+from zithara_worker.units import iso
 from zithara_worker.zithara.api import encoded, idempotency_key
 
 log = logging.getLogger(__name__)
@@ -235,13 +235,6 @@ def as_json(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
         "discarded_at": iso(failure.discarded_utc),
         "history": list(failure.history),
     }
-
-
-def iso(seconds: float | None) -> str | None:
-    """'2026-11-24T01:02:03Z'"""
-    if seconds is None:
-        return None
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _batches(relation_ids: Iterable[int], *, size: int = BATCH) -> Iterator[list[int]]:

@@ -1,0 +1,41 @@
+"""How durations, times, counts and rates look, on the terminal, the page and in the findings of `doctor`."""
+
+from __future__ import annotations
+
+import pytest
+
+from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(None, "-"), (0, "0s"), (59.6, "1m00s"), (185, "3m05s"), (7800, "2h10m"), (356_400, "4d03h")]
+)
+def test_durations_have_two_units_at_most(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"), [(None, "-"), (9999, "9999"), (12_400, "12.4k"), (3_100_000, "3.1M"), (2e9, "2.0G")]
+)
+def test_counts_stay_narrow(number: float | None, text: str) -> None:
+    assert count(number) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(None, "-"), (0, "0"), (0.44, "0.4"), (12.4, "12"), (12_400, "12.4k")])
+def test_small_rates_have_a_decimal(number: float | None, text: str) -> None:
+    assert rate(number) == text
+
+
+@pytest.mark.parametrize(("share", "text"), [(None, "-"), (0, "0%"), (0.003, "0.3%"), (0.12, "12%"), (1, "100%")])
+def test_shares_are_percentages(share: float | None, text: str) -> None:
+    assert percent(share) == text
+
+
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (84.6, "85ms"), (1234, "1.2s")])
+def test_response_times_are_milliseconds_or_seconds(value: float | None, text: str) -> None:
+    assert milliseconds(value) == text
+
+
+def test_times_are_utc() -> None:
+    assert (moment(1_795_482_123.9), iso(1_795_482_123.9)) == ("2026-11-24 01:02:03", "2026-11-24T01:02:03Z")
+    assert (moment(None), iso(None)) == ("-", None)
