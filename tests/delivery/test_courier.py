@@ -10,7 +10,7 @@ from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, message
 from zithara_worker.delivery import reasons
 from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.rate import FIRST_PAUSE_SECONDS, TokenBucket
+from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, TokenBucket
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
@@ -39,7 +39,7 @@ def courier_of(api: Api, clock: Clock, *, rate: float = 0, stopping: threading.E
         bucket=TokenBucket(rate=rate, burst=1, clock=clock, wait=stopping.wait),
         stopping=stopping,
         clock=clock,
-        gates=("api", "/cart", "webhook"),
+        targets=("api", "/cart", "webhook"),
     )
 
 
@@ -76,7 +76,7 @@ def test_a_lease_that_ends_while_waiting_for_the_rate_limit_counts(api: Api, clo
         return False
 
     bucket = TokenBucket(rate=0.1, burst=1, clock=clock, wait=wait)
-    courier = Courier(api=api, bucket=bucket, stopping=threading.Event(), clock=clock, gates=("api", "/cart"))
+    courier = Courier(api=api, bucket=bucket, stopping=threading.Event(), clock=clock, targets=("api", "/cart"))
     courier.deliver(message(1), CART)
 
     assert courier.deliver(message(2, valid_until=clock.now + 9), CART).kind is OutcomeKind.LEASE_LOST
@@ -378,7 +378,7 @@ def test_pauses_without_a_wish_for_how_long_grow_until_somebody_is_served(
         courier.deliver(message(1), CART)
         pauses.append(courier.next_opening_seconds("/cart"))
         clock.now += pauses[-1]
-    assert pauses == [FIRST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2, 0.0, FIRST_PAUSE_SECONDS]
+    assert pauses == [FIRST_THROTTLE_SECONDS, FIRST_THROTTLE_SECONDS * 2, 0.0, FIRST_THROTTLE_SECONDS]
 
 
 def test_nothing_is_claimed_up_to_the_end_of_a_pause(courier: Courier, api: Api, clock: Clock) -> None:

@@ -20,10 +20,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 from support.workers import Clock, StepWorker
 
-from zithara_worker.delivery.backoff import RetryPolicy, delay_before
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.delivery.pace import TokenBucket, delay_before
 from zithara_worker.messages import (
     TOPIC_CART,
     TOPIC_CUSTOMER,
@@ -42,6 +41,7 @@ from zithara_worker.messages import (
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings.sections import RetrySettings
 from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.worker import GATES
 
@@ -192,9 +192,9 @@ class World:
             bucket=TokenBucket(rate=0, burst=1, clock=lambda: self.now, wait=stopping.wait),
             stopping=stopping,
             clock=lambda: self.now,
-            gates={gate for topic in topics for gate in GATES[topic]},
+            targets={gate for topic in topics for gate in GATES[topic]},
         )
-        policy = RetryPolicy(limit=limit)
+        policy = RetrySettings(limit=limit)
         self.outcomes = Outcomes(
             queues=[(queue, GATES[queue.topic][-1]) for queue in self.queues],  # type: ignore[misc]
             outages=self.courier,

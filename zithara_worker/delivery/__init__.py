@@ -1,1 +1,1 @@
-"""How requests travel: threads, pace, outages. Knows what an outcome means for the next request, not what a URL is."""
+"""Delivers messages: threads, rate limit, circuit breakers, retries. Knows no URL and no table."""

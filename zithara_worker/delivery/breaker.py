@@ -1,13 +1,14 @@
-"""A circuit breaker: stops sending where nobody is served, and finds out cheaply when that is over.
+"""A circuit breaker: during an outage nothing is sent but one probe now and then, until a probe succeeds.
 
 CLOSED --(evidence, see below)--> OPEN --(pause over)--> HALF_OPEN --(success)--> CLOSED, a few messages at first
                                     ^                       |
                                     +----(failure, pause doubled)
 
-Evidence comes in two kinds, because a message that always fails must never stop the others:
-- what no message can cause (no connection, no access token): so many failures in a row, or one that speaks for all;
-- what an outage would explain, and so would the message: failures of three groups, none of which had failed before
-  others were served, as many failures as requests are under way, and no success between.
+A message that always fails must never stop the others. Therefore two kinds of failures open the breaker differently:
+- no message can cause it (no connection, no access token): UNREACHABLE_IN_A_ROW failures, or one that concerns every
+  message;
+- it can be an outage or the message itself: failures of three groups without a success between, at least as many
+  failures as requests are under way. A group that had failed before others were served does not count.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
-#: Failed connections in a row that open a breaker, and groups that must have failed.
+#: Failed connections in a row that open a breaker; groups that must have failed to open it.
 UNREACHABLE_IN_A_ROW = 5
 GROUPS = 3
-#: Pauses between probes, seconds: first, and at most.
+#: Seconds between two probes: at first, then doubled up to the maximum.
 FIRST_PAUSE_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 300.0
-#: What `next_opening_seconds` says while a probe is under way: nobody knows, and its result wakes the loop anyway.
+#: `next_opening_seconds` while a probe is under way, because its end is not known; its result wakes the loop.
 PROBING_SECONDS = 1.0
-#: Messages that may be claimed at once after an outage or a pause: doubled by each success, up to the point where the
-#: limit is lifted. What waited must not fall all at once on a host that has just come back.
+#: Messages that may be claimed at the same time after an outage or a pause. Each success doubles the number, and ends
+#: the limit beyond the widest window. Without it everything that waited would reach a host that has just recovered at
+#: once.
 FIRST_WINDOW = 2
 WIDEST_WINDOW = 128
 
@@ -34,23 +36,24 @@ WIDEST_WINDOW = 128
 class BreakerState(Enum):
     CLOSED = "closed"
     OPEN = "open"
-    #: The pause is over: one message may go, or is on its way
+    #: The pause is over: one message may be sent as a probe, or is under way
     HALF_OPEN = "half-open"
 
 
 class Permit(Enum):
-    """What a message gets on its way in, and shows again with its result."""
+    """What `admit` returns for a message. The result of the message is recorded with the same permit."""
 
     NORMAL = "normal"
-    #: The one message that tries whether others are served again
+    #: The one message that is sent to find out whether the outage is over
     PROBE = "probe"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
-    """`since`: on the breaker's clock, seconds. `next_probe_in`: seconds, None when closed or a probe is under way.
+    """`since`: when the state began, on the breaker's clock. `next_probe_in`: seconds; None if closed, or while a probe
+    is under way.
 
-    `why`: the last failure while it is not closed, for people; "" when it is.
+    `why`: the failure that opened it or the last probe's, for people; "" if closed.
     """
 
     state: BreakerState
@@ -60,9 +63,9 @@ class BreakerStatus:
 
 
 class CircuitBreaker:
-    """One host's, or one path's. Thread-safe; `clock`: monotonic seconds.
+    """The breaker of one target. Thread-safe. `clock`: monotonic seconds.
 
-    Each permit that `admit` gives ends with one of the methods below it.
+    Each permit that `admit` gives must end with one of the methods that follow it.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         self._under_way = 0
         self._unreachable = 0
-        #: Failures since the last success, and the groups among them that had no failure on record
+        #: Failures since the last success, and the groups of those that count as evidence
         self._failures = 0
         self._groups: set[str] = set()
         self._open = False
@@ -91,11 +94,12 @@ class CircuitBreaker:
 
     @property
     def is_open(self) -> bool:
-        """Open or half-open: nobody is taken to be served."""
+        """Whether it is open or half-open."""
         return self._open
 
     def allowance(self) -> int | None:
-        """How many messages may be in hand: None as many as one likes; a few after an outage; 1 a probe; 0."""
+        """How many messages may be claimed at the same time: None for no limit, a few after an outage, 1 for a probe,
+        0."""
         if not self._open and self._window is None:
             return None
         with self._lock:
@@ -104,19 +108,19 @@ class CircuitBreaker:
             return 1 if self._may_probe() else 0
 
     def next_opening_seconds(self) -> float:
-        """Seconds until the allowance may rise from 0; 0 when something may be sent now."""
+        """Seconds until the allowance may rise from 0; 0 if something may be sent now."""
         with self._lock:
             if not self._open or self._may_probe():
                 return 0.0
             return PROBING_SECONDS if self._probing else self._probe_at - self._clock()
 
     def narrow(self) -> None:
-        """After a pause that was asked for, a few messages go first."""
+        """Lets only a few messages go first after the pause that a 429 asked for."""
         with self._lock:
             self._window = FIRST_WINDOW
 
     def admit(self) -> Permit | None:
-        """Takes a permit, whose result must be told by one of the methods below; None: do not send."""
+        """Takes a permit, whose result one of the methods below must record. None: do not send."""
         with self._lock:
             permit = Permit.NORMAL
             if self._open:
@@ -128,7 +132,7 @@ class CircuitBreaker:
             return permit
 
     def record_success(self) -> bool:
-        """Somebody was served. True when that has just closed the breaker."""
+        """A message was served. True if this closed the breaker."""
         with self._lock:
             self._under_way -= 1
             self._unreachable = self._failures = 0
@@ -144,10 +148,10 @@ class CircuitBreaker:
             return True
 
     def record_failure(self, permit: Permit, why: str, *, group: str | None) -> bool:
-        """A message failed in a way that may be its own. True when that has just opened the breaker.
+        """A message failed, by an outage or by itself. True if this opened the breaker.
 
-        `group`: None for one that has failed before while others were served. The probe's failure doubles the pause;
-        that of a message already under way when the breaker opened does not.
+        `group`: None if it failed before while others were served, so that it counts as no evidence. The failure of a
+        probe doubles the pause; a message that was under way when the breaker opened does not.
         """
         with self._lock:
             self._unreachable = 0
@@ -158,21 +162,21 @@ class CircuitBreaker:
             return self._failed(permit, why, enough=enough)
 
     def record_unreachable(self, permit: Permit, why: str, *, for_all: bool) -> bool:
-        """The host is not there, whatever the message. True when that has just opened the breaker.
+        """The host could not be reached, whatever the message. True if this opened the breaker.
 
-        `for_all`: once is enough, no message could have been sent.
+        `for_all`: one failure is enough, because no message could have been sent.
         """
         with self._lock:
             self._unreachable += 1
             return self._failed(permit, why, enough=for_all or self._unreachable >= UNREACHABLE_IN_A_ROW)
 
     def learn_nothing(self, permit: Permit, why: str) -> None:
-        """The message did not get as far as here: a probe is over, and the next one waits as after a failure."""
+        """The message did not reach this target. If it was a probe, the next one waits as after a failure."""
         with self._lock:
             self._failed(permit, why, enough=False)
 
     def give_back(self, permit: Permit) -> None:
-        """The message was not sent after all, or its answer says nothing about others."""
+        """The message was not sent, or its answer says nothing about the target."""
         with self._lock:
             self._under_way -= 1
             if permit is Permit.PROBE:

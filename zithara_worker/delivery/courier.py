@@ -1,6 +1,9 @@
-"""Takes one message to its host, if the message is still ours and others are served there now.
+"""Delivers one message: checks lease, breakers and rate limit, sends, and learns from the answer.
 
-Every way out is an `Outcome`. Runs in the delivery threads; knows neither HTTP nor the database.
+Every result is an `Outcome`. Runs in the delivery threads. Knows neither HTTP nor the database.
+
+A target is a host, or one path of the API's host. Each target has a circuit breaker, a throttle and witnesses of its
+own. Targets that are hosts are called "api" and "webhook"; a path is called as it is ("/order").
 """
 
 from __future__ import annotations
@@ -11,16 +14,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from zithara_worker.delivery import rate, reasons
+from zithara_worker.delivery import reasons
 from zithara_worker.delivery.breaker import FIRST_PAUSE_SECONDS, BreakerStatus, CircuitBreaker, Permit
-from zithara_worker.delivery.rate import REFUSALS_AN_ATTEMPT, Throttle, TokenBucket
+from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, Throttle, TokenBucket
 from zithara_worker.delivery.witnesses import WITNESS_SECONDS, Success, Witnesses
 from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED, TOKEN_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 
-#: Characters of an answer that are told with a breaker's state.
+#: Characters of an answer that a breaker keeps as the reason why it is open.
 WHY_LENGTH = 200
 _MEANINGS = {
     CREDENTIALS_REFUSED: "the API refuses the credentials",
@@ -29,13 +32,13 @@ _MEANINGS = {
     TOKEN_UNAVAILABLE: "no access token can be had",
 }
 
-#: Gates that are hosts; those of the API's paths are called as the path is ("/order").
 API = "api"
 WEBHOOK = "webhook"
 
 
-def gates_of(target: Target, path: str) -> tuple[str, ...]:
-    """The gates that a request passes: the host's, then that of the path. A webhook's host has one path."""
+def targets_of(target: Target, path: str) -> tuple[str, ...]:
+    """The targets that a request goes to: the host, then the path. All webhooks go to one URL, so their host has no
+    paths."""
     return (API, path) if target is Target.API else (WEBHOOK,)
 
 
@@ -48,15 +51,15 @@ class Api(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GateStatus:
-    """`throttled_seconds`: what is left of a pause that was asked for, 0 when there is none."""
+class TargetStatus:
+    """How one target is. `throttled_seconds`: the rest of the pause that it asked for with 429; 0 without one."""
 
     breaker: BreakerStatus
     throttled_seconds: float
 
 
-class _Gate:
-    """What is known of one host, or of one path of it."""
+class _TargetState:
+    """What is known of one target."""
 
     __slots__ = ("breaker", "name", "throttle", "witnesses")
 
@@ -68,30 +71,30 @@ class _Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class _Passage:
-    """One message on its way: the gates that it passes, the last of which is its path's, with its permits."""
+class _Attempt:
+    """One attempt to deliver a message. `targets`: those of the request, the path last, each with its permit."""
 
     message: Message
-    gates: Sequence[_Gate]
+    targets: Sequence[_TargetState]
     permits: Sequence[Permit]
     began_at: float
-    #: The latest success of another group when it was sent
+    #: The latest success of another group at the time of sending
     witness: Success | None
     #: When the group failed the last time
     failed_at: float | None
 
     @property
-    def path(self) -> _Gate:
-        return self.gates[-1]
+    def path(self) -> _TargetState:
+        return self.targets[-1]
 
     @property
     def failed_before(self) -> bool:
-        """Whether it has failed already, and others were served since."""
+        """Whether the group failed earlier, and another group was served since."""
         return self.failed_at is not None and self.witness is not None and self.witness.began_at > self.failed_at
 
     @property
     def witnessed(self) -> bool:
-        """Whether another group was served a moment ago, and since this message failed the last time."""
+        """Whether another group was served within WITNESS_SECONDS, and since this group failed the last time."""
         return (
             self.witness is not None
             and self.began_at - self.witness.answered_at <= WITNESS_SECONDS
@@ -100,10 +103,10 @@ class _Passage:
 
 
 class Courier:
-    """One for all delivery threads. `clock`: monotonic seconds, the clock of the leases.
+    """Delivers for all delivery threads. Thread-safe.
 
-    `gates`: the names of all that its requests may pass. `stopping` is the event whose `wait` the bucket was given:
-    `shutdown` sets it.
+    `clock`: monotonic seconds, the clock of the leases. `targets`: the names of all targets that its requests may go
+    to. `stopping`: the event whose `wait` the bucket was given, so that setting it ends the waits for the rate limit.
     """
 
     def __init__(
@@ -113,39 +116,40 @@ class Courier:
         bucket: TokenBucket,
         stopping: threading.Event,
         clock: Callable[[], float],
-        gates: Iterable[str],
+        targets: Iterable[str],
     ) -> None:
         self._api = api
         self._bucket = bucket
         self._stopping = stopping
         self._clock = clock
-        self._gates = {name: _Gate(name, clock) for name in gates}
+        self._targets = {name: _TargetState(name, clock) for name in targets}
 
     def deliver(self, message: Message, request: Request) -> Outcome:
-        """Sends, or says why not. In turn: the lease, the gates, the rate limit, the request.
+        """Sends the request, or returns why not. Checks in this order: the lease, the targets, the rate limit.
 
-        Waiting for the rate limit can take longer than a lease or an outage, so the first two are asked again after it.
+        A wait for the rate limit can outlast a lease, and an outage can begin during it, so the first two checks are
+        repeated after it.
         """
-        gates = [self._gates[name] for name in gates_of(request.target, request.path)]
-        refused = self._refusal(message, gates)
+        targets = [self._targets[name] for name in targets_of(request.target, request.path)]
+        refused = self._refusal(message, targets)
         if refused is not None:
             return refused
         if not self._bucket.take():
             return _released(reasons.SHUTDOWN, "stopped while waiting for the rate limit")
-        refused = self._refusal(message, gates)
+        refused = self._refusal(message, targets)
         if refused is not None:
             return refused
         permits: list[Permit] = []
-        for gate in gates:
-            permit = gate.breaker.admit()
+        for target in targets:
+            permit = target.breaker.admit()
             if permit is None:
-                _give_back(gates, permits)
+                _give_back(targets, permits)
                 return _outage()
             permits.append(permit)
-        witnesses = gates[-1].witnesses
-        passage = _Passage(
+        witnesses = targets[-1].witnesses
+        attempt = _Attempt(
             message,
-            gates,
+            targets,
             permits,
             self._clock(),
             witnesses.other_than(message.group_key),
@@ -159,125 +163,127 @@ class Courier:
                 may_send=lambda: message.lease.valid_until > self._clock(),
             )
         except BaseException:
-            _give_back(gates, permits)
+            _give_back(targets, permits)
             raise
-        return self._learn(passage, outcome)
+        return self._learn(attempt, outcome)
 
-    # ---------------------------------------------------------------- what others ask
+    # ---------------------------------------------------------------- the state of targets
 
-    def allowance(self, gate: str) -> int | None:
-        """How many messages that pass this gate may be in hand: None as many as one likes, 1 a probe, 0.
+    def allowance(self, target: str) -> int | None:
+        """How many messages for this target may be claimed at the same time: None for no limit, 1 for a probe, 0.
 
-        A claimed message takes the probe only when it is delivered: whoever claims must count what it has in hand.
+        A claimed message takes its permit only when it is delivered, so the caller subtracts the messages that it has
+        claimed already.
         """
-        asked = self._gates[gate]
-        return 0 if asked.throttle.remaining_seconds() > 0 else asked.breaker.allowance()
+        state = self._targets[target]
+        return 0 if state.throttle.remaining_seconds() > 0 else state.breaker.allowance()
 
-    def next_opening_seconds(self, gate: str) -> float:
-        """Seconds until the allowance may rise from 0; 0 when something may be sent now."""
-        asked = self._gates[gate]
-        return max(asked.throttle.remaining_seconds(), asked.breaker.next_opening_seconds())
+    def next_opening_seconds(self, target: str) -> float:
+        """Seconds until the allowance may rise from 0; 0 if something may be sent now."""
+        state = self._targets[target]
+        return max(state.throttle.remaining_seconds(), state.breaker.next_opening_seconds())
 
-    def is_open(self, gate: str) -> bool:
-        """Whether nobody is taken to be served behind this gate, probes included."""
-        return self._gates[gate].breaker.is_open
+    def is_open(self, target: str) -> bool:
+        """Whether the breaker of this target is open or half-open."""
+        return self._targets[target].breaker.is_open
 
-    def served_since(self, gate: str, since: float) -> bool:
+    def served_since(self, target: str, since: float) -> bool:
         """Whether a message was sent after `since` and served."""
-        return _is_after(self._gates[gate].witnesses.latest, since)
+        return _is_after(self._targets[target].witnesses.latest, since)
 
-    def served_others_since(self, gate: str, group: str, failed_at: float) -> bool:
-        """Whether a message of another group was sent after this group failed and served; `failed_at`: when its failure
-        was written down."""
-        witnesses = self._gates[gate].witnesses
+    def served_others_since(self, target: str, group: str, failed_at: float) -> bool:
+        """Whether a message of another group was sent after this group failed, and served. `failed_at`: when the
+        failure of the group was settled."""
+        witnesses = self._targets[target].witnesses
         return _is_after(witnesses.other_than(group), witnesses.last_failure(group, failed_at))
 
-    def states(self) -> Mapping[str, GateStatus]:
+    def states(self) -> Mapping[str, TargetStatus]:
         return {
-            name: GateStatus(breaker=gate.breaker.status(), throttled_seconds=gate.throttle.remaining_seconds())
-            for name, gate in list(self._gates.items())
+            name: TargetStatus(breaker=state.breaker.status(), throttled_seconds=state.throttle.remaining_seconds())
+            for name, state in list(self._targets.items())
         }
 
-    def forget(self, gate: str) -> None:
-        """Another host stands behind this gate from now on."""
-        if gate in self._gates:
-            self._gates[gate] = _Gate(gate, self._clock)
+    def forget(self, target: str) -> None:
+        """Drops what is known of this target, because from now on its name stands for another host."""
+        if target in self._targets:
+            self._targets[target] = _TargetState(target, self._clock)
 
     def shutdown(self) -> None:
-        """From now on nothing more is sent: who waits for the rate limit is released. Requests under way go on."""
+        """Sends nothing more: messages that wait for the rate limit are released. Requests under way continue."""
         self._stopping.set()
 
     # ---------------------------------------------------------------- what an answer means
 
-    def _refusal(self, message: Message, gates: Sequence[_Gate]) -> Outcome | None:
+    def _refusal(self, message: Message, targets: Sequence[_TargetState]) -> Outcome | None:
         if message.lease.valid_until <= self._clock():
-            return _lease_lost()
+            return Outcome(kind=OutcomeKind.LEASE_LOST, reason=LEASE_LOST, detail="not sent: the lease ended")
         if self._stopping.is_set():
             return _released(reasons.SHUTDOWN, "the worker stops")
-        for gate in gates:
-            if gate.throttle.remaining_seconds() > 0:
-                return _released(THROTTLED, "a pause was asked for, which is not over")
-            if gate.breaker.allowance() == 0:
+        for target in targets:
+            if target.throttle.remaining_seconds() > 0:
+                return _released(THROTTLED, "not sent: the pause after a 429 is not over")
+            if target.breaker.allowance() == 0:
                 return _outage()
         return None
 
-    def _learn(self, passage: _Passage, outcome: Outcome) -> Outcome:
-        """Tells the gates what came back, and an outage from a message's own failure."""
+    def _learn(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        """Tells breakers, throttles and witnesses what came back. Returns the outcome as it is then to be settled: a
+        failure that an outage explains becomes RELEASED."""
         if outcome.evidence is Evidence.SERVED:
-            return self._served(passage, outcome)
+            return self._served(attempt, outcome)
         if outcome.evidence is Evidence.HOST:
-            return self._unreachable(passage, outcome)
+            return self._unreachable(attempt, outcome)
         if outcome.evidence is Evidence.PATH:
-            return self._failed(passage, outcome)
-        if outcome.http_status is None:  # refused before anything was sent: a URL, a header, a lost lease
-            _give_back(passage.gates, passage.permits)
+            return self._failed(attempt, outcome)
+        if outcome.http_status is None:  # nothing was sent: a wrong URL or header, or a lost lease
+            _give_back(attempt.targets, attempt.permits)
             return outcome
-        self._answered(passage.gates[:-1])
-        _give_back(passage.gates[-1:], passage.permits[-1:])
-        return self._throttled(passage, outcome) if outcome.reason == THROTTLED else outcome
+        self._answered(attempt.targets[:-1])
+        _give_back(attempt.targets[-1:], attempt.permits[-1:])
+        return self._throttled(attempt, outcome) if outcome.reason == THROTTLED else outcome
 
-    def _served(self, passage: _Passage, outcome: Outcome) -> Outcome:
-        group = passage.message.group_key
-        passage.path.witnesses.add(Success(group, passage.began_at, self._clock()))
-        self._answered(passage.gates)
-        passage.path.throttle.relax(group)
+    def _served(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        group = attempt.message.group_key
+        attempt.path.witnesses.add(Success(group, attempt.began_at, self._clock()))
+        self._answered(attempt.targets)
+        attempt.path.throttle.relax(group)
         return outcome
 
-    def _answered(self, gates: Sequence[_Gate]) -> None:
-        for gate in gates:
-            if gate.breaker.record_success():
-                log.info("%s serves again", gate.name, extra={"event": "breaker_closed", "target": gate.name})
+    def _answered(self, targets: Sequence[_TargetState]) -> None:
+        for target in targets:
+            if target.breaker.record_success():
+                log.info("%s serves again", target.name, extra={"event": "breaker_closed", "target": target.name})
 
-    def _unreachable(self, passage: _Passage, outcome: Outcome) -> Outcome:
-        """No message can cause this, so none pays for it."""
-        host, path = passage.gates[0], passage.path
+    def _unreachable(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        """No message can cause this, so no message loses an attempt."""
+        host, path = attempt.targets[0], attempt.path
         for_all = outcome.reason in (TOKEN_UNAVAILABLE, CREDENTIALS_REFUSED)
-        if host.breaker.record_unreachable(passage.permits[0], _why(outcome), for_all=for_all):
-            _say_opened(host, outcome)
+        if host.breaker.record_unreachable(attempt.permits[0], _why(outcome), for_all=for_all):
+            _log_opened(host, outcome)
         if path is not host:
-            path.breaker.learn_nothing(passage.permits[-1], _why(outcome))
+            path.breaker.learn_nothing(attempt.permits[-1], _why(outcome))
         if host.breaker.is_open:
             return _as_outage(outcome)
         return replace(outcome, kind=OutcomeKind.RELEASED, retry_after_seconds=FIRST_PAUSE_SECONDS)
 
-    def _failed(self, passage: _Passage, outcome: Outcome) -> Outcome:
-        self._answered(passage.gates[:-1])  # there was a connection
-        path = passage.path
-        group = passage.message.group_key
+    def _failed(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        self._answered(attempt.targets[:-1])  # the connection proves that the host is reachable
+        path = attempt.path
+        group = attempt.message.group_key
         path.witnesses.failed(group, self._clock())
-        suspect = path.witnesses.suspects(group, failed_before=passage.failed_before)
-        if path.breaker.record_failure(passage.permits[-1], _why(outcome), group=None if suspect else group):
-            _say_opened(path, outcome)
+        suspect = path.witnesses.suspects(group, failed_before=attempt.failed_before)
+        if path.breaker.record_failure(attempt.permits[-1], _why(outcome), group=None if suspect else group):
+            _log_opened(path, outcome)
         if path.breaker.is_open:
             return _as_outage(outcome)
-        return replace(outcome, witnessed=passage.witnessed)
+        return replace(outcome, witnessed=attempt.witnessed)
 
-    def _throttled(self, passage: _Passage, outcome: Outcome) -> Outcome:
-        path, witness = passage.path, passage.path.witnesses.other_than(passage.message.group_key)
+    def _throttled(self, attempt: _Attempt, outcome: Outcome) -> Outcome:
+        """After a 429: pauses the path, or only the message's own group where others were served meanwhile."""
+        path, group = attempt.path, attempt.message.group_key
+        witness = path.witnesses.other_than(group)
         pause = path.throttle.refused(
-            passage.message.group_key,
-            outcome.retry_after_seconds,
-            others_served_at=witness.began_at if witness else None,
+            group, outcome.retry_after_seconds, others_served_at=witness.began_at if witness else None
         )
         if pause.seconds > 0:
             path.breaker.narrow()
@@ -287,12 +293,11 @@ class Courier:
                 extra={"event": "throttled", "target": path.name, "pause_seconds": round(pause.seconds, 1)},
             )
             return outcome
-        own_pause = outcome.retry_after_seconds or rate.FIRST_PAUSE_SECONDS
-        pays = pause.times == REFUSALS_AN_ATTEMPT
+        loses_attempt = pause.times == REFUSALS_PER_ATTEMPT
         return replace(
             outcome,
-            kind=OutcomeKind.RETRY if pays else OutcomeKind.RELEASED,
-            retry_after_seconds=own_pause,
+            kind=OutcomeKind.RETRY if loses_attempt else OutcomeKind.RELEASED,
+            retry_after_seconds=outcome.retry_after_seconds or FIRST_THROTTLE_SECONDS,
             witnessed=True,
         )
 
@@ -301,27 +306,28 @@ def _is_after(success: Success | None, moment: float | None) -> bool:
     return success is not None and moment is not None and success.began_at > moment
 
 
-def _give_back(gates: Sequence[_Gate], permits: Sequence[Permit]) -> None:
-    for gate, permit in zip(gates, permits, strict=False):
-        gate.breaker.give_back(permit)
+def _give_back(targets: Sequence[_TargetState], permits: Sequence[Permit]) -> None:
+    """`permits`: those of the first targets, which may be fewer."""
+    for target, permit in zip(targets, permits, strict=False):
+        target.breaker.give_back(permit)
 
 
 def _why(outcome: Outcome) -> str:
     """For people: what went wrong, and the answer."""
-    said = outcome.detail[:WHY_LENGTH]
+    answer = outcome.detail[:WHY_LENGTH]
     meaning = _MEANINGS.get(outcome.reason)
     if meaning is None:
-        return said or outcome.reason
-    return f"{meaning} ({said})" if said else meaning
+        return answer or outcome.reason
+    return f"{meaning} ({answer})" if answer else meaning
 
 
-def _say_opened(gate: _Gate, outcome: Outcome) -> None:
+def _log_opened(target: _TargetState, outcome: Outcome) -> None:
     log.warning(
         "nothing more is sent to %s until a probe gets through",
-        gate.name,
+        target.name,
         extra={
             "event": "breaker_opened",
-            "target": gate.name,
+            "target": target.name,
             "reason": outcome.reason,
             "http_status": outcome.http_status,
             "detail": outcome.detail,
@@ -331,16 +337,12 @@ def _say_opened(gate: _Gate, outcome: Outcome) -> None:
 
 def _as_outage(outcome: Outcome) -> Outcome:
     detail = f"{outcome.reason}: {outcome.detail}" if outcome.detail else outcome.reason
-    # A Retry-After holds no message back: the probes keep their own times.
+    # Retry-After is dropped: the breaker's probes decide when the message is sent again.
     return replace(outcome, kind=OutcomeKind.RELEASED, reason=reasons.OUTAGE, detail=detail, retry_after_seconds=None)
 
 
-def _lease_lost() -> Outcome:
-    return Outcome(kind=OutcomeKind.LEASE_LOST, reason=LEASE_LOST, detail="not sent: the lease ended")
-
-
 def _outage() -> Outcome:
-    return _released(reasons.OUTAGE, "not sent: nobody is served there now")
+    return _released(reasons.OUTAGE, "not sent: the circuit breaker is open")
 
 
 def _released(reason: str, detail: str) -> Outcome:

@@ -1,6 +1,6 @@
-"""The delivery threads: a fixed number, fed through one queue, each with one message at a time.
+"""The delivery threads: a fixed number, each delivers one message at a time.
 
-A thread does nothing but deliver, so it needs no database connection and no lock on anything but a counter.
+They only deliver. The loop owns the database session, so these threads need none.
 """
 
 from __future__ import annotations
@@ -19,31 +19,27 @@ log = logging.getLogger(__name__)
 
 
 class DeliveryPool:
-    """Starts `size` threads at once. `on_result` is called in a delivery thread, once for every submitted message
-    that is neither drained nor given up by `stop`; it should only pass the result on.
+    """Starts `size` threads at once. `on_result` is called in a delivery thread, once for each message that is
+    submitted and not drained; it must not raise.
     """
 
     def __init__(
         self,
         size: int,
         deliver: Callable[[Message, Request], Outcome],
-        on_result: Callable[[Message, Outcome], None],
+        on_result: Callable[[Message, Outcome], object],
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._deliver = deliver
         self._on_result = on_result
         self._monotonic = monotonic
-        self._waiting: SimpleQueue[tuple[int, Message, Request] | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        # Guarded by the lock. A message is open until its result is at hand, then being passed on, then gone.
-        self._serial = 0
-        self._open: dict[int, Message] = {}
-        self._being_passed_on = 0
-        self._stopped = False
-        # When each thread began with the message that it has, None without one. A place a thread: no lock is needed.
+        #: None tells one thread to end
+        self._waiting: SimpleQueue[tuple[Message, Request] | None] = SimpleQueue()
+        # When each thread began its current message; None while it has none. Each thread writes only its own place, so
+        # this needs no lock.
         self._begun_at: list[float | None] = [None] * size
-        # Daemons: a second signal, or an answer that never comes, must not keep the process.
+        # Daemon threads: a second signal ends the process although an answer is outstanding.
         self._threads = [
             threading.Thread(target=self._run, args=(number,), name=f"delivery-{number}", daemon=True)
             for number in range(size)
@@ -52,74 +48,42 @@ class DeliveryPool:
             thread.start()
 
     @property
-    def in_flight(self) -> int:
-        """Messages submitted whose result has not been passed on: waiting for a thread, or with one."""
-        with self._lock:
-            return len(self._open) + self._being_passed_on
-
-    @property
     def oldest_seconds(self) -> float:
-        """For how long the message that has been longest with a thread has been there; 0 when none is."""
+        """How long the longest delivery under way has taken so far; 0 if none is under way."""
         begun = min((at for at in self._begun_at if at is not None), default=None)
         return 0.0 if begun is None else self._monotonic() - begun
 
     def submit(self, message: Message, request: Request) -> None:
-        """Hands a message over. After `stop` it comes straight back, released."""
-        with self._lock:
-            stopped = self._stopped
-            if not stopped:
-                self._serial += 1
-                self._open[self._serial] = message
-                # Within the lock, so that no message can come to rest behind the end marks of `stop`.
-                self._waiting.put((self._serial, message, request))
-        if stopped:
-            self._on_result(message, _SHUTDOWN)
+        self._waiting.put((message, request))
 
     def drain(self) -> list[Message]:
-        """Takes back what no thread has begun; no result will come for these."""
+        """Takes back the messages that no thread has begun; they bring no result."""
         taken: list[Message] = []
-        while True:
-            try:
-                item = self._waiting.get_nowait()
-            except Empty:
-                return taken
-            if item is None:  # an end mark of `stop`, which a thread still needs
-                self._waiting.put(None)
-                return taken
-            with self._lock:
-                del self._open[item[0]]
-            taken.append(item[1])
+        try:
+            while (item := self._waiting.get_nowait()) is not None:
+                taken.append(item[0])
+        except Empty:
+            pass
+        return taken
 
-    def stop(self, timeout_seconds: float) -> list[Message]:
-        """Releases what no thread has begun (as results), and waits for the rest up to `timeout_seconds`.
-
-        Returns those that were still under way then: they are given up, and no result will come for them. Calling it
-        again waits again.
-        """
+    def stop(self, timeout_seconds: float) -> None:
+        """Ends each thread after its current message, and waits for that up to `timeout_seconds`. Drains the rest."""
+        self.drain()
+        for _ in self._threads:
+            self._waiting.put(None)
         deadline = self._monotonic() + timeout_seconds
-        with self._lock:
-            first_call, self._stopped = not self._stopped, True
-        if first_call:
-            for message in self.drain():
-                self._on_result(message, _SHUTDOWN)
-            for _ in self._threads:
-                self._waiting.put(None)
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._monotonic()))
-        with self._lock:
-            late = list(self._open.values())
-            self._open.clear()
-        return late
 
     def _run(self, number: int) -> None:
         while (item := self._waiting.get()) is not None:
-            serial, message, request = item
+            message, request = item
             self._begun_at[number] = self._monotonic()
             logs.about(message)
             try:
                 outcome = self._deliver(message, request)
             except Exception as error:
-                # The guard of the thread: one message that meets a defect must not take a thread with it for good.
+                # A defect that one message meets must not end the thread, or a few such messages would end them all.
                 log.exception(
                     "delivery met a defect of this program; the message is tried again",
                     extra={"event": "internal_error", **message.log_fields},
@@ -127,24 +91,7 @@ class DeliveryPool:
                 outcome = Outcome(
                     kind=OutcomeKind.RETRY, reason=reasons.INTERNAL_ERROR, detail=f"{type(error).__name__}, see the log"
                 )
-            # A thread that waits keeps nothing of the last request, which may take a hundred megabytes decoded.
+            # Otherwise a thread that waits would keep its last request in memory, up to a hundred megabytes decoded.
             del item, request
             self._begun_at[number] = None
-            with self._lock:
-                if self._open.pop(serial, None) is None:
-                    continue  # given up by `stop`
-                self._being_passed_on += 1
-            try:
-                self._on_result(message, outcome)
-            except Exception:
-                # Nobody is left to tell: the lease brings the message back.
-                log.exception(
-                    "a result could not be passed on",
-                    extra={"event": "internal_error", **message.log_fields},
-                )
-            # Only now: whoever reads an `in_flight` of 0 finds every result already passed on.
-            with self._lock:
-                self._being_passed_on -= 1
-
-
-_SHUTDOWN = Outcome(kind=OutcomeKind.RELEASED, reason=reasons.SHUTDOWN, detail="stopped before it was sent")
+            self._on_result(message, outcome)

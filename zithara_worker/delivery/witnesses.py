@@ -1,4 +1,7 @@
-"""Who was served last on a path: what tells a message that always fails from a path that serves nobody."""
+"""The latest successes on a path: they tell a message that always fails from an outage of the path.
+
+A failure has a witness if another group was served on the same path at about the same time.
+"""
 
 from __future__ import annotations
 
@@ -7,34 +10,35 @@ from typing import NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-#: Seconds after another group's success in which a failure counts as witnessed. An outage would have to begin within
-#: them to be taken for the message's fault; a message whose failure nobody witnessed is tried again as soon as another
-#: group is served, so that such a moment always comes.
+#: A failure within this many seconds after another group's success counts as witnessed. Only an outage that begins
+#: within them can be mistaken for the message's fault. A message whose failure had no witness is tried again as soon as
+#: another group is served, so each message gets a witness sooner or later.
 WITNESS_SECONDS = 60.0
 
 
 class Success(NamedTuple):
-    """One request that was served. Times: monotonic seconds, when it was sent and when its answer was there."""
+    """A request that was served. Times: monotonic seconds, when it was sent and when its answer arrived."""
 
     group: str
     began_at: float
     answered_at: float
 
 
-#: Groups that are remembered to have failed.
+#: At most this many failed groups are remembered; the oldest are forgotten first.
 GROUPS_KEPT = 10_000
 
 
 class Witnesses:
-    """The latest successes of two different groups, and which groups failed. Thread-safe."""
+    """The latest successes of two different groups, and which groups failed, on one path. Thread-safe."""
 
     def __init__(self) -> None:
-        #: When a group failed the last time, the oldest first; more exact than what the tables say of its message
+        #: Group -> when it failed the last time, oldest first; earlier than the time at which that was settled
         self._failed_at: dict[str, float] = {}
+        #: Groups whose failures are no evidence of an outage; see `suspects`
         self._suspects: dict[str, None] = {}
         self._lock = threading.Lock()
         self._latest: Success | None = None
-        #: The latest one of a group other than that of `_latest`
+        #: The latest success of a group other than that of `_latest`
         self._other: Success | None = None
 
     def add(self, success: Success) -> None:
@@ -59,7 +63,7 @@ class Witnesses:
             return self._other if self._latest is not None and self._latest.group == group else self._latest
 
     def last_failure(self, group: str, recorded: float | None) -> float | None:
-        """When this group failed the last time; `recorded`: when that was written down, None if it was not."""
+        """When this group failed the last time. `recorded`: when that failure was settled; None without one."""
         return None if recorded is None else min(recorded, self._failed_at.get(group, recorded))
 
     def failed(self, group: str, at: float) -> None:
@@ -68,11 +72,11 @@ class Witnesses:
             _keep(self._failed_at, group, at)
 
     def suspects(self, group: str, *, failed_before: bool) -> bool:
-        """Whether this group, which has just failed, has ever failed and then seen others served, without being served
-        itself since. `failed_before`: it has now, whatever is remembered.
+        """Whether this group, which has just failed, is a suspect: it once failed while others were served, and has
+        not been served since. `failed_before`: it is one from now on.
 
-        Its failures are no sign of an outage. Were only its last failure looked at, three such groups could open the
-        breaker again between two successes of others, and get their attempts back each time.
+        The failures of a suspect are no evidence of an outage. If only its last failure were considered, three such
+        groups could open the breaker between two successes of others, and would get their attempts back each time.
         """
         with self._lock:
             if failed_before:

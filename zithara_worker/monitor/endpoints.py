@@ -11,7 +11,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from zithara_worker.database.session import Database
-from zithara_worker.delivery.courier import GateStatus
+from zithara_worker.delivery.courier import TargetStatus
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
@@ -39,7 +39,7 @@ class MonitoredWorker:
 
     status: Callable[[], LoopStatus]
     #: Target -> its breaker and throttle
-    targets: Callable[[], Mapping[str, GateStatus]]
+    targets: Callable[[], Mapping[str, TargetStatus]]
     #: Access tokens fetched so far
     token_refreshes: Callable[[], int]
     queues: Sequence[QueueRow]
@@ -146,7 +146,7 @@ class Endpoints:
             worker.status(),
             self._monotonic(),
             shut=shut,
-            serves_none=all(any(gate in shut for gate in gates) for gates in worker.targets_by_topic.values()),
+            serves_none=all(any(target in shut for target in targets) for targets in worker.targets_by_topic.values()),
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
             configuration_problem=self._configuration_problem(),

@@ -25,9 +25,8 @@ from typing import Any
 
 from zithara_worker.database import schema
 from zithara_worker.database.session import Database
-from zithara_worker.delivery.backoff import RetryPolicy, delay_before
-from zithara_worker.delivery.courier import WEBHOOK, Courier, gates_of
-from zithara_worker.delivery.rate import TokenBucket
+from zithara_worker.delivery.courier import WEBHOOK, Courier, targets_of
+from zithara_worker.delivery.pace import TokenBucket, delay_before
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
 from zithara_worker.logs import handlers as logs
@@ -82,10 +81,10 @@ log = logging.getLogger(__name__)
 _KINDS = {"cart": TOPIC_CART, "customer": TOPIC_CUSTOMER, "order": TOPIC_ORDER, "webhook": TOPIC_WEBHOOK}
 #: Topic -> the gates that its requests pass: known before a message is read, since nothing is claimed for a shut one.
 GATES = {
-    TOPIC_ORDER: gates_of(Target.API, "/order"),
-    TOPIC_CUSTOMER: gates_of(Target.API, "/customer"),
-    TOPIC_CART: gates_of(Target.API, "/cart"),
-    TOPIC_WEBHOOK: gates_of(Target.WEBHOOK, ""),
+    TOPIC_ORDER: targets_of(Target.API, "/order"),
+    TOPIC_CUSTOMER: targets_of(Target.API, "/customer"),
+    TOPIC_CART: targets_of(Target.API, "/cart"),
+    TOPIC_WEBHOOK: targets_of(Target.WEBHOOK, ""),
 }
 #: Of a delivery thread. Some hundred calls from C into Python and back overran 256 KB, which ends the process.
 #: Less than a huge page, which the kernel could otherwise put behind every thread.
@@ -449,7 +448,7 @@ class Worker:
             ),
             stopping=stopping,
             clock=self._monotonic,
-            gates=sorted({gate for row in rows for gate in GATES[row.topic]}),
+            targets=sorted({gate for row in rows for gate in GATES[row.topic]}),
         )
         context = _Context(settings, shop, self._utc, on_webhook_url=lambda: courier.forget(WEBHOOK))
         coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
@@ -470,12 +469,6 @@ class Worker:
             )
             for row in rows
         ]
-        policy = RetryPolicy(
-            limit=settings.retry.limit,
-            delay_seconds=settings.retry.delay,
-            factor=settings.retry.factor,
-            max_delay_seconds=settings.retry.max_delay,
-        )
         renewal = Renewal(open_database(settings, clock=self._clock), held)
         before = threading.stack_size(_STACK_BYTES)
         try:
@@ -515,7 +508,7 @@ class Worker:
                 inbox=inbox,
                 process=context.process,
                 create=lambda event: context.process(as_create(event)),
-                delay_before=lambda attempt: delay_before(attempt, policy, random.uniform(-1, 1)),  # noqa: S311
+                delay_before=lambda attempt: delay_before(attempt, settings.retry, random.uniform(-1, 1)),  # noqa: S311
                 minute_counters=self._minute_counters,
                 monotonic=self._monotonic,
                 concurrency=settings.worker.concurrency,

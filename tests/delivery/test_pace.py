@@ -5,7 +5,7 @@ import threading
 import pytest
 from courier_doubles import Clock
 
-from zithara_worker.delivery.rate import Pause, Throttle, TokenBucket
+from zithara_worker.delivery.pace import Pause, Throttle, TokenBucket
 
 
 @pytest.fixture
