@@ -153,7 +153,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
 def _pulse(database: Database, queue: MessageQueue) -> None:
     """What the loop does four times a second."""
     row = database.rows("pulse", queue_ids=[queue.queue_id])[0]
-    queue.notice(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
+    queue.update_from_poll(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
     queue.recheck()
 
 

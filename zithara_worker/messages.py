@@ -70,6 +70,20 @@ class Request:
     warnings: tuple[str, ...] = ()
 
 
+class Pending(NamedTuple):
+    """The two ids of a message that waits to be delivered. Sorts by message id: the order of delivery in a group."""
+
+    #: queue_message.id
+    message_id: int
+    #: queue_message_status.id, Magento's 'relation id'
+    id: int
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Pending:
+        """From any row with the columns `message_id` and `id`."""
+        return cls(int(row["message_id"]), int(row["id"]))
+
+
 class Lease:
     """How long a claimed message is surely ours, in seconds on the clock of leases, which never stands still.
 
@@ -115,10 +129,10 @@ class Message:
     status_before: int
     #: 'YYYY-MM-DD HH:MM:SS' UTC: what a release puts back
     updated_at_before: str
-    #: Older pending snapshots of the same group that this one replaces, as (relation id, message id)
-    supersedes: tuple[tuple[int, int], ...] = ()
-    #: Newer ones of the group that were tried before and let this one go first; the next heads, oldest first
-    behind: tuple[tuple[int, int], ...] = ()
+    #: Older pending snapshots of the same group that this one replaces, oldest first
+    supersedes: tuple[Pending, ...] = ()
+    #: Newer messages of the group that were tried before and let this one go first: the next heads, oldest first
+    behind: tuple[Pending, ...] = ()
     lease: Lease
 
     @property

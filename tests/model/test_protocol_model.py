@@ -246,7 +246,7 @@ class Protocol(RuleBasedStateMachine):
         for hand in self.hands.values():
             for message in hand.held.values():
                 self.doubtful.add((hand.worker_id, message.id, message.claim))
-                for id in (message.id, *(id for id, _ in message.supersedes)):
+                for id in (message.id, *(older.id for older in message.supersedes)):
                     self.fates[id].excused = True
         self._tell_the_time()
 
@@ -343,7 +343,7 @@ class Protocol(RuleBasedStateMachine):
 
     def _note_settled(self, hand: Hand, message: Message, kind: OutcomeKind) -> None:
         fate = self.fates[message.id]
-        older = [self.fates[id] for id, _ in message.supersedes]
+        older = [self.fates[each.id] for each in message.supersedes]
         fate.settled = fate.settled or kind in (OutcomeKind.DELIVERED, OutcomeKind.SKIPPED)
         if kind is OutcomeKind.DELIVERED:
             for each in older:
@@ -482,7 +482,7 @@ class Protocol(RuleBasedStateMachine):
         """Called at the moment of a delivery."""
         mine = self.fates[message.id]
         status = {row.relation_id: row.status for row in self.shop.rows()}
-        replaced = {id for id, _ in message.supersedes}
+        replaced = {older.id for older in message.supersedes}
         for id, other in self.fates.items():
             if id == message.id or (other.topic, other.group) != (mine.topic, mine.group):
                 continue

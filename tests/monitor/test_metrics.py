@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
 from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, judge
 from zithara_worker.monitor.prometheus import Depth, Exposition, State
@@ -41,7 +41,7 @@ def metrics(clock: Clock) -> WorkerMetrics:
     return counting
 
 
-def message(id: int, *, supersedes: tuple[tuple[int, int], ...] = ()) -> Message:
+def message(id: int, *, supersedes: tuple[Pending, ...] = ()) -> Message:
     return Message(
         id=id,
         message_id=id,
@@ -82,7 +82,7 @@ def test_counters_exist_before_anything_happens(metrics: WorkerMetrics) -> None:
 
 
 def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clock: Clock) -> None:
-    batch = [message(1, supersedes=((8, 8), (9, 9))), message(2), message(3), message(4), message(5)]
+    batch = [message(1, supersedes=(Pending(8, 8), Pending(9, 9))), message(2), message(3), message(4), message(5)]
     metrics.claimed(ORDER, batch, 0.004)
     metrics.claimed(ORDER, [], 0.001)
     assert samples(metrics)["in_flight_messages", (ORDER,)] == 5.0

@@ -1,403 +1,98 @@
-"""Long lines: many messages of one group, many rows that are not pending, many heads at once, rows locked by others."""
+"""The backlog: who may be tried next, by pure memory."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from hypothesis import given
+from hypothesis import strategies as st
 
-import pytest
-from support.workers import Clock, StepWorker, groups_of
-
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, Event, Message, OutcomeKind
-from zithara_worker.processors import outline, supersedes
-from zithara_worker.queue import backlog as line
-from zithara_worker.queue import reader
-from zithara_worker.sandbox.shop import Shop
-
-INDEX = pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])
+from zithara_worker.messages import Pending
+from zithara_worker.queue.backlog import Backlog
 
 
-def identify(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-    """Bodies of these tests are the names of their groups, blanks aside."""
-    return body.strip(), Event(topic=topic, payload={})
+def entry(message_id: int) -> Pending:
+    return Pending(message_id=message_id, id=message_id + 1000)
 
 
-def groups(messages: list[Message]) -> list[str]:
-    return [message.group_key for message in messages]
-
-
-def claimed_within(worker: StepWorker, claims: int, limit: int = 10) -> list[str]:
-    """The groups that so many claims in a row bring, with one poll before them: what the loop does without waiting."""
-    worker.pulse()
-    found: list[str] = []
-    for _ in range(claims):
-        found += groups(worker.take(limit))
+def heads(backlog: Backlog) -> list[tuple[str, int]]:
+    found = [(group, head.message_id) for group, head in backlog.heads()]
+    for group, _ in found:
+        backlog.put_back(group)
     return found
 
 
-@pytest.fixture
-def small_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits of the line, a hundred times smaller."""
-    monkeypatch.setattr(line, "GROUP_LIMIT", 10)
-    monkeypatch.setattr(line, "LINE_LIMIT", 1000)
+def test_each_group_shows_its_oldest_message_and_the_oldest_group_comes_first() -> None:
+    backlog = Backlog()
+    for message_id, group in [(5, "b"), (3, "a"), (4, "a"), (9, "c")]:
+        backlog.add(group, entry(message_id))
+    assert heads(backlog) == [("a", 3), ("b", 5), ("c", 9)]
 
 
-# --- many messages of one group --------------------------------------------------------------------------------
+def test_a_late_message_takes_its_place_in_front_of_newer_ones() -> None:
+    backlog = Backlog()
+    for message_id in (7, 9, 8, 6):
+        backlog.add("a", entry(message_id))
+    assert [each.message_id for each in backlog.waiting("a")] == [6, 7, 8, 9]
+    assert heads(backlog) == [("a", 6)]
 
 
-@INDEX
-def test_thousands_of_messages_of_a_waiting_group_stop_nobody_behind_them(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], small_line: None, index: bool
+def test_a_busy_group_hides_its_messages_until_it_is_free() -> None:
+    backlog = Backlog()
+    backlog.add("a", entry(1))
+    backlog.add("b", entry(2))
+    backlog.mark_busy("a")
+    assert heads(backlog) == [("b", 2)]
+    assert backlog.busy_elsewhere(10) == ["a"]
+    backlog.mark_free("a")
+    assert heads(backlog) == [("a", 1), ("b", 2)]
+    assert backlog.busy_elsewhere(10) == []
+
+
+def test_groups_busy_elsewhere_take_turns_in_being_looked_at() -> None:
+    backlog = Backlog()
+    for message_id, group in enumerate("abcde"):
+        backlog.add(group, entry(message_id))
+        backlog.mark_busy(group)
+    assert backlog.busy_elsewhere(3) + backlog.busy_elsewhere(3) == ["a", "b", "c", "d", "e", "a"]
+
+
+def test_a_message_is_known_once_however_often_it_is_seen() -> None:
+    backlog = Backlog()
+    backlog.add("a", entry(1))
+    backlog.add("a", entry(1))
+    assert len(backlog) == 1
+    backlog.drop("a", [1])
+    assert len(backlog) == 0
+    assert not backlog.has_free or heads(backlog) == []
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 30), st.sampled_from(["add", "block", "free", "drop"])))
+)
+def test_whatever_happens_a_free_group_offers_exactly_its_lowest_message(
+    steps: list[tuple[str, int, str]],
 ) -> None:
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
-    worker = make_worker(on=shop, identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, ["poison"])
-    worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=3600)
-    shop.publish_bodies(TOPIC_ORDER, ["poison"] * 5000 + ["free"])
-    assert claimed_within(worker, claims=10) == ["free"]
-    assert worker.queue.parked == 5001
-    assert len(worker.queue._line._known) <= 10, "the others are message ids only"
-
-
-def test_a_long_group_is_delivered_in_order_and_what_php_took_of_it_is_left_out(
-    shop: Shop, make_worker: Callable[..., StepWorker], small_line: None
-) -> None:
-    worker = make_worker(identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, ["a"] * 60)
-    worker.look()
-    first = worker.take(10)
-    ids = [row.message_id for row in shop.rows()]
-    shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE message_id IN %s", (ids[20:35],))
-    worker.deliver(first)
-    assert [first[0].message_id, *worker.drain()] == ids[:20] + ids[35:]
-    assert worker.queue.parked == 0
-
-
-def test_a_late_message_finds_its_place_in_a_long_group(
-    shop: Shop, make_worker: Callable[..., StepWorker], small_line: None
-) -> None:
-    worker = make_worker(identify=identify)
-    with shop.transaction() as checkout:
-        late = checkout.publish_body(TOPIC_ORDER, "a")
-        for _ in range(30):
-            shop.publish_body(TOPIC_ORDER, "a")
-        [held] = worker.claim()
-    worker.look()
-    worker.deliver([held])
-    assert worker.drain()[0] == late.message_id
-
-
-def test_a_cart_with_thousands_of_snapshots_is_drained_in_few_requests_and_little_memory(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(line, "GROUP_LIMIT", 500)
-    shop = make_shop()
-    worker = make_worker(on=shop, topic=TOPIC_CART, supersedes=supersedes, outline=outline)
-    body = shop.body(shop.publish_cart("7").message_id)
-    shop.publish_bodies(TOPIC_CART, [str(body)] * 2999)
-    requests = 0
-    while messages := worker.claim():
-        requests += 1
-        assert len(worker.queue._line._known) <= 500
-        assert sum(each.length for each in worker.queue._reader.contents.values()) <= reader.KEPT_BYTES
-        worker.deliver(messages)
-    assert requests <= 7
-    assert shop.status_counts() == {4: 3000}
-
-
-# --- fair shares, and rows that somebody has locked -------------------------------------------------------------
-
-
-@contextmanager
-def locked_by_somebody(shop: Shop, relation_ids: list[int]) -> Iterator[None]:
-    connection = shop.connect(autocommit=False)
-    try:
-        with connection.cursor() as cursor:
-            for relation_id in relation_ids:
-                cursor.execute(
-                    f"SELECT id FROM {shop.prefix}queue_message_status WHERE id = %s FOR UPDATE", (relation_id,)
-                )
-            yield
-    finally:
-        connection.close()
-
-
-@pytest.mark.parametrize("limit", [1, 2, 10])
-def test_heads_that_are_due_and_fresh_ones_share_every_few_claims(
-    shop: Shop, make_worker: Callable[..., StepWorker], limit: int
-) -> None:
-    """What dead workers held is claimed apart, one at a time."""
-    worker = make_worker(identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, [f"due-{number}" for number in range(60)])
-    worker.settle(*((message, OutcomeKind.RELEASED) for message in worker.claim()))
-    shop.publish_bodies(TOPIC_ORDER, [f"fresh-{number}" for number in range(60)])
-    claimed = claimed_within(worker, claims=40 // limit, limit=limit)
-    kinds = [group.split("-")[0] for group in claimed]
-    assert min(kinds.count("due"), kinds.count("fresh")) >= 10
-
-
-@pytest.mark.parametrize("waited", [True, False], ids=["a head that is due", "a fresh head"])
-def test_a_head_whose_row_somebody_has_locked_stops_nothing_else(
-    shop: Shop, clock: Clock, worker: StepWorker, waited: bool
-) -> None:
-    locked = [shop.publish_order(f"locked-{number}") for number in range(3)]
-    if waited:
-        worker.settle(*((message, OutcomeKind.RELEASED) for message in worker.claim()))
-    for number in range(5):
-        shop.publish_order(f"free-{number}")
-    with locked_by_somebody(shop, [each.relation_id for each in locked]):
-        worker.look()
-        claimed: list[Message] = []
-        for _ in range(12):
-            claimed += worker.take(1)
-            assert worker.queue.advanced or len(claimed) == 5, "the loop would wait for the next poll"
-    assert sorted(groups(claimed)) == [f"order:free-{number}" for number in range(5)]
-    worker.deliver(claimed)
-    clock.pass_by(2)
-    assert sorted(groups(worker.claim())) == [f"order:locked-{number}" for number in range(3)]
-
-
-# --- ids and rows -------------------------------------------------------------------------------------------------
-
-
-def skip_ids(shop: Shop, count: int) -> None:
-    """The next message gets an id so much higher: other queues of the shop took the ids between."""
-    [(newest,)] = shop.query("SELECT COALESCE(MAX(id), 1) FROM {prefix}queue_message")
-    shop.query("SET SESSION insert_id = %s", (newest + count,))
-
-
-def test_a_late_commit_is_seen_before_a_newer_message_however_many_ids_other_queues_have_taken(
-    shop: Shop, worker: StepWorker
-) -> None:
-    with shop.transaction() as checkout:
-        late = checkout.publish_order("1")
-        skip_ids(shop, 1_000_000)
-        shop.publish_order("2")
-        worker.pulse()
-        worker.deliver(worker.take(10))
-    shop.publish_order("1", is_update=True)
-    worker.pulse()
-    assert [message.message_id for message in worker.take(10)] == [late.message_id]
-
-
-def test_a_late_commit_is_looked_for_in_rows_of_this_queue_and_not_for_longer_than_some_seconds(
-    shop: Shop, clock: Clock, worker: StepWorker
-) -> None:
-    for _ in range(3):
-        shop.publish_order("1")
-        worker.drain()
-        clock.pass_by(reader.LATELY_SECONDS)
-        worker.pulse()
-    assert worker.queue._reader._lately() == worker.queue._reader._cursor
-
-
-@INDEX
-def test_a_sweep_finds_one_row_among_ids_that_are_far_apart_at_once(
-    shop: Shop, worker: StepWorker, index: bool
-) -> None:
-    if index:
-        shop.run_script("optional_index.sql")
-    published = []
-    for number in range(6):
-        published.append(shop.publish_order(str(number)))
-        skip_ids(shop, 10_000_000)
-    worker.drain()
-    shop.query("UPDATE {prefix}queue_message_status SET status = 5 WHERE id = %s", (published[2].relation_id,))
-    worker.pulse()
-    worker.queue.sweep()
-    worker.queue.sweep()
-    assert [message.message_id for message in worker.take(10)] == [published[2].message_id]
-
-
-@INDEX
-def test_a_sweep_comes_round_while_messages_keep_coming(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    monkeypatch: pytest.MonkeyPatch,
-    clock: Clock,
-    index: bool,
-) -> None:
-    """Ten new messages come for each one that a sweep reads."""
-    monkeypatch.setattr(reader, "SLICE_ROWS", 10)
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
-    worker = make_worker(on=shop, identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, [f"old-{number}" for number in range(50)])
-    worker.drain()
-    for _ in range(5):
-        worker.queue.sweep()
-    [(first,)] = shop.query("SELECT MIN(id) FROM {prefix}queue_message_status")
-    shop.query("UPDATE {prefix}queue_message_status SET status = 5 WHERE id = %s", (first,))
-    for number in range(12):
-        shop.publish_bodies(TOPIC_ORDER, [f"new-{number}-{each}" for each in range(100)])
-        clock.pass_by(11)
-        worker.pulse()
-        while messages := worker.take(200):
-            if "old-0" in groups(messages):
-                return
-            worker.deliver(messages)
-        worker.queue.sweep()
-    pytest.fail("the sweep has not come round")
-
-
-def test_what_an_operator_puts_back_goes_before_a_backlog(shop: Shop, make_worker: Callable[..., StepWorker]) -> None:
-    worker = make_worker(identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, ["old"])
-    worker.drain()
-    shop.publish_bodies(TOPIC_ORDER, [f"new-{number}" for number in range(2000)])
-    worker.pulse()
-    worker.deliver(worker.take(10))
-    shop.query("UPDATE {prefix}queue_message_status SET status = 5 ORDER BY id LIMIT 1")
-    worker.queue.sweep()
-    assert "old" in groups(worker.take(10))
-
-
-@INDEX
-def test_a_first_read_over_completed_rows_goes_on_where_it_stopped(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    monkeypatch: pytest.MonkeyPatch,
-    index: bool,
-) -> None:
-    monkeypatch.setattr(reader, "SLICE_ROWS", 100)
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
-    shop.publish_bodies(TOPIC_ORDER, ["old"] * 3000 + ["free"])
-    shop.query("UPDATE {prefix}queue_message_status SET status = 4 ORDER BY id LIMIT 3000")
-    worker = make_worker(on=shop, identify=identify)
-    worker.pulse()
-    read: list[int] = []
-    for _ in range(6):
-        if messages := worker.take(10):
-            assert groups(messages) == ["free"]
-            break
-        assert worker.queue.advanced and worker.queue.promising
-        read.append(int(worker.queue._reader._cursor or 0))
-    else:
-        pytest.fail("it has not got through")
-    assert read == sorted(set(read))
-    assert bool(read) is not index
-
-
-# --- another session ----------------------------------------------------------------------------------------------
-
-
-def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own_bodies(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    """A failover to a replica that lacked the last transactions."""
-    shop = make_shop()
-    worker = make_worker(on=shop)
-    shop.publish_order("KEPT")
-    worker.drain()
-    for number in range(10):
-        shop.publish_order(f"VANISHED-{number}")
-    worker.pulse()
-    worker.deliver(worker.take(1))
-    assert worker.queue.parked == 9, "the others have been read"
-    shop.query("DELETE FROM {prefix}zithara_message_group")
-    shop.query("DELETE FROM {prefix}queue_message_status WHERE message_id > 1")
-    shop.query("DELETE FROM {prefix}queue_message WHERE id > 1")
-    for table in ("queue_message", "queue_message_status"):
-        shop.query(f"ALTER TABLE {{prefix}}{table} AUTO_INCREMENT = 2")
-    worker.database.close()
-    for number in range(10):
-        shop.publish_order(f"NEW-{number}")
-    worker.pulse()
-    taken = worker.take(20)
-    assert sorted(groups(taken)) == sorted(f"order:NEW-{number}" for number in range(10))
-    for message in taken:
-        content = worker.contents[message.id]
-        assert isinstance(content, Event)
-        assert f"order:{content.payload['order']['increment_id']}" == message.group_key
-
-
-# --- bytes --------------------------------------------------------------------------------------------------------
-
-
-def lengths(worker: StepWorker) -> int:
-    return sum(each.length for each in worker.queue._reader.contents.values())
-
-
-def test_large_bodies_are_neither_read_nor_held_together(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The limits a thousand times smaller, and forty bodies of which each is a fifth of the room."""
-    for name in ("READ_BYTES", "IDENTIFIED_BYTES", "KEPT_BYTES"):
-        monkeypatch.setattr(reader, name, getattr(reader, name) // 1000)
-    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
-    shop = make_shop()
-    decoded: list[int] = []
-
-    def counting(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-        decoded.append(len(body))
-        return identify(topic, message_id, body)
-
-    worker = make_worker(on=shop, identify=counting)
-    shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
-    seen = 0
-    for _ in range(100):
-        worker.pulse()
-        decoded.clear()
-        messages = worker.queue.claim(100, room=4000)
-        assert sum(decoded) <= 2000 + 800 + 4000
-        assert sum(800 for _ in messages) <= 4000
-        assert lengths(worker) <= 1000
-        seen += len(messages)
-        worker.deliver([message for message, _ in messages])
-        if seen == 40:
-            return
-    pytest.fail("not all were delivered")
-
-
-def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
-    shop = make_shop()
-    worker = make_worker(on=shop, identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, [f"{'huge-1':10000}", f"{'huge-2':10000}", "small-1", "small-2"])
-    worker.pulse()
-    assert sorted(groups([each.message for each in worker.queue.claim(10, room=4000)])) == [
-        "huge-1",
-        "small-1",
-        "small-2",
-    ]
-    assert worker.queue.claim(10, room=4000, large=False) == []
-    assert groups([each.message for each in worker.queue.claim(10, room=4000)]) == ["huge-2"]
-
-
-def test_a_body_for_which_there_is_no_room_is_the_next_one_taken(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    shop = make_shop()
-    worker = make_worker(on=shop, identify=identify)
-    shop.publish_bodies(TOPIC_ORDER, ["first", f"{'second':3000}", "third"])
-    worker.pulse()
-    assert groups([each.message for each in worker.queue.claim(10, room=2000)]) == ["first"]
-    assert worker.queue.short_of_room
-    assert groups([each.message for each in worker.queue.claim(10, room=4000)]) == ["second", "third"]
-
-
-def test_coalescing_by_outlines_reads_one_body_of_a_line_again_and_no_more(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    shop = make_shop()
-    read: list[int] = []
-
-    def counting(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-        read.append(message_id)
-        return "cart", Event(topic=topic, payload=json.loads(body))
-
-    worker = make_worker(on=shop, topic=TOPIC_CART, identify=counting, supersedes=supersedes, outline=outline)
-    shop.publish_bodies(TOPIC_CART, ["{}"] * 300)
-    [message] = worker.claim()
-    assert len(message.supersedes) == 299
-    assert len(read) == 301
-    worker.deliver([message])
-    assert groups_of(shop) == {}
+    backlog = Backlog()
+    waiting: dict[str, set[int]] = {}
+    group_of: dict[int, str] = {}
+    busy: set[str] = set()
+    for group, message_id, step in steps:
+        if step == "add":
+            group_of.setdefault(message_id, group)
+            if group_of[message_id] == group:
+                backlog.add(group, entry(message_id))
+                waiting.setdefault(group, set()).add(message_id)
+        elif step == "block":
+            backlog.mark_busy(group)
+            busy.add(group)
+        elif step == "free":
+            backlog.mark_free(group)
+            busy.discard(group)
+        elif waiting.get(group):
+            first = min(waiting[group])
+            backlog.drop(group, [first])
+            backlog.put_back(group)
+            waiting[group].discard(first)
+            del group_of[first]
+        expected = sorted((min(ids), group) for group, ids in waiting.items() if ids and group not in busy)
+        assert [(message_id, group) for group, message_id in heads(backlog)] == expected
+    assert len(backlog) == sum(len(ids) for ids in waiting.values())

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from threading import Thread
 
 import pytest
-from support.workers import Clock, StepWorker, failures_of, groups_of, operator_retries, settings_of
+from support.workers import Clock, StepWorker, failures_of, groups_of, operator_retries, pending, settings_of
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
@@ -131,7 +131,7 @@ def test_a_late_committing_publishers_lower_id_is_found_by_a_sweep(shop: Shop, w
         early = shop.publish_order("EARLY")
         assert worker.drain() == [early.message_id]
     worker.pulse()
-    assert not worker.queue.promising, "the cursor has passed it"
+    assert not worker.queue.may_have_work, "the cursor has passed it"
     worker.queue.sweep()
     assert ids(worker.take(10)) == [late.message_id]
 
@@ -318,7 +318,7 @@ def test_a_head_that_another_worker_was_faster_with_costs_nothing_but_a_look(
     published = [shop.publish_order("A") for _ in range(2)]
     worker.look()
     worker.queue._reader.heads(1, ())  # seen, not yet claimed
-    worker.queue._line.put_back("order:A")
+    worker.queue._backlog.put_back("order:A")
     theirs = other.claim()
     assert worker.take(10) == []
     other.deliver(theirs)
@@ -404,10 +404,10 @@ def test_a_newer_customer_swallows_no_address_of_an_older_message(
     address = shop.publish_customer(**address_saved())
     again = [shop.publish_customer() for _ in range(2)]
     [message] = worker.claim()
-    assert (message.message_id, message.supersedes) == (address.message_id, (tuple(saved),))
+    assert (message.message_id, message.supersedes) == (address.message_id, pending(saved))
     worker.deliver([message])
     [message] = worker.claim()
-    assert (message.message_id, message.supersedes) == (again[1].message_id, (tuple(again[0]),))
+    assert (message.message_id, message.supersedes) == (again[1].message_id, pending(again[0]))
     worker.deliver([message])
     assert shop.statuses() == [4, 4, 4, 4]
 
@@ -425,7 +425,7 @@ def test_a_newer_snapshot_takes_the_place_of_one_that_waits_for_its_retry(
     clock.pass_by(11)
     [message] = worker.claim()
     assert message.message_id == carts[2].message_id
-    assert message.supersedes == (tuple(carts[0]), tuple(carts[1]))
+    assert message.supersedes == pending(*carts[:2])
     worker.deliver([message])
     assert shop.statuses() == [4, 4, 4]
     assert groups_of(shop) == {}

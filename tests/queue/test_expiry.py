@@ -8,8 +8,8 @@ import pytest
 from support.workers import StepWorker
 
 from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
-from zithara_worker.queue import expiry
-from zithara_worker.queue.expiry import ExpiryGuard
+from zithara_worker.queue import message_queue
+from zithara_worker.queue.message_queue import ExpiryGuard
 from zithara_worker.sandbox.shop import Shop
 
 LIFETIME_MINUTES = 10080
@@ -38,7 +38,7 @@ def rows_read(worker: StepWorker, step: Callable[[], object]) -> int:
 def test_each_slice_reads_the_same_few_rows_and_a_round_keeps_all_of_ours(
     shop: Shop, worker: StepWorker, monkeypatch: pytest.MonkeyPatch, spread: bool
 ) -> None:
-    monkeypatch.setattr(expiry, "ROWS_A_SLICE", 100)
+    monkeypatch.setattr(message_queue, "EXPIRY_ROWS_A_SLICE", 100)
     for topic in (TOPIC_CART, TOPIC_ORDER, TOPIC_CART):
         shop.publish_bodies(topic, ["{}"] * 500)
     shop.query(

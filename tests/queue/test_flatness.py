@@ -115,7 +115,7 @@ def test_an_idle_poll_costs_the_same_behind_completed_and_foreign_rows(
     for shop in (empty, full):
         worker = warmed_up(make_worker(on=shop, identify=identify), clock)
         costs.append(rows_read(worker, worker.pulse))
-        assert not worker.queue.promising
+        assert not worker.queue.may_have_work
     assert costs[1] <= costs[0] + 10
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of
+from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, pending
 
 from zithara_worker.messages import TOPIC_CART, OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
@@ -151,7 +151,7 @@ def test_what_a_dead_worker_held_keeps_its_shape(
     heir = make_worker("worker-b", topic=TOPIC_CART, supersedes=supersedes)
     [message] = heir.claim()
     assert message.message_id == carts[1].message_id
-    assert message.supersedes == (tuple(carts[0]),)
+    assert message.supersedes == pending(carts[0])
     heir.deliver([message])
     assert heir.drain() == [newer.message_id]
     assert shop.statuses() == [4, 4, 4]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
@@ -15,6 +15,7 @@ from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.reader import Identify
 from zithara_worker.queue.renewal import Leases
 from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.sandbox.publisher import Published
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, Secret
 
@@ -79,7 +80,7 @@ class StepWorker:
     def pulse(self) -> None:
         """What the loop does every poll interval, without the sweep."""
         row = self.database.rows("pulse", queue_ids=[self.queue_id])[0]
-        self.queue.notice(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
+        self.queue.update_from_poll(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
         self.queue.recheck()
 
     def look(self) -> None:
@@ -132,6 +133,11 @@ class StepWorker:
 
     def close(self) -> None:
         self.database.close()
+
+
+def pending(*published: Published) -> tuple[Pending, ...]:
+    """The ids of published messages, as `Message.supersedes` has them."""
+    return tuple(Pending(each.message_id, each.relation_id) for each in published)
 
 
 def operator_retries(shop: Shop, relation_id: int) -> None:

@@ -16,7 +16,7 @@ from support.waiting import eventually
 
 from zithara_worker.logs import audit
 from zithara_worker.logs.audit import AuditFile, operator_action
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
@@ -40,7 +40,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines() if line]
 
 
-def settlement(kind: OutcomeKind, *, supersedes: tuple[tuple[int, int], ...] = (), **outcome: Any) -> Settlement:
+def settlement(kind: OutcomeKind, *, supersedes: tuple[Pending, ...] = (), **outcome: Any) -> Settlement:
     message = Message(
         id=7,
         message_id=17,
@@ -216,7 +216,7 @@ def test_line_names_the_message_and_not_what_was_in_it(tmp_path: Path) -> None:
         endpoint="POST /order",
         detail="asha@example.com",
         request_sha256="ab",
-        supersedes=((5, 15), (6, 16)),
+        supersedes=(Pending(15, 5), Pending(16, 6)),
     )
     DeliveryAudit(file, worker_id="w1").decided([sent])
     file.close()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.worker.outcomes import Outcomes, log_settled
@@ -73,7 +73,7 @@ def outcomes(queue: Queue, path: Path) -> Outcomes:
     )
 
 
-def message(number: int, *, supersedes: tuple[tuple[int, int], ...] = ()) -> Message:
+def message(number: int, *, supersedes: tuple[Pending, ...] = ()) -> Message:
     return Message(
         id=number,
         message_id=number,
@@ -154,7 +154,7 @@ def test_the_line_of_a_delivery_names_the_older_snapshots_that_it_stands_for(cap
     with caplog.at_level(logging.INFO):
         log_settled(
             [
-                Settlement(message=message(9, supersedes=((1, 7), (2, 8))), outcome=served),
+                Settlement(message=message(9, supersedes=(Pending(7, 1), Pending(8, 2))), outcome=served),
                 Settlement(message=message(3), outcome=served),
             ]
         )

@@ -14,31 +14,23 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import islice
-from typing import NamedTuple
 
-from zithara_worker.messages import Event
+from zithara_worker.messages import Event, Pending
 
 #: Messages of one group that are kept whole; the next ones are looked up when these are gone.
 GROUP_LIMIT = 1_000
 #: Messages kept whole for all groups together, some 150 bytes each. Beyond it each group keeps its first one only; at
 #: twice as many, which takes as many busy groups, reading on waits.
-LINE_LIMIT = 100_000
+BACKLOG_LIMIT = 100_000
 #: Messages behind the kept ones, 8 bytes each, at which reading on waits.
 BEHIND_LIMIT = 4_000_000
 
 
-class Entry(NamedTuple):
-    """A pending message as the line knows it; entries sort by message id, the order of delivery within a group."""
-
-    message_id: int
-    id: int
-
-
-class Line:
+class Backlog:
     """Pending messages by group, in message id order; groups are free (may be tried) or busy (known to be held)."""
 
     def __init__(self) -> None:
-        self._groups: dict[str, list[Entry]] = {}
+        self._groups: dict[str, list[Pending]] = {}
         self._behind: dict[str, array[int]] = {}  # group -> message ids behind those that are kept, ascending
         self._behind_count = 0
         self._busy: dict[str, bool] = {}  # group -> held by this very worker
@@ -57,7 +49,7 @@ class Line:
     @property
     def full(self) -> bool:
         """Whether nothing more should be read ahead."""
-        return len(self._known) >= 2 * LINE_LIMIT or self._behind_count >= BEHIND_LIMIT
+        return len(self._known) >= 2 * BACKLOG_LIMIT or self._behind_count >= BEHIND_LIMIT
 
     def clear(self) -> None:
         """Forgets the messages; which groups are busy stays."""
@@ -67,7 +59,7 @@ class Line:
         self._free.clear()
         self._known.clear()
 
-    def unknown(self, entries: Collection[Entry]) -> list[Entry]:
+    def unknown(self, entries: Collection[Pending]) -> list[Pending]:
         """Those of `entries` that have not been seen, oldest first."""
         if not entries:
             return []
@@ -79,7 +71,7 @@ class Line:
             entry for entry in entries if entry.message_id not in self._known and entry.message_id not in behind
         )
 
-    def add(self, group: str, entry: Entry, outline: Event | None = None) -> None:
+    def add(self, group: str, entry: Pending, outline: Event | None = None) -> None:
         """A pending message has been seen. A late one finds its place by its id.
 
         `outline`: what coalescing will need of its event.
@@ -93,7 +85,7 @@ class Line:
         waiting = self._groups.setdefault(group, [])
         insort(waiting, entry)
         self._known[entry.message_id] = outline
-        if len(waiting) > (GROUP_LIMIT if len(self._known) <= LINE_LIMIT else 1):
+        if len(waiting) > (GROUP_LIMIT if len(self._known) <= BACKLOG_LIMIT else 1):
             last = waiting.pop()
             del self._known[last.message_id]
             self._put_behind(group, last.message_id)
@@ -126,7 +118,7 @@ class Line:
         """What coalescing needs of a waiting message's event."""
         return self._known.get(message_id)
 
-    def offers(self, group: str, entry: Entry) -> bool:
+    def offers(self, group: str, entry: Pending) -> bool:
         """Whether this message is the head of a free group."""
         waiting = self._groups.get(group)
         return waiting is not None and waiting[0] == entry and group not in self._busy
@@ -136,7 +128,7 @@ class Line:
         """Whether some group may be tried (or was a moment ago)."""
         return bool(self._free)
 
-    def heads(self) -> Iterator[tuple[str, Entry]]:
+    def heads(self) -> Iterator[tuple[str, Pending]]:
         """Heads of the free groups, lowest message id first. Iterate, decide, then tell what became of each.
 
         What is yielded is out of the heap: whoever does not claim, block or drop it puts it back with `put_back`.
@@ -156,7 +148,7 @@ class Line:
         if waiting and group not in self._busy:
             heappush(self._free, (waiting[0].message_id, group))
 
-    def waiting(self, group: str) -> tuple[Entry, ...]:
+    def waiting(self, group: str) -> tuple[Pending, ...]:
         """The messages of the group that are kept, oldest first."""
         return tuple(self._groups.get(group, ()))
 
@@ -171,17 +163,17 @@ class Line:
     def is_busy(self, group: str) -> bool:
         return group in self._busy
 
-    def hold(self, group: str) -> None:
+    def mark_ours(self, group: str) -> None:
         """This worker has won the group."""
         self._busy[group] = True
 
-    def block(self, group: str) -> None:
+    def mark_busy(self, group: str) -> None:
         """The group is busy elsewhere, or waits for its retry: its messages stay parked until it is seen free."""
         if self._busy.get(group) is not False:
             self._busy[group] = False
             self._recheck[group] = None
 
-    def free(self, group: str) -> None:
+    def mark_free(self, group: str) -> None:
         """The group is not busy any more."""
         self._busy.pop(group, None)
         self.put_back(group)
@@ -213,3 +205,14 @@ class Line:
             self._recheck[group] = None
             result.append(group)
         return result
+
+
+def as_text(messages: Iterable[Pending]) -> str | None:
+    """The text of the column zithara_message_group.supersedes, "id:message_id,..."; None for no messages."""
+    return ",".join(f"{each.id}:{each.message_id}" for each in messages) or None
+
+
+def from_text(text: str | None) -> tuple[Pending, ...]:
+    """The messages that `as_text` wrote, in the same order."""
+    pairs = (pair.partition(":") for pair in text.split(",")) if text else ()
+    return tuple(Pending(int(message_id), int(id)) for id, _, message_id in pairs)

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from zithara_worker.messages import Event
-from zithara_worker.queue.backlog import Entry
+from zithara_worker.messages import Event, Pending
 
 #: (newer, older) of one group -> whether the newer one makes the older one superfluous. Must be transitive. Pure.
 Supersedes = Callable[[Event, Event], bool]
 
 
-def newest_replacing_all_before(entries: Sequence[Entry], outlines: Mapping[int, Event], supersedes: Supersedes) -> int:
+def newest_replacing_all_before(
+    entries: Sequence[Pending], outlines: Mapping[int, Event], supersedes: Supersedes
+) -> int:
     """Position of the newest of `entries` (oldest first) that supersedes every one before it; 0 if none does.
 
     [full, address, full] gives 1: the address replaces the first message, and the last does not replace the address.

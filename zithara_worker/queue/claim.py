@@ -6,32 +6,32 @@ another in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.queue import failures
-from zithara_worker.queue.backlog import Entry
+from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.reader import Content
+from zithara_worker.queue.reader import DecodedBody
 from zithara_worker.queue.statuses import Status
 
 
 class Head(NamedTuple):
-    """A message to claim: the head of its group, with the older snapshots that it supersedes, (id, message id) each.
+    """A message to claim: the head of its group, with the older snapshots that it supersedes.
 
     `row_id`: the relation id that the group's row names, if it has one; another than the entry's where a newer snapshot
     takes the place of the one that waited. `behind`: newer ones that were tried and let this one go first.
     """
 
     group: str
-    entry: Entry
-    supersedes: tuple[tuple[int, int], ...]
+    entry: Pending
+    supersedes: tuple[Pending, ...]
     row_id: int
-    behind: tuple[tuple[int, int], ...]
-    content: Content
+    behind: tuple[Pending, ...]
+    content: DecodedBody
 
 
 class Claim:
@@ -127,7 +127,7 @@ class Claim:
                 group_key=head.group,
                 id=head.entry.id,
                 message_id=head.entry.message_id,
-                supersedes=superseded_text((*head.supersedes, *head.behind)),
+                supersedes=as_text((*head.supersedes, *head.behind)),
                 worker_id=self._held.worker_id,
                 claim=claim.number,
                 suspect=int(row["expired"]),
@@ -143,7 +143,7 @@ class Claim:
         ordered = sorted(heads, key=lambda head: head.group)
         inserted = self._database.insert_rows(
             "claim_groups",
-            [(head.group, head.entry.id, head.entry.message_id, superseded_text(head.supersedes)) for head in ordered],
+            [(head.group, head.entry.id, head.entry.message_id, as_text(head.supersedes)) for head in ordered],
             queue_id=self._queue_id,
             worker_id=self._held.worker_id,
             claim=claim.number,
@@ -171,7 +171,7 @@ class Claim:
 
         One that has ended in ERROR elsewhere keeps its reason, and one that PHP has in hand is PHP's.
         """
-        ids = sorted({id for head in heads for id, _ in head.supersedes})
+        ids = sorted({older.id for head in heads for older in head.supersedes})
         if not ids:
             return set()
         rows = self._database.rows("statuses", ids=ids)
@@ -234,7 +234,7 @@ class Claim:
             length=head.content.length,
             status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),
             updated_at_before=str(row["updated_at"]),
-            supersedes=tuple(pair for pair in head.supersedes if pair[0] in pending),
+            supersedes=tuple(older for older in head.supersedes if older.id in pending),
             behind=head.behind,
             lease=Lease(claim.begun + self._held.lease_seconds),
         )
@@ -252,18 +252,3 @@ class _Number:
 def has_history(row: Mapping[str, Any]) -> bool:
     """Whether something may have been recorded of a message, by its row of queue_message_status before the claim."""
     return int(row["number_of_trials"]) > 0 or row["status"] != Status.NEW
-
-
-def superseded_text(supersedes: Iterable[tuple[int, int]]) -> str | None:
-    return ",".join(f"{id}:{message_id}" for id, message_id in supersedes) or None
-
-
-def superseded_from(text: str | None) -> tuple[tuple[int, int], ...]:
-    if not text:
-        return ()
-    pairs = (pair.partition(":") for pair in text.split(","))
-    return tuple((int(id), int(message_id)) for id, _, message_id in pairs)
-
-
-def merged(*lists: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    return tuple(sorted({pair for each in lists for pair in each}, key=lambda pair: pair[1]))

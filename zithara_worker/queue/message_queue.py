@@ -19,10 +19,10 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import Claimed, Event, Message, OutcomeKind, Rejection
-from zithara_worker.queue.backlog import Entry
+from zithara_worker.messages import Claimed, Event, Message, OutcomeKind, Pending, Rejection
+from zithara_worker.queue.backlog import as_text, from_text
 from zithara_worker.queue.candidates import Supersedes, newest_replacing_all_before
-from zithara_worker.queue.claim import Claim, Head, merged, superseded_from, superseded_text
+from zithara_worker.queue.claim import Claim, Head
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.reader import BYTES_IN_HAND, Identify, Outline, Reader
 from zithara_worker.queue.settle import Settle, Settled, Settlement, hands_over
@@ -32,17 +32,19 @@ from zithara_worker.queue.statuses import EDGES, Status
 LOOK_AT = 50
 #: Seconds for which a head is passed by whose row another session has locked.
 PASSED_BY_SECONDS = 1.0
+#: Rows that one slice of the expiry guard reads at most, rows of other queues included: some 30 ms.
+EXPIRY_ROWS_A_SLICE = 1000
 
 
 class Candidate(NamedTuple):
     """A head worth trying. `waited`: its group has a row already, whose head is `row_id`."""
 
     group: str
-    entry: Entry
-    supersedes: tuple[tuple[int, int], ...]
+    entry: Pending
+    supersedes: tuple[Pending, ...]
     row_id: int
     waited: bool
-    behind: tuple[tuple[int, int], ...] = ()
+    behind: tuple[Pending, ...] = ()
 
 
 class MessageQueue:
@@ -80,7 +82,7 @@ class MessageQueue:
             monotonic=held.clock,
             outline=outline if supersedes else None,
         )
-        self._line = self._reader.line
+        self._backlog = self._reader.backlog
         self._claim = Claim(
             database,
             queue_id=queue_id,
@@ -95,30 +97,30 @@ class MessageQueue:
         self._contended = False
         #: Whether the last claim learned anything: took messages, or found that some groups or messages are not to be
         #: had. Another one may then go further at once, past ten thousand busy groups at the head of the line.
-        self.advanced = False
+        self.made_progress = False
         #: Whether a message had to wait because there was no room for its body: it goes before others
         self.short_of_room = False
         self._turn = 0
         #: Groups whose head's row another session has locked -> until when they are passed by
         self._passed_by: dict[str, float] = {}
 
-    def notice(self, *, newest: int, due: bool, expired: bool) -> None:
+    def update_from_poll(self, *, newest: int, due: bool, expired: bool) -> None:
         """What the poll's one statement saw: the highest message id, and whether a retry is due or a lease expired."""
-        self._reader.notice(newest)
+        self._reader.update_from_poll(newest)
         now = self._held.clock()
         self._passed_by = {group: until for group, until in self._passed_by.items() if until > now}
         self._due = due
         self._expired = expired
 
     @property
-    def promising(self) -> bool:
+    def may_have_work(self) -> bool:
         """Whether a claim may find something: what the last poll said, and what is known of the line."""
-        return self._due or self._reader.promising
+        return self._due or self._reader.may_have_work
 
     @property
     def parked(self) -> int:
         """Messages that have been seen and wait for their group."""
-        return len(self._line)
+        return len(self._backlog)
 
     def sweep(self) -> bool:
         """Looks for messages that became visible behind the cursor, a short range at a time; whether it found any."""
@@ -139,12 +141,12 @@ class MessageQueue:
         """Whether an older message of the group of this one waits, one of a late commit included. Raises
         DatabaseUnavailable."""
         self._reader.look_back()
-        first = self._line.first(message.group_key)
+        first = self._backlog.first(message.group_key)
         return first is not None and first < message.message_id
 
     def read_again(self, message: Message) -> Event | Rejection | None:
         """What is in a message that this worker holds; None if Magento has deleted it. Raises DatabaseUnavailable."""
-        self._reader.read_contents([Entry(message_id=message.message_id, id=message.id)], message.length)
+        self._reader.read_contents([Pending(message_id=message.message_id, id=message.id)], message.length)
         content = self._reader.contents.get(message.message_id)
         self._reader.forget_contents()
         return content.content if content else None
@@ -184,7 +186,7 @@ class MessageQueue:
             Candidate(row["group_key"], entry, supersedes, entry.id, waited=True, behind=behind)
             for row in rows
             for supersedes, behind in [_older_and_newer(row)]
-            for entry in [Entry(message_id=int(row["message_id"]), id=int(row["id"]))]
+            for entry in [Pending.from_row(row)]
             if row["group_key"] not in in_hand
         ]
         if not heads:
@@ -214,7 +216,7 @@ class MessageQueue:
         share = limit // 2 if limit > 1 else self._turn % 2
         groups = {head.group for head in waited} | self._held.groups(self.queue_id) | self._passed_by.keys()
         fresh: list[Candidate] = []
-        found: list[tuple[str, Entry]] = []
+        found: list[tuple[str, Pending]] = []
         busy: set[str] = set()
         try:
             wanted = max(limit - len(waited), share)
@@ -228,25 +230,25 @@ class MessageQueue:
                     busy = self._reader.park_busy([group for group, _ in found])
                 free = [(group, entry) for group, entry in found if group not in busy]
                 for group, _ in free[wanted:]:
-                    self._line.put_back(group)
+                    self._backlog.put_back(group)
                 fresh = self._fresh_heads(free[:wanted])
             candidates = waited[: limit - len(fresh)] + fresh
             self._due = self._due or len(candidates) < len(waited) + len(fresh)
             left = self._reader.read_for_claim([head.entry for head in candidates], room=room, large=large)
             for head in fresh:
                 if head.entry in left:
-                    self._line.put_back(head.group)
+                    self._backlog.put_back(head.group)
             candidates = [head for head in candidates if head.entry not in left]
             taken, faster = self._take(candidates, limit)
         except BaseException:
             for group, _ in found:
-                self._line.put_back(group)
+                self._backlog.put_back(group)
             raise
         self.short_of_room = bool(left)
         for group in faster:
-            self._line.block(group)
+            self._backlog.mark_busy(group)
         gone, locked = self._after_claim(candidates, {each.message.id for each in taken}, limit, lost=len(busy))
-        self.advanced = bool(taken or faster or busy or gone or locked or self._reader.moved)
+        self.made_progress = bool(taken or faster or busy or gone or locked or self._reader.moved)
         return taken
 
     def _take(self, candidates: Sequence[Candidate], limit: int) -> tuple[list[Claimed], list[str]]:
@@ -274,21 +276,17 @@ class MessageQueue:
         if self._due:
             due = self._database.rows("claim_due", queue_id=self.queue_id, limit=limit + len(but))
             self._due = len(due) >= limit + len(but)
-        found = [
-            (row, Entry(message_id=int(row["message_id"]), id=int(row["id"])))
-            for row in due
-            if row["group_key"] not in but
-        ][:limit]
+        found = [(row, Pending.from_row(row)) for row in due if row["group_key"] not in but][:limit]
         waiting = self._waiting_with([(row["group_key"], entry) for row, entry in found])
         heads = []
         for row, entry in found:
             group, (supersedes, behind) = row["group_key"], _older_and_newer(row)
             if older := self._let_older_go_first(row):
                 entry, supersedes, behind = older
-            line = [each for each in waiting.get(group, []) if not behind or each < behind[0][::-1]]
+            line = [each for each in waiting.get(group, []) if not behind or each < behind[0]]
             newest = self._newest_replacing(line)
             if len(line) > 1 and line[newest] >= entry:
-                supersedes = merged(supersedes, [(each.id, each.message_id) for each in line[:newest]])
+                supersedes = tuple(sorted({*supersedes, *line[:newest]}))
                 heads.append(Candidate(group, line[newest], supersedes, entry.id, waited=True, behind=behind))
             else:
                 heads.append(Candidate(group, entry, supersedes, entry.id, waited=True, behind=behind))
@@ -296,20 +294,19 @@ class MessageQueue:
 
     def _let_older_go_first(
         self, row: Mapping[str, Any]
-    ) -> tuple[Entry, tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] | None:
+    ) -> tuple[Pending, tuple[Pending, ...], tuple[Pending, ...]] | None:
         """Makes an older message that became visible late the head of a waiting group; the head of now comes behind it.
 
         The new head, what it supersedes (nothing) and what is behind it; None: nothing older waits, or another worker
         was faster.
         """
-        head = Entry(message_id=int(row["message_id"]), id=int(row["id"]))
+        head = Pending.from_row(row)
         supersedes, behind = _older_and_newer(row)
-        older = [Entry(message_id=message_id, id=id) for id, message_id in supersedes]
-        waiting = self._line.waiting(row["group_key"])
-        if not any(each < head and each not in older for each in waiting):
+        waiting = self._backlog.waiting(row["group_key"])
+        if not any(each < head and each not in supersedes for each in waiting):
             return None
-        first = min([waiting[0], *older[:1]])
-        behind = ((head.id, head.message_id), *behind)
+        first = min([waiting[0], *supersedes[:1]])
+        behind = (head, *behind)
         if not self._database.execute(
             "group_yield",
             queue_id=self.queue_id,
@@ -317,34 +314,34 @@ class MessageQueue:
             head=head.id,
             id=first.id,
             message_id=first.message_id,
-            behind=superseded_text(behind),
+            behind=as_text(behind),
         ):
             return None
         self._due = True
         return first, (), behind
 
-    def _fresh_heads(self, found: Sequence[tuple[str, Entry]]) -> list[Candidate]:
+    def _fresh_heads(self, found: Sequence[tuple[str, Pending]]) -> list[Candidate]:
         waiting = self._waiting_with(found)
         heads = []
         for group, entry in found:
             line = waiting.get(group, [entry])
             head = line[self._newest_replacing(line)]
-            older = tuple((each.id, each.message_id) for each in line if each < head)
+            older = tuple(each for each in line if each < head)
             heads.append(Candidate(group, head, older, head.id, waited=False))
         return heads
 
-    def _waiting_with(self, heads: Sequence[tuple[str, Entry]]) -> dict[str, list[Entry]]:
+    def _waiting_with(self, heads: Sequence[tuple[str, Pending]]) -> dict[str, list[Pending]]:
         """What waits in these groups, their heads included, oldest first; only where some may coalesce."""
         if self._supersedes is None:
             return {}
-        waiting: dict[str, list[Entry]] = {}
+        waiting: dict[str, list[Pending]] = {}
         for group, head in heads:
-            line = sorted({head, *self._line.waiting(group)})
+            line = sorted({head, *self._backlog.waiting(group)})
             if len(line) > 1:
                 waiting[group] = line
         return waiting
 
-    def _newest_replacing(self, line: Sequence[Entry]) -> int:
+    def _newest_replacing(self, line: Sequence[Pending]) -> int:
         if self._supersedes is None or len(line) < 2:
             return 0
         return newest_replacing_all_before(line, self._reader.outlines(line), self._supersedes)
@@ -357,8 +354,8 @@ class MessageQueue:
         missed = [head for head in candidates if head.entry.id not in taken]
         for head in candidates:
             if head.entry.id in taken:
-                self._line.hold(head.group)
-                self._line.drop(head.group, [head.entry.message_id])
+                self._backlog.mark_ours(head.group)
+                self._backlog.drop(head.group, [head.entry.message_id])
         gone, locked = self._after_missing(missed) if missed else (0, 0)
         # What was left because the claim was full is nobody's loss.
         lost += gone if len(taken) >= limit else len(missed)
@@ -376,23 +373,23 @@ class MessageQueue:
         for head in missed:
             now = status.get(head.entry.id)
             gone += now not in pending
-            faster = not head.waited and self._line.is_busy(head.group)
+            faster = not head.waited and self._backlog.is_busy(head.group)
             if now in pending and head.group not in self._passed_by and not faster:
                 locked += 1
                 self._passed_by[head.group] = until
             if head.waited and head.entry.id == head.row_id:
                 if now not in pending:
-                    self._line.drop(head.group, [head.entry.message_id])
+                    self._backlog.drop(head.group, [head.entry.message_id])
                 if now not in (*pending, Status.IN_PROGRESS) and head.behind:
-                    id, message_id = head.behind[0]
+                    first = head.behind[0]
                     self._database.execute(
                         "group_yield",
                         queue_id=self.queue_id,
                         group_key=head.group,
                         head=head.row_id,
-                        id=id,
-                        message_id=message_id,
-                        behind=superseded_text(head.behind[1:]),
+                        id=first.id,
+                        message_id=first.message_id,
+                        behind=as_text(head.behind[1:]),
                     )
                 elif now not in (*pending, Status.IN_PROGRESS):
                     self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
@@ -402,8 +399,8 @@ class MessageQueue:
                 continue
             if now not in pending:
                 # Where a newer snapshot was to take the place of a waiting head, that head still waits.
-                self._line.drop(head.group, [head.entry.message_id])
-            self._line.put_back(head.group)
+                self._backlog.drop(head.group, [head.entry.message_id])
+            self._backlog.put_back(head.group)
         return gone, locked
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
@@ -415,19 +412,19 @@ class MessageQueue:
         for each in settled.done:
             self._after_settling(each)
         for message in settled.lost:
-            self._line.block(message.group_key)
+            self._backlog.mark_busy(message.group_key)
         return settled
 
     def _after_settling(self, settlement: Settlement) -> None:
         message = settlement.message
         if settlement.outcome.kind is OutcomeKind.DELIVERED and message.supersedes:
-            self._line.drop(message.group_key, [message_id for _, message_id in message.supersedes])
+            self._backlog.drop(message.group_key, [older.message_id for older in message.supersedes])
         if EDGES[settlement.outcome.kind].keeps_group or hands_over(settlement):
-            self._line.block(message.group_key)
+            self._backlog.mark_busy(message.group_key)
             if settlement.delay_seconds <= 0:
                 self._due = True
         else:
-            self._line.free(message.group_key)
+            self._backlog.mark_free(message.group_key)
 
     def refund(self, settlements: Iterable[Settlement]) -> int:
         """Gives back attempts that turned out to be the beginning of an outage; see `Settle.refund`."""
@@ -441,8 +438,44 @@ class MessageQueue:
         self._due = True
 
 
-def _older_and_newer(row: Mapping[str, Any]) -> tuple[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]]:
+def _older_and_newer(row: Mapping[str, Any]) -> tuple[tuple[Pending, ...], tuple[Pending, ...]]:
     """What the head of a group's row supersedes, and the newer ones that let it go first."""
-    pairs = superseded_from(row["supersedes"])
-    head = int(row["message_id"])
-    return tuple(pair for pair in pairs if pair[1] < head), tuple(pair for pair in pairs if pair[1] > head)
+    others, head = from_text(row["supersedes"]), Pending.from_row(row)
+    return tuple(each for each in others if each < head), tuple(each for each in others if each > head)
+
+
+class ExpiryGuard:
+    """Keeps messages that waited too long from being deleted undelivered.
+
+    Magento's cleanup (cron mysqlmq_clean_messages) deletes NEW messages whose updated_at is older than
+    system/mysqlmq/new_messages_lifetime minutes. After a long outage or pause, that would be the backlog. The guard
+    goes through the NEW messages past half of that age, oldest first, a slice at a time.
+    """
+
+    def __init__(self, database: Database, queue_ids: Collection[int]) -> None:
+        self._database = database
+        self._queue_ids = frozenset(queue_ids)
+        self._after: tuple[str, int] | None = None
+        #: How many messages this round has kept
+        self.kept = 0
+
+    def run_slice(self, lifetime_minutes: int) -> bool:
+        """Gives the messages of the next slice that are ours a fresh updated_at; whether the round is over.
+
+        0 minutes: Magento deletes none.
+        """
+        if self._after is None:
+            self._after, self.kept = ("1970-01-02 00:00:00", 0), 0
+        if lifetime_minutes <= 0 or not self._queue_ids:
+            self._after = None
+            return True
+        updated_at, id = self._after
+        rows = self._database.rows(
+            "expiring", age=lifetime_minutes * 30, updated_at=updated_at, after=id, limit=EXPIRY_ROWS_A_SLICE
+        )
+        ours = sorted(int(row["id"]) for row in rows if int(row["queue_id"]) in self._queue_ids)
+        if ours:
+            self.kept += self._database.execute("keep_from_expiry", ids=ours)
+        over = len(rows) < EXPIRY_ROWS_A_SLICE
+        self._after = None if over else (str(rows[-1]["updated_at"]), int(rows[-1]["id"]))
+        return over

@@ -13,8 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import Event, Rejection
-from zithara_worker.queue.backlog import Entry, Line
+from zithara_worker.messages import Event, Pending, Rejection
+from zithara_worker.queue.backlog import Backlog
 
 #: (topic, message id, body) -> (group key, content). Pure.
 Identify = Callable[[str, int, str], tuple[str, Event | Rejection]]
@@ -44,7 +44,7 @@ KEPT_BYTES = 1_000_000
 RECHECK = 500
 
 
-class Content(NamedTuple):
+class DecodedBody(NamedTuple):
     """A body, decoded: its message group, the event or why there is none, and its length in bytes."""
 
     group: str
@@ -56,7 +56,7 @@ class Slice(NamedTuple):
     """Pending messages of a stretch of the queue, oldest first; the message id up to which it was read, and whether
     there is more behind it."""
 
-    entries: list[Entry]
+    entries: list[Pending]
     up_to: int
     more: bool
 
@@ -76,8 +76,8 @@ class Reader:
         monotonic: Callable[[], float],
         outline: Outline | None = None,
     ) -> None:
-        self.line = Line()
-        self.contents: dict[int, Content] = {}
+        self.backlog = Backlog()
+        self.contents: dict[int, DecodedBody] = {}
         #: Whether the last look for heads got further in the queue
         self.moved = False
         #: Whether a body larger than BYTES_IN_HAND may be decoded: not while one is in hand
@@ -106,13 +106,13 @@ class Reader:
         _ = self._database.has_pending_index  # opens the session, if it is not open
         if self._generation != self._database.generation:
             self._generation = self._database.generation
-            self.line.clear()
+            self.backlog.clear()
             self.contents.clear()
             self._marks.clear()
             self._cursor = None
             self._newest = self._rows_at_once = self._sweep_from = self._sweep_to = 0
 
-    def notice(self, newest: int) -> None:
+    def update_from_poll(self, newest: int) -> None:
         """The highest message id that the last poll saw."""
         self.check_session()
         self._newest = max(self._newest, newest)
@@ -124,27 +124,27 @@ class Reader:
                 self._marks.append((now, self._cursor))
 
     @property
-    def promising(self) -> bool:
+    def may_have_work(self) -> bool:
         """Whether there is something to read or to try."""
-        return self.line.has_free or self.line.exhausted() is not None or self._has_more
+        return self.backlog.has_free or self.backlog.exhausted() is not None or self._has_more
 
     @property
     def _has_more(self) -> bool:
-        return (self._cursor is None or self._newest > self._cursor) and not self.line.full
+        return (self._cursor is None or self._newest > self._cursor) and not self.backlog.full
 
-    def heads(self, wanted: int, but: Collection[str]) -> list[tuple[str, Entry]]:
+    def heads(self, wanted: int, but: Collection[str]) -> list[tuple[str, Pending]]:
         """Up to `wanted` heads of free groups other than `but`, reading on behind the cursor as needed.
 
         They are out of the line's heap: whoever does not claim or drop one puts it back.
         """
-        heads: dict[str, Entry] = {}
+        heads: dict[str, Pending] = {}
         skipped: list[str] = []
         self.moved = False
         self._room_bytes, self._room_messages = IDENTIFIED_BYTES, IDENTIFIED_AT_ONCE
         read = max(wanted, 50)
         try:
             for _ in range(READS_A_CLAIM):
-                for group, entry in self.line.heads():
+                for group, entry in self.backlog.heads():
                     if group in but:
                         skipped.append(group)
                         continue
@@ -161,7 +161,7 @@ class Reader:
             raise
         finally:
             for group in skipped:
-                self.line.put_back(group)
+                self.backlog.put_back(group)
 
     def sweep(self) -> bool:
         """Looks for pending messages that became visible behind the cursor, a stretch at a time; whether it found any.
@@ -192,17 +192,17 @@ class Reader:
 
     def recheck(self) -> list[dict[str, Any]]:
         """The rows of the groups that were busy elsewhere and still are; some hundred are looked at, in turns."""
-        groups = self.line.busy_elsewhere(RECHECK)
+        groups = self.backlog.busy_elsewhere(RECHECK)
         rows = self._busy(groups)
         for group in set(groups) - {row["group_key"] for row in rows}:
-            self.line.free(group)
+            self.backlog.mark_free(group)
         return rows
 
     def park_busy(self, groups: Collection[str]) -> set[str]:
         """Which of these groups are busy elsewhere; their messages are parked."""
         busy = {row["group_key"] for row in self._busy(groups)}
         for group in busy:
-            self.line.block(group)
+            self.backlog.mark_busy(group)
         return busy
 
     def _busy(self, groups: Collection[str]) -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ class Reader:
 
     def _read_on(self, wanted: int) -> bool:
         """Takes more pending messages into the line; whether it got any further."""
-        exhausted = self.line.exhausted()
+        exhausted = self.backlog.exhausted()
         if exhausted is not None:
             self._bring_up(*exhausted)
             return True
@@ -254,7 +254,7 @@ class Reader:
     def _bring_up(self, group: str, message_ids: Sequence[int]) -> None:
         """The next messages of a group of which only message ids were kept."""
         rows = self._database.rows("pending_of", queue_id=self._queue_id, message_ids=list(message_ids))
-        entries = sorted(Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in rows)
+        entries = sorted(Pending.from_row(row) for row in rows)
         outlines: dict[int, Event | None] = {}
         if self._outline is not None:
             for start in range(0, len(entries), BODIES_A_STATEMENT):
@@ -266,9 +266,9 @@ class Reader:
                     entries = entries[: start + done]
                     message_ids = [each for each in message_ids if each <= entries[-1].message_id]
                     break
-        self.line.bring_up(group, message_ids)
+        self.backlog.bring_up(group, message_ids)
         for entry in entries:
-            self.line.add(group, entry, outlines.get(entry.message_id))
+            self.backlog.add(group, entry, outlines.get(entry.message_id))
 
     def _slice(self, after: int, rows: int, *, up_to: int | None = None) -> Slice:
         """The pending ones of the next `rows` messages of the queue; with the optional index the next `rows` pending
@@ -276,24 +276,22 @@ class Reader:
         values = {"queue_id": self._queue_id, "after": after, "up_to": 2**63 - 1 if up_to is None else up_to}
         if self._database.has_pending_index:
             found = self._database.rows("pending_slice", limit=rows, **values)
-            entries = [Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in found]
+            entries = [Pending.from_row(row) for row in found]
             more = len(entries) == rows
             last = entries[-1].message_id if entries else after
         else:
             found = self._database.rows("slice", limit=rows, **values)
-            entries = sorted(
-                Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in found if int(row["id"])
-            )
+            entries = sorted(Pending.from_row(row) for row in found if int(row["id"]))
             more = sum(int(row["seen"]) for row in found) == rows
             last = max((int(row["message_id"]) for row in found), default=after)
         return Slice(entries, last if more or up_to is None else up_to, more)
 
-    def _look_back(self, rows: int, *, up_to: int) -> list[Entry]:
+    def _look_back(self, rows: int, *, up_to: int) -> list[Pending]:
         """Pending messages that the cursor has passed in the last seconds: of the last `rows` messages of the queue."""
         if self._database.has_pending_index:
             return self._slice(self._lately(), rows, up_to=up_to).entries
         found = self._database.rows("look_back", queue_id=self._queue_id, after=self._lately(), up_to=up_to, limit=rows)
-        return [Entry(message_id=int(row["message_id"]), id=int(row["id"])) for row in found]
+        return [Pending.from_row(row) for row in found]
 
     def look_back(self) -> None:
         """Takes in what has become visible a short way behind the cursor."""
@@ -307,14 +305,14 @@ class Reader:
 
     # ---------------------------------------------------------------- bodies
 
-    def _take_in(self, entries: Collection[Entry]) -> tuple[bool, int | None]:
+    def _take_in(self, entries: Collection[Pending]) -> tuple[bool, int | None]:
         """Identifies messages that the line does not know and adds them, oldest first.
 
         Whether there were any, and the message id of the first that is left for the next time, because this claim or
         sweep has identified enough. The heads of waiting groups are known to zithara_message_group and come from there:
         their group is busy.
         """
-        unknown = self.line.unknown(entries)
+        unknown = self.backlog.unknown(entries)
         for start in range(0, len(unknown), BODIES_A_STATEMENT):
             chunk = unknown[start : start + BODIES_A_STATEMENT]
             if start and (self._room_bytes <= 0 or self._room_messages <= 0):
@@ -323,9 +321,9 @@ class Reader:
             for entry in chunk[:done]:
                 content = self.contents.get(entry.message_id)
                 if content is not None:
-                    self.line.add(content.group, entry, self._outlined(entry))
+                    self.backlog.add(content.group, entry, self._outlined(entry))
                     self._room_bytes -= content.length
-                    if not self.line.offers(content.group, entry):
+                    if not self.backlog.offers(content.group, entry):
                         del self.contents[entry.message_id]
             self._room_messages -= done
             if done < len(chunk):
@@ -333,13 +331,13 @@ class Reader:
                 return True, chunk[done].message_id
         return bool(unknown), None
 
-    def _outlined(self, entry: Entry) -> Event | None:
+    def _outlined(self, entry: Pending) -> Event | None:
         content = self.contents.get(entry.message_id)
         if self._outline is None or content is None or not isinstance(content.content, Event):
             return None
         return self._outline(content.content)
 
-    def read_contents(self, entries: Sequence[Entry], room: int) -> int:
+    def read_contents(self, entries: Sequence[Pending], room: int) -> int:
         """Reads and decodes the bodies of the first of these that fit into `room` bytes together; how many those are.
 
         The first one is read whatever its length, so that whoever comes again gets on; but for one larger than
@@ -356,14 +354,14 @@ class Reader:
             taken += length
         return len(entries)
 
-    def read_for_claim(self, entries: Sequence[Entry], *, room: int, large: bool) -> set[Entry]:
+    def read_for_claim(self, entries: Sequence[Pending], *, room: int, large: bool) -> set[Pending]:
         """Reads the bodies of messages that are to be claimed; those that are left because there is no room for them.
 
         The first that does not fit into `room` bytes ends it, so that it is the next one. A body of more than
         BYTES_IN_HAND takes no part in that: one is read if `large`, the others are passed over.
         """
         unread = self._read_small(entries)
-        left: set[Entry] = set()
+        left: set[Pending] = set()
         for position, entry in enumerate(entries):
             length = self._length(entry, unread)
             if length > BYTES_IN_HAND:
@@ -378,16 +376,16 @@ class Reader:
             self._read_large(entry, unread)
         return left
 
-    def outlines(self, entries: Sequence[Entry]) -> dict[int, Event]:
+    def outlines(self, entries: Sequence[Pending]) -> dict[int, Event]:
         """What coalescing needs of these messages: of those in the line, and of heads that wait in the table, whose
         bodies are read for it."""
-        known = {entry.message_id: self.line.outline(entry.message_id) for entry in entries}
-        heads = [entry for entry in entries if entry.message_id not in self.line]
+        known = {entry.message_id: self.backlog.outline(entry.message_id) for entry in entries}
+        heads = [entry for entry in entries if entry.message_id not in self.backlog]
         self.read_contents(heads, IDENTIFIED_BYTES)
         known |= {entry.message_id: self._outlined(entry) for entry in heads}
         return {message_id: outline for message_id, outline in known.items() if outline is not None}
 
-    def _read_small(self, entries: Sequence[Entry]) -> dict[int, tuple[str, int]]:
+    def _read_small(self, entries: Sequence[Pending]) -> dict[int, tuple[str, int]]:
         """Reads and decodes small bodies; topic and length of those that are too large to be read unasked."""
         unread: dict[int, tuple[str, int]] = {}
         missing = [entry.message_id for entry in entries if entry.message_id not in self.contents]
@@ -401,38 +399,38 @@ class Reader:
                     self._keep(message_id, topic, length, _text(row["body"]))
         return unread
 
-    def _length(self, entry: Entry, unread: Mapping[int, tuple[str, int]]) -> int:
+    def _length(self, entry: Pending, unread: Mapping[int, tuple[str, int]]) -> int:
         """0 for a message that is gone from queue_message."""
         content = self.contents.get(entry.message_id)
         return content.length if content else unread.get(entry.message_id, ("", 0))[1]
 
-    def _read_large(self, entry: Entry, unread: Mapping[int, tuple[str, int]]) -> None:
+    def _read_large(self, entry: Pending, unread: Mapping[int, tuple[str, int]]) -> None:
         if entry.message_id in self.contents or entry.message_id not in unread:
             return
         message_id, (topic, length) = entry.message_id, unread[entry.message_id]
         if length + 4096 > self._database.max_allowed_packet:
             rejection = _too_large(length, self._database.max_allowed_packet)
-            self.contents[message_id] = Content(f"message:{message_id}", rejection, length)
+            self.contents[message_id] = DecodedBody(f"message:{message_id}", rejection, length)
             return
         for row in self._database.rows("bodies", message_ids=[message_id], large=length):
             self._keep(message_id, topic, length, _text(row["body"]))
 
     def _keep(self, message_id: int, topic: str, length: int, body: str) -> None:
-        self.contents[message_id] = Content(*self._identify(topic, message_id, body), length)
+        self.contents[message_id] = DecodedBody(*self._identify(topic, message_id, body), length)
 
-    def _forget(self, entries: Sequence[Entry]) -> None:
+    def _forget(self, entries: Sequence[Pending]) -> None:
         for entry in entries:
             self.contents.pop(entry.message_id, None)
 
     def forget_contents(self) -> None:
         """Keeps a few decoded messages that still wait, for the next claim."""
-        kept: dict[int, Content] = {}
+        kept: dict[int, DecodedBody] = {}
         room = KEPT_BYTES
         for message_id, content in self.contents.items():
             room -= content.length
             if room < 0:
                 break
-            if message_id in self.line:
+            if message_id in self.backlog:
                 kept[message_id] = content
         self.contents = kept
 

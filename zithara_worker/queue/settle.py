@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.queue import failures
-from zithara_worker.queue.claim import superseded_text
+from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.statuses import EDGES, Status
 from zithara_worker.topics import PHP_SIDE, message_code
@@ -165,9 +165,9 @@ class Settle:
             if hands_over(each):
                 message, left = each.message, list(each.message.behind)
                 not_arrived = message.supersedes and each.outcome.kind is not OutcomeKind.DELIVERED
-                id, message_id = message.supersedes[0] if not_arrived else left.pop(0)
+                head = message.supersedes[0] if not_arrived else left.pop(0)
                 self._group_statement(
-                    "group_hand_over", [each], id=id, message_id=message_id, behind=superseded_text(left)
+                    "group_hand_over", [each], id=head.id, message_id=head.message_id, behind=as_text(left)
                 )
         by_delay: dict[float, list[Settlement]] = defaultdict(list)
         for each in by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.RELEASED]:
@@ -194,13 +194,13 @@ class Settle:
         now locked. Only a snapshot that arrived replaces them, and one that has ended otherwise keeps its end.
         """
         older = {
-            pair for each in complete if each.outcome.kind is OutcomeKind.DELIVERED for pair in each.message.supersedes
+            one for each in complete if each.outcome.kind is OutcomeKind.DELIVERED for one in each.message.supersedes
         }
         if not older:
             return {}
-        rows = self._database.rows("settle_lock", ids=sorted(id for id, _ in older))
+        rows = self._database.rows("settle_lock", ids=sorted(one.id for one in older))
         pending = {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
-        return {id: message_id for id, message_id in older if id in pending}
+        return {one.id: one.message_id for one in older if one.id in pending}
 
     def _write_status(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
         by_trials: dict[int, list[int]] = defaultdict(list)

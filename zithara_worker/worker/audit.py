@@ -44,7 +44,7 @@ class DeliveryAudit:
             "request_sha256": outcome.request_sha256 or None,
         }
         if message.supersedes and outcome.kind is OutcomeKind.DELIVERED:
-            line["superseded"] = [message_id for _, message_id in message.supersedes]
+            line["superseded"] = [older.message_id for older in message.supersedes]
         return line
 
 

@@ -12,8 +12,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.registry import Registry
-from zithara_worker.queue.expiry import ExpiryGuard
-from zithara_worker.queue.message_queue import MessageQueue
+from zithara_worker.queue.message_queue import ExpiryGuard, MessageQueue
 from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig
 from zithara_worker.worker.ending import End
@@ -149,7 +148,7 @@ class Duties:
         for row in rows:
             paused = frozenset(str(row["paused"] or "").split(",")) - {""}
             pill = None if row["poison_pill"] is None else str(row["poison_pill"])
-            self._queues[int(row["queue_id"])].notice(
+            self._queues[int(row["queue_id"])].update_from_poll(
                 newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"])
             )
         for queue in self._queues.values():

@@ -452,7 +452,7 @@ class Loop:
             return
         for position, lane in enumerate(lanes[first:] + lanes[:first], start=first):
             room = self._room(lane)
-            if room > 0 and lane.queue.promising:
+            if room > 0 and lane.queue.may_have_work:
                 room_bytes, large = self._room_bytes()
                 self._claim_from(lane, partial(lane.queue.claim, room, room=room_bytes, large=large))
                 if lane.queue.short_of_room:
@@ -460,7 +460,9 @@ class Loop:
                     self._turn = position
                     break
                 # A claim that got on may get on at once again; one that got nowhere waits for the next poll.
-                self._more = self._more or (lane.queue.advanced and lane.queue.promising and self._room(lane) > 0)
+                self._more = self._more or (
+                    lane.queue.made_progress and lane.queue.may_have_work and self._room(lane) > 0
+                )
 
     def _claim_from(self, lane: _Lane, claim: Callable[[], list[Claimed]]) -> int:
         """Claims and starts what the claim brings; how many messages."""
@@ -596,11 +598,11 @@ class Loop:
             for lane in self._lanes.values():
                 if self._is_paused(lane):
                     continue
-                if lane.queue.promising or lane.queue.suspects_wait:
+                if lane.queue.may_have_work or lane.queue.suspects_wait:
                     return False
                 lane.queue.sweep_all()
                 lane.queue.recheck()
-                if lane.queue.promising or lane.queue.suspects_wait:
+                if lane.queue.may_have_work or lane.queue.suspects_wait:
                     return False
         except DatabaseUnavailable as error:
             self._database_away(error)

@@ -218,5 +218,5 @@ def _log_one_settled(settlement: Settlement) -> None:
     if kind == "retry":
         fields["delay_seconds"] = round(settlement.delay_seconds, 1)
     if message.supersedes and kind == "delivered":
-        fields["superseded"] = [message_id for _, message_id in message.supersedes]
+        fields["superseded"] = [older.message_id for older in message.supersedes]
     log.log(level, "message %s", kind, extra=fields)
