@@ -19,7 +19,7 @@ from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.settings.sections import Secret
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.http import Transport, tls_context
-from zithara_worker.zithara.tokens import StoredToken, TokenSource
+from zithara_worker.zithara.tokens import TokenSource
 
 THREADS = 8
 
@@ -27,13 +27,13 @@ THREADS = 8
 class Store:
     """The shop's token row."""
 
-    token: StoredToken | None = None
+    token: tuple[Secret, float] | None = None
 
-    def load(self) -> StoredToken | None:
+    def load(self) -> tuple[Secret, float] | None:
         return self.token
 
-    def save(self, token: StoredToken) -> None:
-        self.token = token
+    def save(self, token: Secret, expires_at_utc: float) -> None:
+        self.token = (token, expires_at_utc)
 
     def lock(self) -> bool:
         return True

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from support.php import run_php
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.shop.php_array import ShopEnvironment, parse_returned_array, read_env_php
+from zithara_worker.shop.deployment_config import ShopEnvironment, read_env_php
+from zithara_worker.shop.php_array import parse_returned_array
 
 #: As `bin/magento setup:install` writes it, shortened.
 INSTALLED = r"""<?php

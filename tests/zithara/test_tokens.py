@@ -13,11 +13,11 @@ from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopE
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
 from zithara_worker.settings.sections import Secret
 from zithara_worker.zithara.http import Transport
-from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
+from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable
 
 
-def stored(clock: Clock, token: str = "shared-token", seconds: float = 600) -> StoredToken:
-    return StoredToken(token=token, expires_at_utc=clock() + seconds)
+def stored(clock: Clock, token: str = "shared-token", seconds: float = 600) -> tuple[Secret, float]:
+    return (Secret(token), clock() + seconds)
 
 
 def answer_tokens_with(api: FakeZithara, reply: Reply) -> None:
@@ -53,7 +53,7 @@ def test_without_a_stored_token_one_is_asked_for_and_shared(
     (request,) = api.requests(TOKEN_PATH)
     assert request.method == "GET"
     assert (request.headers["client_id"], request.headers["client_secret"]) == (api.client_id, api.client_secret)
-    assert store.token == StoredToken(token=token, expires_at_utc=clock() + 3600)
+    assert store.token == (Secret(token), clock() + 3600)
     assert not store.saved_unlocked
 
 
@@ -110,7 +110,7 @@ def test_the_lifetime_is_what_the_api_says_or_an_hour(
 
     tokens.get()
 
-    assert store.token == StoredToken(token="t1", expires_at_utc=clock() + seconds)
+    assert store.token == (Secret("t1"), clock() + seconds)
 
 
 def test_threads_that_need_a_token_together_cause_one_request(api: FakeZithara, tokens: TokenSource) -> None:
@@ -239,15 +239,15 @@ class BrokenStore(MemoryStore):
         self._where = where
         self._error = error
 
-    def load(self) -> StoredToken | None:
+    def load(self) -> tuple[Secret, float] | None:
         if self._where == "load":
             raise self._error
         return super().load()
 
-    def save(self, token: StoredToken) -> None:
+    def save(self, token: Secret, expires_at_utc: float) -> None:
         if self._where == "save":
             raise self._error
-        super().save(token)
+        super().save(token, expires_at_utc)
 
     def lock(self) -> bool:
         if self._where == "lock":

@@ -8,15 +8,15 @@ from contextlib import contextmanager
 
 import httpx
 
+from zithara_worker.settings.sections import Secret
 from zithara_worker.zithara.answers import Answer
 from zithara_worker.zithara.http import MAY_SEND, send, usable_url
-from zithara_worker.zithara.tokens import StoredToken
 
 
 class MemoryStore:
     """The shop's token row and its lock. Counts, and says whether somebody saved without holding the lock."""
 
-    def __init__(self, token: StoredToken | None = None) -> None:
+    def __init__(self, token: tuple[Secret, float] | None = None) -> None:
         self.token = token
         self.loads = 0
         self.saved_unlocked = False
@@ -33,12 +33,12 @@ class MemoryStore:
             if row.locked:
                 self._lock.release()
 
-    def load(self) -> StoredToken | None:
+    def load(self) -> tuple[Secret, float] | None:
         self.loads += 1
         return self.token
 
-    def save(self, token: StoredToken) -> None:
-        self.token = token
+    def save(self, token: Secret, expires_at_utc: float) -> None:
+        self.token = (token, expires_at_utc)
 
     def lock(self) -> bool:
         return not self.locked_elsewhere and self._lock.acquire(blocking=False)
@@ -51,12 +51,12 @@ class MemoryRow:
         self._store = store
         self.locked = False
 
-    def load(self) -> StoredToken | None:
+    def load(self) -> tuple[Secret, float] | None:
         return self._store.load()
 
-    def save(self, token: StoredToken) -> None:
+    def save(self, token: Secret, expires_at_utc: float) -> None:
         self._store.saved_unlocked |= not self.locked
-        self._store.save(token)
+        self._store.save(token, expires_at_utc)
 
     def lock(self) -> bool:
         self.locked = self.locked or self._store.lock()

@@ -12,10 +12,10 @@ import httpx
 
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
+from zithara_worker.settings.sections import BASE_URLS, Secret, ZitharaSettings
 from zithara_worker.units import duration
 from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
-from zithara_worker.zithara.tokens import CredentialsRefused, StoredToken, TokenSource, TokenUnavailable
+from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable
 
 #: Days before its end at which a certificate is worth a word.
 _DAYS = 14
@@ -27,10 +27,10 @@ _TIMEOUT_SECONDS = 10.0
 class _NoStore:
     """No token is taken from the shop, so that one must be asked for, and the shop's own stays."""
 
-    def load(self) -> StoredToken | None:
+    def load(self) -> tuple[Secret, float] | None:
         return None
 
-    def save(self, token: StoredToken) -> None:
+    def save(self, token: Secret, expires_at_utc: float) -> None:
         return
 
     def lock(self) -> bool:

@@ -14,7 +14,7 @@ from zithara_worker.monitor import fleet
 from zithara_worker.queue import control
 from zithara_worker.queue.queues import QueueRow, find_queues, queues_present
 from zithara_worker.queue.statuses import Status
-from zithara_worker.shop.consumers_runner import started_by_cron
+from zithara_worker.shop.deployment_config import started_by_cron
 from zithara_worker.topics import PHP_SIDE, message_code
 from zithara_worker.units import duration
 

@@ -1,4 +1,5 @@
-"""What the shop itself says: its switches, and the module's configuration rows. Read only.
+"""What the shop's tables say about its configuration: its switches and lifetimes in core_config_data, credentials and
+the shared access token in zithara_webhook_config. Joins them with the worker's own settings.
 
 Sources: the module's etc/config.xml and etc/db_schema.xml (zithara/webhook 1.0.3); Magento_MysqlMq's etc/config.xml.
 """
@@ -6,14 +7,27 @@ Sources: the module's etc/config.xml and etc/db_schema.xml (zithara/webhook 1.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
+from zithara_worker.database import locks
 from zithara_worker.database.session import Database
+from zithara_worker.errors import ConfigurationError, ShopError, ZitharaWorkerError
+from zithara_worker.settings import sources
 from zithara_worker.settings.sections import Secret
-from zithara_worker.shop.deployment_config import DeploymentConfig
+from zithara_worker.settings.sources import Configured, Place, Values
+from zithara_worker.shop.deployment_config import DeploymentConfig, read_env_php
+from zithara_worker.shop.encryption import decrypt, is_encrypted
 from zithara_worker.shop.php_array import Unknown
+
+#: The row of zithara_lock of whoever asks the API for a new token.
+TOKEN_LOCK = "token"  # noqa: S105 - a name, and no password
+#: Seconds after which another worker may renew the token although the one that began has not freed the lock: it died.
+#: Longer than a token request.
+TOKEN_LEASE_SECONDS = 60.0
 
 #: system/mysqlmq/ and Magento's defaults (its config.xml), in minutes; 0 or less switches a rule off.
 NEW_LIFETIME = "new_messages_lifetime"
@@ -167,3 +181,120 @@ def _minutes(text: str) -> int:
     """PHP's conversion to an integer: the digits that the text begins with, else 0. At most 19 years."""
     match = re.match(r"\s*[+-]?[0-9]{1,18}", text)
     return min(max(0, int(match[0])), 10_000_000) if match else 0
+
+
+# ---------------------------------------------------------------- joined with the worker's own settings
+
+
+def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
+    """The configuration as far as it goes without a database; see `sources.load`."""
+    return sources.load(file, overrides, environ, _shop_file_values)
+
+
+def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
+    """Adds what the shop says, decrypted, where nobody else has given a value. Raises ConfigurationError."""
+    values = dict(shop.values)
+    for place, (text, source) in shop.values.items():
+        if place in configured.sources or not is_encrypted(text):
+            continue
+        root = configured.settings.magento.root
+        if root is None:
+            raise ConfigurationError(
+                f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
+                f"or [{place[0]}] {place[1]}"
+            )
+        environment = read_env_php(_env_php(root), given=configured.sources)
+        if environment.crypt_keys_unread:
+            raise ConfigurationError(
+                f"{source} holds an encrypted {place[1]}, and its key cannot be read: {environment.crypt_keys_unread}; "
+                f"set [{place[0]}] {place[1]} in the worker's configuration"
+            )
+        try:
+            values[place] = (decrypt(text, environment.crypt_keys), source)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{source}, {place[1]}: {error}") from error
+    completed = sources.with_shop_values(configured, values)
+    return replace(completed, warnings=(*completed.warnings, *_unknown_to_us(configured, shop)))
+
+
+def _unknown_to_us(configured: Configured, shop: ShopConfiguration) -> Iterator[str]:
+    """Sentences about the shop's settings that only PHP could work out, where the worker's own do not replace them."""
+    for setting in shop.unknown:
+        if setting.place is None:
+            remedy = "write the value itself there; what is assumed until then: docs/configuration.md"
+        elif setting.place not in configured.sources:
+            remedy = f"it is passed over: set [{setting.place[0]}] {setting.place[1]}"
+        else:
+            continue
+        yield f"{setting.why}; {remedy}"
+
+
+def _shop_file_values(root: Path, given: Collection[Place]) -> Values:
+    path = _env_php(root)
+    return {place: (text, str(path)) for place, text in read_env_php(path, given=given).values.items()}
+
+
+def _env_php(root: Path) -> Path:
+    return root / "app" / "etc" / "env.php"
+
+
+# ---------------------------------------------------------------- the shared access token
+
+
+class DatabaseTokenStore:
+    """Each use has a session of its own, open only meanwhile. `owner`: unique among the workers of a shop."""
+
+    def __init__(self, open_database: Callable[[], Database], *, owner: str) -> None:
+        self._open_database = open_database
+        self._owner = owner
+
+    @contextmanager
+    def opened(self) -> Iterator[TokenRow]:
+        """The row, until the block ends; a lock that was taken meanwhile is freed then."""
+        database = self._open_database()
+        row = TokenRow(database, self._owner)
+        try:
+            yield row
+        finally:
+            row.unlock()
+            database.close()
+
+
+class TokenRow:
+    """The active row, in one session."""
+
+    def __init__(self, database: Database, owner: str) -> None:
+        self._database = database
+        self._owner = owner
+        self._locked = False
+
+    def load(self) -> tuple[Secret, float] | None:
+        """The token with its expiry, seconds since the epoch; None when there is none."""
+        rows = self._database.rows("token_load")
+        if not rows or not rows[0]["access_token"] or rows[0]["expires_at"] is None:
+            return None
+        return Secret(str(rows[0]["access_token"])), float(rows[0]["expires_at"])
+
+    def save(self, token: Secret, expires_at_utc: float) -> None:
+        """Writes the token back for PHP and the other workers. Raises ShopError when no row is active."""
+        rows = self._database.rows("token_load")
+        if not rows:
+            raise ShopError(
+                f"no active row in {self._database.prefix}zithara_webhook_config to keep the access token in: "
+                "activate a configuration in the shop's admin"
+            )
+        self._database.execute(
+            "token_save", token=token.reveal(), expires_at=int(expires_at_utc), config_id=rows[0]["config_id"]
+        )
+
+    def lock(self) -> bool:
+        """Whether nobody else may renew the token now."""
+        self._locked = locks.take(self._database, TOKEN_LOCK, owner=self._owner, lease_seconds=TOKEN_LEASE_SECONDS)
+        return self._locked
+
+    def unlock(self) -> None:
+        if self._locked:
+            self._locked = False
+            # A database that went away meanwhile: the lease ends by itself.
+            with suppress(ZitharaWorkerError):
+                locks.free(self._database, TOKEN_LOCK, owner=self._owner)

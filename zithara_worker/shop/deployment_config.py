@@ -1,20 +1,181 @@
-"""The shop's settings that stand in its files: `system` in app/etc/env.php and app/etc/config.php.
+"""Magento's deployment configuration: app/etc/env.php and app/etc/config.php.
 
-`bin/magento config:set --lock-env` and `--lock-config` write them there. Only the default scope is read: the worker
-serves the whole shop. Knows no table, and not what a setting means; see `shop`.
+From env.php come the database, the table prefix and the crypt keys, and which PHP consumers Magento's cron starts.
+Either file may hold settings of the shop under `system`, where `bin/magento config:set --lock-env` and `--lock-config`
+write them. Only the default scope is read: the worker serves the whole shop. Knows no table.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.shop.php_array import Unknown, Value, read_returned_array
+from zithara_worker.topics import PHP_SIDE
 
 log = logging.getLogger(__name__)
+
+#: (section, key) of the worker's settings
+Place: TypeAlias = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShopEnvironment:
+    """What env.php says; its repr shows neither the password nor a key."""
+
+    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix, ssl_ca; without those
+    #: that the file leaves out or empty.
+    values: Mapping[Place, str]
+    #: Oldest first; the position is the key number in an encrypted value. Empty if the file has none, or only PHP could
+    #: work it out (only a shop with encrypted values needs them).
+    crypt_keys: tuple[str, ...] = ()
+    #: Why there are none though the file has something in their place: the file, the line, what stands there.
+    crypt_keys_unread: str = ""
+
+    def __repr__(self) -> str:
+        shown = {key: "***" if key == "password" else text for (_, key), text in self.values.items()}
+        return f"ShopEnvironment({shown}, crypt_keys={len(self.crypt_keys)} masked)"
+
+
+def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironment:
+    """Reads the file at `path` (the shop's app/etc/env.php itself, not the shop's root).
+
+    `given` are the settings that somebody else provides: they are left out, and need not be readable; a given host or
+    unix_socket leaves out the shop's whole address, because a shop's socket or port does not belong to another host.
+    Raises ConfigurationError, with one line for each thing wrong.
+    """
+    shop = read_returned_array(path)
+    errors: list[str] = []
+    values = _database_values(shop, path, frozenset(given), errors)
+    if errors:
+        raise ConfigurationError("\n".join(errors))
+    keys = _at(shop, "crypt", "key")
+    return ShopEnvironment(
+        values=values,
+        crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
+        crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, Unknown) else "",
+    )
+
+
+_CONNECTION = ("db", "connection", "default")
+#: Where env.php has what can be taken over as it is.
+_PLAIN: Mapping[str, tuple[str | int, ...]] = {
+    "unix_socket": (*_CONNECTION, "unix_socket"),
+    "user": (*_CONNECTION, "username"),
+    "password": (*_CONNECTION, "password"),
+    "name": (*_CONNECTION, "dbname"),
+    "table_prefix": ("db", "table_prefix"),
+    "ssl_ca": (*_CONNECTION, "driver_options", 1009),
+}
+_ADDRESS = frozenset({("database", "host"), ("database", "unix_socket")})
+
+
+def _database_values(shop: Value, path: Path, given: frozenset[Place], errors: list[str]) -> Mapping[Place, str]:
+    connection = _at(shop, *_CONNECTION)
+    required = {("database", key) for key in ("user", "password", "name")}
+    if not isinstance(connection, dict):
+        if required <= given and given & _ADDRESS:
+            connection = {}
+        else:
+            where = f"line {connection.line}: {connection.why}" if isinstance(connection, Unknown) else "it has none"
+            errors.append(
+                f"{path}: 'db' => 'connection' => 'default' should be an array ({where}); is the shop installed? "
+                "Correct [magento] root, or set [database] host, user, password and name"
+            )
+            return {}
+    found: dict[Place, str] = {}
+    wanted = dict(_PLAIN)
+    if given & _ADDRESS:
+        del wanted["unix_socket"]
+    else:
+        host = _text(shop, (*_CONNECTION, "host"), "host", path, errors)
+        found.update(_address(host, path, errors))
+    for key, way in wanted.items():
+        if ("database", key) not in given and (text := _text(shop, way, key, path, errors)):
+            found["database", key] = text
+    return {place: text for place, text in found.items() if place not in given}
+
+
+def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
+    """The forms of 'host' that Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver take.
+
+    'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
+    """
+    name, colon, rest = host.partition(":")
+    if "/" in host:
+        return {("database", "unix_socket"): host[host.index("/") :]}
+    if not host:
+        return {}
+    if not colon:
+        return {("database", "host"): name}
+    if name and rest.isascii() and rest.isdigit() and 0 < int(rest) < 65536:
+        return {("database", "host"): name, ("database", "port"): str(int(rest))}
+    errors.append(
+        f"{path}: the database host {host!r} is neither a name, name:port, nor the path of a socket: "
+        "correct it, or set [database] host and port"
+    )
+    return {}
+
+
+def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
+    """The value at `way` as PHP would pass it to the database driver; '' if there is none."""
+    value = _at(shop, *way)
+    name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
+    if value is None or value is False:
+        return ""
+    if isinstance(value, Unknown):
+        errors.append(
+            f"{path}, line {value.line}: {name}: {value.why}; set [database] {key} in the worker's configuration"
+        )
+        return ""
+    if isinstance(value, int) and value is not True:
+        return str(value)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            errors.append(f"{path}: {name} is not UTF-8; store the file as UTF-8, or set [database] {key}")
+            return ""
+        return value
+    errors.append(f"{path}: {name} should be a text in quotes; correct it, or set [database] {key}")
+    return ""
+
+
+def _at(value: Value, *way: str | int) -> Value:
+    """What stands at the end of `way`, or the unknown that hides it; None if there is nothing."""
+    for step in way:
+        if isinstance(value, Unknown):
+            return value
+        if not isinstance(value, dict):
+            return None
+        value = value.get(step)
+    return value
+
+
+# ---------------------------------------------------------------- cron
+
+
+def started_by_cron(path: Path) -> tuple[str, ...]:
+    """The names of the module's consumers that cron would start. Raises ConfigurationError when nobody can tell."""
+    shop: Any = read_returned_array(path)
+    ours = tuple(side.consumer for side in PHP_SIDE.values())
+    runner = shop.get("cron_consumers_runner") if isinstance(shop, dict) else None
+    if not isinstance(runner, dict):
+        return ours
+    if "cron_run" in runner and runner["cron_run"] in (False, 0, "", "0", "false"):
+        return ()
+    chosen = runner.get("consumers")
+    if not isinstance(chosen, dict) or not chosen:
+        return ours
+    return tuple(name for name in ours if name in chosen.values())
+
+
+# ---------------------------------------------------------------- settings of the shop
 
 #: Seconds that a file which cannot be read stays silent between two log lines.
 _LOG_SECONDS = 60.0

@@ -1,175 +1,20 @@
-"""Reads a shop's app/etc/env.php without PHP: the database, the table prefix and the crypt keys.
+"""A parser for the array that a PHP file returns.
 
-Knows as much of PHP as such files use: one returned array of literals, concatenation, defaults and a few constants.
-Nothing is executed, and no environment is asked: getenv() answers PHP from the web server's, and this process's would
-give another shop's values without a sign. Any such expression spoils its own value only, and is an error only where the
-worker needs that value. Knows no database.
+Knows as much of PHP as Magento's configuration files use: one returned array of literals, concatenation, defaults and a
+few constants. Nothing is executed, and no environment variable is read: getenv() in PHP reads the web server's
+environment, and this process's could belong to another shop. An expression that only PHP can evaluate makes its own
+value unknown, and the rest of the file stays usable.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from zithara_worker.errors import ConfigurationError
-
-#: (section, key) of the worker's settings
-Place: TypeAlias = tuple[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ShopEnvironment:
-    """What env.php says; its repr shows neither the password nor a key."""
-
-    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix, ssl_ca; without those
-    #: that the file leaves out or empty.
-    values: Mapping[Place, str]
-    #: Oldest first; the position is the key number in an encrypted value. Empty if the file has none, or only PHP could
-    #: work it out (only a shop with encrypted values needs them).
-    crypt_keys: tuple[str, ...] = field(default=())
-    #: Why there are none though the file has something in their place: the file, the line, what stands there.
-    crypt_keys_unread: str = ""
-
-    def __repr__(self) -> str:
-        shown = {key: "***" if key == "password" else text for (_, key), text in self.values.items()}
-        return f"ShopEnvironment({shown}, crypt_keys={len(self.crypt_keys)} masked)"
-
-
-def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironment:
-    """Reads the file at `path` (the shop's app/etc/env.php itself, not the shop's root).
-
-    `given` are the settings that somebody else provides: they are left out, and need not be readable; a given host or
-    unix_socket leaves out the shop's whole address, because a shop's socket or port does not belong to another host.
-    Raises ConfigurationError, with one line for each thing wrong.
-    """
-    shop = read_returned_array(path)
-    errors: list[str] = []
-    values = _database_values(shop, path, frozenset(given), errors)
-    if errors:
-        raise ConfigurationError("\n".join(errors))
-    keys = _at(shop, "crypt", "key")
-    return ShopEnvironment(
-        values=values,
-        crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
-        crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, Unknown) else "",
-    )
-
-
-def read_returned_array(path: Path) -> Value:
-    """What the PHP file at `path` returns; see `parse_returned_array`. Raises ConfigurationError."""
-    try:
-        # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
-        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error.strerror or error}; correct [magento] root, let this user read the file "
-            "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
-            "and name"
-        ) from error
-    return parse_returned_array(text, path)
-
-
-# ---------------------------------------------------------------- from the array to settings
-
-_CONNECTION = ("db", "connection", "default")
-#: Where env.php has what can be taken over as it is.
-_PLAIN: Mapping[str, tuple[str | int, ...]] = {
-    "unix_socket": (*_CONNECTION, "unix_socket"),
-    "user": (*_CONNECTION, "username"),
-    "password": (*_CONNECTION, "password"),
-    "name": (*_CONNECTION, "dbname"),
-    "table_prefix": ("db", "table_prefix"),
-    "ssl_ca": (*_CONNECTION, "driver_options", 1009),
-}
-_ADDRESS = frozenset({("database", "host"), ("database", "unix_socket")})
-
-
-def _database_values(shop: Value, path: Path, given: frozenset[Place], errors: list[str]) -> Mapping[Place, str]:
-    connection = _at(shop, *_CONNECTION)
-    required = {("database", key) for key in ("user", "password", "name")}
-    if not isinstance(connection, dict):
-        if required <= given and given & _ADDRESS:
-            connection = {}
-        else:
-            where = f"line {connection.line}: {connection.why}" if isinstance(connection, Unknown) else "it has none"
-            errors.append(
-                f"{path}: 'db' => 'connection' => 'default' should be an array ({where}); is the shop installed? "
-                "Correct [magento] root, or set [database] host, user, password and name"
-            )
-            return {}
-    found: dict[Place, str] = {}
-    wanted = dict(_PLAIN)
-    if given & _ADDRESS:
-        del wanted["unix_socket"]
-    else:
-        host = _text(shop, (*_CONNECTION, "host"), "host", path, errors)
-        found.update(_address(host, path, errors))
-    for key, way in wanted.items():
-        if ("database", key) not in given and (text := _text(shop, way, key, path, errors)):
-            found["database", key] = text
-    return {place: text for place, text in found.items() if place not in given}
-
-
-def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
-    """The forms of 'host' that Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver take.
-
-    'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
-    """
-    name, colon, rest = host.partition(":")
-    if "/" in host:
-        return {("database", "unix_socket"): host[host.index("/") :]}
-    if not host:
-        return {}
-    if not colon:
-        return {("database", "host"): name}
-    if name and rest.isascii() and rest.isdigit() and 0 < int(rest) < 65536:
-        return {("database", "host"): name, ("database", "port"): str(int(rest))}
-    errors.append(
-        f"{path}: the database host {host!r} is neither a name, name:port, nor the path of a socket: "
-        "correct it, or set [database] host and port"
-    )
-    return {}
-
-
-def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
-    """The value at `way` as PHP would pass it to the database driver; '' if there is none."""
-    value = _at(shop, *way)
-    name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
-    if value is None or value is False:
-        return ""
-    if isinstance(value, Unknown):
-        errors.append(
-            f"{path}, line {value.line}: {name}: {value.why}; set [database] {key} in the worker's configuration"
-        )
-        return ""
-    if isinstance(value, int) and value is not True:
-        return str(value)
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            errors.append(f"{path}: {name} is not UTF-8; store the file as UTF-8, or set [database] {key}")
-            return ""
-        return value
-    errors.append(f"{path}: {name} should be a text in quotes; correct it, or set [database] {key}")
-    return ""
-
-
-def _at(value: Value, *way: str | int) -> Value:
-    """What stands at the end of `way`, or the unknown that hides it; None if there is nothing."""
-    for step in way:
-        if isinstance(value, Unknown):
-            return value
-        if not isinstance(value, dict):
-            return None
-        value = value.get(step)
-    return value
-
-
-# ---------------------------------------------------------------- PHP
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +69,20 @@ class _Token:
 
 class _Beyond(Exception):
     """The parser met an expression that it does not evaluate. Never leaves this module."""
+
+
+def read_returned_array(path: Path) -> Value:
+    """What the PHP file at `path` returns; see `parse_returned_array`. Raises ConfigurationError."""
+    try:
+        # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
+        text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error.strerror or error}; correct [magento] root, let this user read the file "
+            "(often: add it to the web server's group), or leave root empty and set [database] host, user, password "
+            "and name"
+        ) from error
+    return parse_returned_array(text, path)
 
 
 def parse_returned_array(text: str, path: Path) -> Value:

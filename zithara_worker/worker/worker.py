@@ -15,11 +15,10 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -54,14 +53,16 @@ from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
-from zithara_worker.settings import sources as config
 from zithara_worker.settings.sections import SECTIONS, LoggingSettings, Settings
 from zithara_worker.settings.sources import Configured
-from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
+from zithara_worker.shop.configuration import (
+    DatabaseTokenStore,
+    ShopConfiguration,
+    complete,
+    configure,
+    read_configuration,
+)
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
-from zithara_worker.shop.encryption import decrypt, is_encrypted
-from zithara_worker.shop.php_array import read_env_php
-from zithara_worker.shop.token_store import DatabaseTokenStore
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
 from zithara_worker.worker.duties import Duties, PoisonPill
@@ -73,7 +74,7 @@ from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.http import Transport, tls_context, usable_url
 from zithara_worker.zithara.tokens import TokenSource
 
-__all__ = ["Limits", "Worker", "configure", "open_database"]
+__all__ = ["Limits", "Worker", "complete", "configure", "open_database"]
 
 log = logging.getLogger(__name__)
 
@@ -97,61 +98,9 @@ def _clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
-    """The configuration as far as it goes without a database; see `config.load`."""
-    return config.load(file, overrides, environ, _shop_file_values)
-
-
 def open_database(settings: Settings, **arguments: Any) -> Database:
     """A session for these settings, not yet connected."""
     return Database(settings.database, **arguments)
-
-
-def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
-    """Adds what the shop says, decrypted, where nobody else has given a value. Raises ConfigurationError."""
-    values = dict(shop.values)
-    for place, (text, source) in shop.values.items():
-        if place in configured.sources or not is_encrypted(text):
-            continue
-        root = configured.settings.magento.root
-        if root is None:
-            raise ConfigurationError(
-                f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
-                f"or [{place[0]}] {place[1]}"
-            )
-        environment = read_env_php(_env_php(root), given=configured.sources)
-        if environment.crypt_keys_unread:
-            raise ConfigurationError(
-                f"{source} holds an encrypted {place[1]}, and its key cannot be read: {environment.crypt_keys_unread}; "
-                f"set [{place[0]}] {place[1]} in the worker's configuration"
-            )
-        try:
-            values[place] = (decrypt(text, environment.crypt_keys), source)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{source}, {place[1]}: {error}") from error
-    completed = config.with_shop_values(configured, values)
-    return replace(completed, warnings=(*completed.warnings, *_unknown_to_us(configured, shop)))
-
-
-def _unknown_to_us(configured: Configured, shop: ShopConfiguration) -> Iterator[str]:
-    """Sentences about the shop's settings that only PHP could work out, where the worker's own do not replace them."""
-    for setting in shop.unknown:
-        if setting.place is None:
-            remedy = "write the value itself there; what is assumed until then: docs/configuration.md"
-        elif setting.place not in configured.sources:
-            remedy = f"it is passed over: set [{setting.place[0]}] {setting.place[1]}"
-        else:
-            continue
-        yield f"{setting.why}; {remedy}"
-
-
-def _shop_file_values(root: Path, given: Collection[config.Place]) -> config.Values:
-    path = _env_php(root)
-    return {place: (text, str(path)) for place, text in read_env_php(path, given=given).values.items()}
-
-
-def _env_php(root: Path) -> Path:
-    return root / "app" / "etc" / "env.php"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

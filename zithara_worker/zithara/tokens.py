@@ -61,19 +61,12 @@ class CredentialsRefused(ZitharaWorkerError):
     """The API gives no token for these credentials: a person must correct them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StoredToken:
-    """A token and the time it ends, seconds since the epoch."""
-
-    token: str = field(repr=False)
-    expires_at_utc: float
-
-
 class SharedToken(Protocol):
-    """The token that PHP and all workers share. Any call may raise one of our errors."""
+    """The token that PHP and all workers share, with the time it ends, seconds since the epoch. Any call may raise
+    ZitharaWorkerError."""
 
-    def load(self) -> StoredToken | None: ...
-    def save(self, token: StoredToken) -> None: ...
+    def load(self) -> tuple[Secret, float] | None: ...
+    def save(self, token: Secret, expires_at_utc: float) -> None: ...
     def lock(self) -> bool:
         """Keeps other workers from renewing until this use ends; False when one of them does it already."""
         ...
@@ -178,25 +171,27 @@ class TokenSource:
             with self._store.opened() as shared:
                 stored = self._from_others(shared)
                 if stored is not None:
-                    self._adopt(stored, use_until_utc=stored.expires_at_utc - MARGIN_SECONDS)
-                    return stored.token
-                asked = self._ask()
-                self._share(asked, shared)
-                return asked.token
+                    token, expires_at_utc = stored
+                    self._adopt(token, use_until_utc=expires_at_utc - MARGIN_SECONDS)
+                    return token
+                token, expires_at_utc = self._ask()
+                self._share(token, expires_at_utc, shared)
+                return token
         except (TokenUnavailable, CredentialsRefused):
             raise
         except ZitharaWorkerError as error:
             raise TokenUnavailable(f"the shop's access token cannot be read: {error}") from error
 
-    def _from_others(self, shared: SharedToken) -> StoredToken | None:
-        """A usable token that is there or that another worker gets just now; None when it is for us to ask for one."""
-        stored = shared.load()
-        if stored is not None and self._is_usable(stored):
+    def _from_others(self, shared: SharedToken) -> tuple[str, float] | None:
+        """The shared token, once it can be used: at once, or when the worker that renews it now has saved it.
+
+        None: this worker must ask the API for one.
+        """
+        if (stored := self._usable(shared)) is not None:
             return stored
         for _ in range(round(WAIT_SECONDS / LOOK_SECONDS)):
             locked = self._locked(shared)
-            stored = shared.load()
-            if stored is not None and self._is_usable(stored):
+            if (stored := self._usable(shared)) is not None:
                 return stored
             if locked:
                 return None
@@ -216,23 +211,26 @@ class TokenSource:
             return True
 
     @staticmethod
-    def _share(asked: StoredToken, shared: SharedToken) -> None:
+    def _share(token: str, expires_at_utc: float, shared: SharedToken) -> None:
         try:
-            shared.save(asked)
+            shared.save(Secret(token), expires_at_utc)
         except ZitharaWorkerError as error:
             log.warning(
                 "access token not saved in the shop: PHP and other workers will ask for their own",
                 extra={"event": "token_not_saved", "detail": str(error)},
             )
 
-    def _is_usable(self, stored: StoredToken) -> bool:
-        return (
-            stored.token != self._rejected
-            and _is_writable(stored.token)
-            and stored.expires_at_utc - self._clock() > MARGIN_SECONDS
-        )
+    def _usable(self, shared: SharedToken) -> tuple[str, float] | None:
+        """The shared token and its expiry, if requests may be sent with it now."""
+        stored = shared.load()
+        if stored is None:
+            return None
+        token, expires_at_utc = stored[0].reveal(), stored[1]
+        usable = token != self._rejected and _is_writable(token) and expires_at_utc - self._clock() > MARGIN_SECONDS
+        return (token, expires_at_utc) if usable else None
 
-    def _ask(self) -> StoredToken:
+    def _ask(self) -> tuple[str, float]:
+        """A new token of the API, and its expiry."""
         origin = origin_of(self._url)
         try:
             answer = send(self._transport, httpx.Request("GET", self._url, headers=self._headers()))
@@ -256,17 +254,16 @@ class TokenSource:
             raise TokenUnavailable(f"no access token from {origin}: {seen}")
         lifetime = _lifetime_seconds(parsed)
         now = self._clock()
-        asked = StoredToken(token=token, expires_at_utc=now + lifetime)
         # A token that lives for a minute or less would otherwise be renewed for every request.
-        self._adopt(asked, use_until_utc=now + max(lifetime - MARGIN_SECONDS, lifetime / 2))
+        self._adopt(token, use_until_utc=now + max(lifetime - MARGIN_SECONDS, lifetime / 2))
         self._refresh_count += 1
         log.info("access token renewed", extra={"event": "token_renewed", "lifetime_seconds": lifetime})
-        return asked
+        return token, now + lifetime
 
-    def _adopt(self, token: StoredToken, *, use_until_utc: float) -> None:
-        if token.token not in self._seen:
-            self._seen.append(token.token)
-        self._current = _Current(token.token, use_until_utc)
+    def _adopt(self, token: str, *, use_until_utc: float) -> None:
+        if token not in self._seen:
+            self._seen.append(token)
+        self._current = _Current(token, use_until_utc)
         self._failure = None
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
