@@ -9,6 +9,9 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
+
+from support.waiting import eventually
 
 #: Gets an open connection and its number (1 = first), and does with it what the test wants.
 Script = Callable[[socket.socket, int], None]
@@ -82,6 +85,25 @@ def read_request(connection: socket.socket) -> bytes:
             while len(body) < int(line.partition(b":")[2]):
                 body += connection.recv(65536)
     return head + b"\r\n\r\n" + body
+
+
+def wait_until_taken(connection: socket.socket) -> None:
+    """Returns when the client's program has read everything that was sent to it: the kernel holds none of it."""
+    ports = [f"{connection.getsockname()[1]:04X}", f"{connection.getpeername()[1]:04X}"]
+
+    def unread_bytes() -> int:
+        unread = 0
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, remote, _, queues, *_ = line.split()
+            ends = [local.rpartition(":")[2], remote.rpartition(":")[2]]
+            sent, _, received = queues.partition(":")
+            if ends == ports:
+                unread += int(sent, 16)
+            elif ends == ports[::-1]:
+                unread += int(received, 16)
+        return unread
+
+    eventually(lambda: unread_bytes() == 0)
 
 
 def answer(status: str, body: bytes = b"{}") -> bytes:

@@ -66,8 +66,14 @@ def test_an_outcome_that_cannot_be_written_holds_up_no_other(
 
 def test_leases_are_renewed_while_the_loop_is_held_up_and_left_to_run_out_when_it_stands_still(shop: Shop) -> None:
     clock = FastClock()
-    held = Held(worker_id="w", lease_seconds=0.3, clock=clock.monotonic)
+    looks: list[float] = []
     renewed: list[float] = []
+
+    def counted() -> float:
+        looks.append(clock.monotonic())
+        return looks[-1]
+
+    held = Held(worker_id="w", lease_seconds=0.3, clock=counted)
 
     class Watched(Database):
         def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
@@ -79,9 +85,11 @@ def test_leases_are_renewed_while_the_loop_is_held_up_and_left_to_run_out_when_i
     try:
         eventually(lambda: len(renewed) > 3)
         clock.ahead += ABANDONED_SECONDS + 1
-        time.sleep(0.3)
-        count = len(renewed)
-        time.sleep(0.4)
+        # Each try of the thread looks at the clock at least once; the first may have begun before the jump.
+        before = len(looks)
+        eventually(lambda: len(looks) > before + 5)
+        count, before = len(renewed), len(looks)
+        eventually(lambda: len(looks) > before + 10)
         assert len(renewed) == count, "nobody is there who would settle"
         held.turned()
         eventually(lambda: len(renewed) > count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -27,8 +28,13 @@ def make_transport(trusting_all: ssl.SSLContext) -> Iterator[Callable[..., Trans
     """make_transport(timeout_seconds=5.0, tls=...)"""
     with ExitStack() as transports:
 
-        def make(*, timeout_seconds: float = 5.0, tls: ssl.SSLContext = trusting_all) -> Transport:
-            made = Transport(tls=tls, timeout_seconds=timeout_seconds)
+        def make(
+            *,
+            timeout_seconds: float = 5.0,
+            tls: ssl.SSLContext = trusting_all,
+            monotonic: Callable[[], float] = time.monotonic,
+        ) -> Transport:
+            made = Transport(tls=tls, timeout_seconds=timeout_seconds, monotonic=monotonic)
             transports.callback(made.close)
             return made
 

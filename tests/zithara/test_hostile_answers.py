@@ -5,14 +5,13 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 
 import httpx
 import pytest
 import trustme
-from support.raw_server import RawServer, answer, filling_answer, read_request
+from support.raw_server import RawServer, answer, filling_answer, read_request, wait_until_taken
 from zithara_doubles import exchange
 
 from zithara_worker.zithara.http import KEEPALIVE_SECONDS, Transport, tls_context
@@ -33,13 +32,13 @@ BY_NAME = {
 }
 
 
-@pytest.fixture(params=["tcp", "tls"])
-def server_tls(request: pytest.FixtureRequest) -> Iterator[ssl.SSLContext | None]:
-    context = None
-    if request.param == "tls":
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    yield context
+@pytest.fixture(scope="module", params=["tcp", "tls"])
+def server_tls(request: pytest.FixtureRequest) -> ssl.SSLContext | None:
+    if request.param == "tcp":
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    return context
 
 
 @pytest.mark.parametrize("name", BY_NAME)
@@ -65,27 +64,27 @@ def test_each_request_arrives_and_has_its_own_answer(
     assert statuses == [success, 422] * 4
 
 
-def test_a_success_to_a_request_that_was_not_read_whole_is_none(raw_server: Callable[..., RawServer]) -> None:
+def test_a_success_to_a_request_that_was_not_read_whole_is_none(
+    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None
+) -> None:
     def answer_early(connection: socket.socket, number: int) -> None:
         connection.recv(1000)
         connection.sendall(answer("200 OK"))
 
-    transport = Transport(tls=tls_context(verify=False), timeout_seconds=5)
     with pytest.raises(httpx.TransportError):
-        exchange(transport, "POST", raw_server(answer_early).url, b"x" * 20_000_000)
-    transport.close()
+        exchange(transport, "POST", raw_server(answer_early, server_tls).url, b"x" * 20_000_000)
 
 
 @pytest.mark.parametrize("cut", range(9, len(answer("200 OK"))))
 def test_an_answer_that_is_cut_off_anywhere_is_no_whole_one(
-    raw_server: Callable[..., RawServer], transport: Transport, cut: int
+    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None, cut: int
 ) -> None:
     def respond(connection: socket.socket, number: int) -> None:
         read_request(connection)
         connection.sendall(answer("200 OK")[:cut])
 
     with suppress(httpx.RemoteProtocolError):
-        assert exchange(transport, "POST", raw_server(respond).url, b"{}").broken
+        assert exchange(transport, "POST", raw_server(respond, server_tls).url, b"{}").broken
 
 
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -149,15 +148,19 @@ def test_a_connection_idle_for_long_is_replaced(raw_server: Callable[..., RawSer
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("said", [CHUNKED + b"50\r\n{", answer("200 OK", b"x" * 50)[:-49]], ids=["chunk", "length"])
 def test_a_body_that_ends_early_is_broken(
-    raw_server: Callable[..., RawServer], transport: Transport, said: bytes, reset: bool
+    raw_server: Callable[..., RawServer],
+    transport: Transport,
+    server_tls: ssl.SSLContext | None,
+    said: bytes,
+    reset: bool,
 ) -> None:
     def respond(connection: socket.socket, number: int) -> None:
         read_request(connection)
         connection.sendall(said)
         if reset:
-            time.sleep(0.2)  # a reset throws away what the client has not read, and nothing tells that it has
+            wait_until_taken(connection)  # a reset throws away what the client has not read
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
-    heard = exchange(transport, "POST", raw_server(respond).url, b"{}")
+    heard = exchange(transport, "POST", raw_server(respond, server_tls).url, b"{}")
 
     assert (heard.status, heard.broken) == (200, True)

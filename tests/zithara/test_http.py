@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import select
 import socket
 import ssl
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +20,7 @@ from zithara_doubles import exchange
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
 from zithara_worker.sandbox.api import FakeZithara, Reply, in_turn
-from zithara_worker.zithara import reasons
+from zithara_worker.zithara import http, reasons
 from zithara_worker.zithara.answers import BODY_LIMIT
 from zithara_worker.zithara.http import (
     Failure,
@@ -75,6 +78,23 @@ def test_a_request_arrives_as_given_and_its_answer_comes_back(api: FakeZithara, 
     assert request.headers == {"host": f"127.0.0.1:{api.port}", "x-one": "1", "content-length": str(len(body))}
     assert (answer.status, answer.body, answer.headers["x-trace"], answer.broken) == (201, b'{"id": 7}', "abc", False)
     assert 0 < answer.duration_ms < 5000
+
+
+def test_a_request_has_no_header_but_those_given_and_its_length(raw_server: Serve, transport: Transport) -> None:
+    read: list[bytes] = []
+
+    def respond(connection: socket.socket, number: int) -> None:
+        read.append(read_request(connection))
+        connection.sendall(ANSWER)
+
+    server = raw_server(respond)
+    exchange(transport, "POST", server.url, b"{}", headers={"X-One": "1"})
+
+    # Host once: many servers refuse a request that has it twice.
+    line, *headers = read[0].partition(b"\r\n\r\n")[0].split(b"\r\n")
+    host = server.url.split("/")[2].encode()
+    assert line == b"POST /v1/order HTTP/1.1"
+    assert sorted(headers) == [b"Content-Length: 2", b"Host: " + host, b"X-One: 1"]
 
 
 def test_a_redirect_is_an_answer_and_is_not_followed(api: FakeZithara, transport: Transport) -> None:
@@ -170,6 +190,161 @@ def test_two_hosts_have_a_connection_each(transport: Transport) -> None:
         transport.close()
 
 
+# --- connecting
+
+Resolve = Callable[..., None]
+NAMED = "localhost"
+
+
+@contextmanager
+def silent(port: int) -> Iterator[None]:
+    """127.0.0.2 answers no attempt to connect: its queue is full, and the kernel drops what comes."""
+    with socket.create_server(("127.0.0.2", port), backlog=0), socket.create_connection(("127.0.0.2", port)):
+        yield
+
+
+@pytest.fixture
+def resolve(monkeypatch: pytest.MonkeyPatch) -> Resolve:
+    """resolve("127.0.0.2", "127.0.0.1"): what the resolver tells of NAMED from now on; `asked` is called before."""
+    real = socket.getaddrinfo
+
+    def tell(*addresses: str, asked: Callable[[], object] = lambda: None) -> None:
+        def found(host: str, port: int, *more: int, **others: int) -> Any:
+            if host != NAMED:
+                return real(host, port, *more, **others)
+            asked()
+            return [each for address in addresses for each in real(address, port, *more, **others)]
+
+        monkeypatch.setattr(socket, "getaddrinfo", found)
+
+    return tell
+
+
+def test_the_next_address_of_a_name_is_tried_where_one_refuses(
+    api: FakeZithara, transport: Transport, resolve: Resolve
+) -> None:
+    api.responder = lambda request: Reply()
+    resolve("127.0.0.3", "127.0.0.4", "127.0.0.1")
+
+    assert exchange(transport, "POST", f"http://{NAMED}:{api.port}/v1/order", b"{}").status == 200
+
+
+def test_an_address_that_does_not_answer_leaves_the_next_one_its_share_of_the_time(
+    api: FakeZithara, make_transport: MakeTransport, resolve: Resolve
+) -> None:
+    api.responder = lambda request: Reply()
+    resolve("127.0.0.2", "127.0.0.1")
+
+    with silent(api.port):
+        transport = make_transport(timeout_seconds=2.0)
+        assert exchange(transport, "POST", f"http://{NAMED}:{api.port}/v1/order", b"{}").status == 200
+
+
+def test_the_last_address_that_refuses_is_a_connect_error(
+    api: FakeZithara, transport: Transport, resolve: Resolve
+) -> None:
+    resolve("127.0.0.3", "127.0.0.4")
+
+    error = failure(transport, f"http://{NAMED}:{api.port}/v1/order")
+
+    assert (error.reason, error.evidence, error.again_at_once) == (reasons.CONNECT_ERROR, Evidence.HOST, True)
+
+
+@pytest.mark.parametrize(
+    ("timeout_seconds", "connect_seconds"), [(0.3, 60.0), (60.0, 0.3)], ids=["timeout", "CONNECT_SECONDS"]
+)
+def test_a_host_that_does_not_accept_is_a_timeout_before_anything_was_sent(
+    api: FakeZithara,
+    make_transport: MakeTransport,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout_seconds: float,
+    connect_seconds: float,
+) -> None:
+    monkeypatch.setattr(http, "CONNECT_SECONDS", connect_seconds)
+    started = time.monotonic()
+
+    with silent(api.port):
+        error = failure(make_transport(timeout_seconds=timeout_seconds), f"http://127.0.0.2:{api.port}/v1/order")
+
+    assert (error.reason, error.evidence) == (reasons.TIMEOUT, Evidence.HOST)
+    assert (error.may_have_been_processed, error.again_at_once) == (False, False)
+    assert time.monotonic() - started < 10
+
+
+def test_no_address_is_tried_once_the_time_of_the_exchange_is_over(
+    api: FakeZithara, make_transport: MakeTransport, resolve: Resolve
+) -> None:
+    now = [0.0]
+    resolve("127.0.0.1", asked=lambda: now.append(6.0))
+    transport = make_transport(timeout_seconds=5.0, monotonic=lambda: now[-1])
+
+    error = failure(transport, f"http://{NAMED}:{api.port}/v1/order")
+
+    assert (error.reason, error.evidence, api.connection_count) == (reasons.TIMEOUT, Evidence.HOST, 0)
+
+
+def test_a_tls_handshake_has_what_connecting_left_of_the_time(make_transport: MakeTransport) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def connected() -> bool:
+            return bool(select.select([listener], [], [], 0)[0])
+
+        # Connecting took most of the time; then the host, which accepts nobody, does not answer the greeting.
+        transport = make_transport(timeout_seconds=30.0, monotonic=lambda: 29.7 if connected() else 0.0)
+        started = time.monotonic()
+        error = failure(transport, f"https://127.0.0.1:{listener.getsockname()[1]}/v1/order")
+
+    assert (error.reason, error.evidence) == (reasons.TIMEOUT, Evidence.HOST)
+    assert time.monotonic() - started < 5
+
+
+@pytest.fixture
+def during_handshake(server_tls: ssl.SSLContext) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """during_handshake(act): each TLS handshake waits until `act` has run."""
+
+    def run(act: Callable[[], None]) -> None:
+        server_tls.sni_callback = lambda *_: act()
+
+    yield run
+    server_tls.sni_callback = None
+
+
+def test_nothing_is_sent_when_the_time_ran_out_while_connecting(
+    make_transport: MakeTransport,
+    server_tls: ssl.SSLContext,
+    during_handshake: Callable[[Callable[[], None]], None],
+) -> None:
+    now, watched = [0.0], threading.Semaphore(0)
+
+    def monotonic() -> float:
+        if now[-1] and threading.current_thread().name == "http-deadlines":
+            watched.release()
+        return now[-1]
+
+    def run_out() -> None:
+        now.append(6.0)
+        for _ in range(2):  # the second look begins when the first has cut off what is overdue
+            assert watched.acquire(timeout=5)
+
+    during_handshake(run_out)
+    with FakeZithara(tls=server_tls) as api:
+        transport = make_transport(timeout_seconds=5.0, monotonic=monotonic)
+        error = failure(transport, f"https://{NAMED}:{api.port}/v1/order")
+        assert (error.reason, error.evidence, api.request_count) == (reasons.TIMEOUT, Evidence.HOST, 0)
+
+
+def test_nothing_is_sent_when_the_transport_was_closed_while_connecting(
+    make_transport: MakeTransport,
+    server_tls: ssl.SSLContext,
+    during_handshake: Callable[[Callable[[], None]], None],
+) -> None:
+    transport = make_transport()
+    during_handshake(transport.close)
+    with FakeZithara(tls=server_tls) as api:
+        error = failure(transport, f"https://{NAMED}:{api.port}/v1/order")
+        assert (error.reason, error.evidence, api.request_count) == (reasons.CONNECT_ERROR, Evidence.HOST, 0)
+
+
 # --- failures
 
 
@@ -233,21 +408,30 @@ def test_an_exchange_after_one_that_ran_out_of_time_goes_well(api: FakeZithara, 
     assert exchange(transport, "POST", api.base_url + "/order", b"{}").status == 200
 
 
-@pytest.mark.parametrize("head", [b"", ANSWER[:-2].replace(b"2", b"90000", 1)], ids=["head", "body"])
-def test_a_host_that_drips_bytes_is_cut_off(raw_server: Serve, make_transport: MakeTransport, head: bytes) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Slow: ",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+    ],
+    ids=["head", "body", "body up to the end of the connection"],
+)
+def test_a_host_that_drips_bytes_is_cut_off(
+    raw_server: Serve, server_tls: ssl.SSLContext, make_transport: MakeTransport, said: bytes, tls: bool
+) -> None:
     def drip(connection: socket.socket, number: int) -> None:
         read_request(connection)
-        connection.sendall(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 90000\r\n\r\n" if head else b"HTTP/1.1 200 OK\r\nX-Slow: "
-        )
+        connection.sendall(said)
         while not server.stopping.wait(0.02):
             connection.sendall(b"x")
 
-    server = raw_server(drip)
+    server = raw_server(drip, server_tls if tls else None)
     transport = make_transport(timeout_seconds=0.4)
     started = time.monotonic()
 
-    if head:  # the status is known by then, so that is an answer, and a broken one
+    if said.endswith(b"\r\n\r\n"):  # the status is known by then, so that is an answer, and a broken one
         assert exchange(transport, "POST", server.url, b"{}").broken
     else:
         error = failure(transport, server.url)
@@ -405,20 +589,6 @@ def test_checks_can_be_switched_off(server_tls: ssl.SSLContext, make_transport: 
         transport = make_transport(tls=tls_context(verify=False))
         assert exchange(transport, "POST", api.base_url + "/order", b"{}").status == 200
         transport.close()
-
-
-def test_a_drip_over_tls_is_cut_off(
-    raw_server: Serve, server_tls: ssl.SSLContext, ca_file: str, make_transport: MakeTransport
-) -> None:
-    def drip(connection: socket.socket, number: int) -> None:
-        read_request(connection)
-        while not server.stopping.wait(0.02):
-            connection.sendall(b"H")
-
-    server = raw_server(drip, server_tls)
-    transport = make_transport(tls=tls_context(ca_file=ca_file), timeout_seconds=0.4)
-
-    assert failure(transport, server.url).reason == reasons.TIMEOUT
 
 
 def test_a_plain_answer_to_a_tls_greeting_is_a_tls_error(raw_server: Serve, transport: Transport) -> None:

@@ -363,10 +363,8 @@ class _Connection:
             )
         )
         while True:
-            left = deadline - self._monotonic()
-            if left <= 0:
-                raise TimeoutError("no connection within the time of the exchange")
-            connection = _Http(addresses.pop(0), self._port, min(left / (len(addresses) + 1), CONNECT_SECONDS))
+            share = self._seconds_left(deadline) / len(addresses)
+            connection = _Http(addresses.pop(0), self._port, min(share, CONNECT_SECONDS))
             try:
                 connection.connect()
                 break
@@ -375,6 +373,7 @@ class _Connection:
                     raise
         try:
             if self._tls is not None:
+                connection.sock.settimeout(min(self._seconds_left(deadline), CONNECT_SECONDS))
                 connection.sock = self._tls.wrap_socket(connection.sock, server_hostname=self._host)
             readable = select.poll()
             readable.register(connection.sock, select.POLLIN)
@@ -390,6 +389,12 @@ class _Connection:
             connection.close()
             raise
         return connection
+
+    def _seconds_left(self, deadline: float) -> float:
+        left = deadline - self._monotonic()
+        if left <= 0:
+            raise TimeoutError("no connection within the time of the exchange")
+        return left
 
     def _no_answer(self, error: Exception) -> httpx.TransportError:
         if self._overdue:
