@@ -7,7 +7,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
-from zithara_worker.queue.pause import pause, resume
+from zithara_worker.queue.operator import pause, resume
 from zithara_worker.sandbox.shop import Shop
 
 

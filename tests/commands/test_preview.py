@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from zithara_worker.commands.preview_lines import preview, preview_lines
+from zithara_worker.commands.preview import preview_body, preview_lines
 from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_WEBHOOK
 from zithara_worker.processors import ShopContext
 
@@ -35,7 +35,7 @@ def stored(message: Any) -> str:
 
 @pytest.mark.parametrize("base_url", [BASE_URL, BASE_URL + "/"])
 def test_an_api_request_is_shown_whole_and_with_its_token_masked(shop: ShopContext, base_url: str) -> None:
-    assert preview(TOPIC_CUSTOMER, stored(CUSTOMER), shop=shop, base_url=base_url) == {
+    assert preview_body(TOPIC_CUSTOMER, stored(CUSTOMER), shop=shop, base_url=base_url) == {
         "method": "POST",
         "url": "https://pos-api.zithara.com/v1/customer",
         "headers": {"Content-Type": "application/json", "Accept": "application/json", "Authorization": "***"},
@@ -46,7 +46,7 @@ def test_an_api_request_is_shown_whole_and_with_its_token_masked(shop: ShopConte
 
 def test_a_webhook_is_shown_with_its_own_url_and_event(shop: ShopContext) -> None:
     message = {"config_id": 8, "event_type": "customer_login", "payload": {"customer_id": "411"}}
-    shown = preview(TOPIC_WEBHOOK, stored(message), shop=shop, base_url=BASE_URL)
+    shown = preview_body(TOPIC_WEBHOOK, stored(message), shop=shop, base_url=BASE_URL)
     assert shown["url"] == "https://hooks.example.com/zithara"
     assert shown["headers"]["X-Webhook-Event"] == "customer_login"
     assert shown["headers"]["Authorization"] == "***"
@@ -55,10 +55,10 @@ def test_a_webhook_is_shown_with_its_own_url_and_event(shop: ShopContext) -> Non
 
 def test_a_skip_shows_its_reason_alone(shop: ShopContext) -> None:
     cart = {"customer": [], "cart_item": [], "cart": {"platform_cart_id": "7"}}
-    assert preview(TOPIC_CART, stored(cart), shop=shop, base_url=BASE_URL) == {"skip": "cart_without_items"}
+    assert preview_body(TOPIC_CART, stored(cart), shop=shop, base_url=BASE_URL) == {"skip": "cart_without_items"}
     webhook = {"event_type": "visitor_init", "payload": {"ip_address": "203.0.113.7"}}
     silent = replace(shop, webhook_url=None)
-    assert preview(TOPIC_WEBHOOK, stored(webhook), shop=silent, base_url=BASE_URL) == {"skip": "no_webhook_url"}
+    assert preview_body(TOPIC_WEBHOOK, stored(webhook), shop=silent, base_url=BASE_URL) == {"skip": "no_webhook_url"}
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_skip_shows_its_reason_alone(shop: ShopContext) -> None:
     ],
 )
 def test_an_error_shows_its_code_and_detail_alone(shop: ShopContext, topic: str, body: str, code: str) -> None:
-    shown = preview(topic, body, shop=shop, base_url=BASE_URL)
+    shown = preview_body(topic, body, shop=shop, base_url=BASE_URL)
     assert set(shown) == {"error"}
     assert shown["error"]["code"] == code
     assert shown["error"]["detail"]
@@ -97,4 +97,4 @@ def test_each_line_has_its_own_answer_as_soon_as_it_is_read(shop: ShopContext) -
 
 def test_every_answer_is_one_line_of_json(shop: ShopContext) -> None:
     for body in (stored(CUSTOMER), "nonsense", stored({**CUSTOMER, "first_name": "प्रिया\u2028"})):
-        assert "\n" not in json.dumps(preview(TOPIC_CUSTOMER, body, shop=shop, base_url=BASE_URL), allow_nan=False)
+        assert "\n" not in json.dumps(preview_body(TOPIC_CUSTOMER, body, shop=shop, base_url=BASE_URL), allow_nan=False)

@@ -24,7 +24,7 @@ from zithara_worker.doctor.queues import cron
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import TOPIC_ORDER, TOPICS
 from zithara_worker.monitor.registry import Identity, Registry
-from zithara_worker.queue.pause import pause
+from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop

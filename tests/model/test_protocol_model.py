@@ -35,8 +35,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind
 from zithara_worker.processors import supersedes
-from zithara_worker.queue import failures
-from zithara_worker.queue.failures import Failure
+from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.reader import LATELY_SECONDS
 from zithara_worker.queue.statuses import Status
@@ -449,11 +448,6 @@ class Protocol(RuleBasedStateMachine):
         for id in old[:1]:
             self.fates[id].deleted = True
 
-    def _failure(self, fate: Fate) -> Failure:
-        kind = "order" if fate.topic == TOPIC_ORDER else "customer"
-        (found,) = failures.by_ids(self.operator, [fate.published.relation_id])
-        return failures.completed(found, topic=fate.topic, group_key=f"{kind}:{fate.group}")
-
     def _given_up(self, *, discarded: bool) -> list[Fate]:
         """What is in ERROR, and what an operator has discarded, in order."""
         wanted = {row.relation_id for row in self.shop.rows() if row.status == Status.ERROR}
@@ -464,7 +458,8 @@ class Protocol(RuleBasedStateMachine):
     @rule(last=st.booleans(), force=st.booleans())
     def operator_retries_a_failed_message(self, last: bool, force: bool) -> None:
         for fate in self._given_up(discarded=True)[-1 if last else 0 :][:1]:
-            done = failures.retry(self.operator, [self._failure(fate)], by="me", note="", force=force)
+            ids = [fate.published.relation_id]
+            done = operator.retry(self.operator, ids, by="me", force=force, audit=lambda lines: None)
             if done.retried:
                 fate.recorded = fate.discarded = False
                 fate.retried = True
@@ -473,7 +468,8 @@ class Protocol(RuleBasedStateMachine):
     @rule(last=st.booleans())
     def operator_discards_a_failed_message(self, last: bool) -> None:
         for fate in self._given_up(discarded=False)[-1 if last else 0 :][:1]:
-            assert failures.discard(self.operator, [self._failure(fate)], by="me", note="")
+            ids = [fate.published.relation_id]
+            assert operator.discard(self.operator, ids, by="me", note="", audit=lambda lines: None).discarded
             fate.recorded, fate.discarded = False, True
 
     # --- what must hold ------------------------------------------------------------------------------------------

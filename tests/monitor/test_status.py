@@ -18,7 +18,7 @@ from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOP
 from zithara_worker.monitor.fleet import BUCKETS_MS
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.status import FleetStatus, TopicStatus, as_json, percentile, status
-from zithara_worker.queue.pause import pause
+from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop

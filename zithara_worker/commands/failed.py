@@ -1,46 +1,49 @@
-"""`failed`: messages that were given up, and what to do with them."""
+"""`failed`: the messages that were given up, why they failed, and what would be sent now.
+
+`failed retry` and `failed discard`: `failed_actions.py`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import click
-from click.shell_completion import CompletionItem
 
-from zithara_worker.commands.operating import audit_file, operator, shop_database
-from zithara_worker.commands.rendering import Duration, printable, table
-from zithara_worker.commands.root import EXIT_FAILED, Context
+from zithara_worker.commands import failed_actions
+from zithara_worker.commands.failed_selection import (
+    Choice,
+    queues_of,
+    selecting,
+    selection_of,
+    short_name,
+    summary_lines,
+)
+from zithara_worker.commands.operating import shop_database
+from zithara_worker.commands.preview import preview_body
+from zithara_worker.commands.rendering import printable, progress, table
+from zithara_worker.commands.root import Context
 from zithara_worker.database.session import Database
+from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.logs.escaping import escaped
-from zithara_worker.messages import TOPICS
-from zithara_worker.processors import ShopContext
-from zithara_worker.queue import operator as operations
-from zithara_worker.queue.failures import Selection
-from zithara_worker.queue.queues import QueueRow, queues_present
+from zithara_worker.logs.masking import masked, masked_value
+from zithara_worker.processors import ShopContext, identify
+from zithara_worker.queue import failures
+from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
-from zithara_worker.reasons import REMEDIES, remedy
+from zithara_worker.reasons import remedy
 from zithara_worker.shop.configuration import read_configuration
 from zithara_worker.units import duration, iso
-
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[str]
-else:
-    _ParamType = click.ParamType  # generic only in the newest versions, and there for type checkers alone
-
-#: From how many messages on a progress bar is shown.
-_MANY = 100
+from zithara_worker.zithara.api import encoded, idempotency_key
 
 
-@click.group(invoke_without_command=False)
+@click.group()
 def failed() -> None:
     """Messages that were given up (ERROR): why, what would be sent now, and putting them right.
 
@@ -56,81 +59,12 @@ def failed() -> None:
     """
 
 
-class ReasonCode(_ParamType):
-    """A code of docs/reasons.md."""
-
-    name = "code"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if remedy(str(value)) is None:
-            self.fail(
-                f"{value!r} is no reason code: --reason selects what failed with a code, such as http_400 "
-                "('failed summary' shows those there are); words of your own go into --note",
-                param,
-                ctx,
-            )
-        return str(value)
-
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(code) for code in REMEDIES if code.startswith(incomplete)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """What the operator's options select."""
-
-    topics: tuple[str, ...]
-    reasons: tuple[str, ...]
-    group: str | None
-    older_than: float | None
-    newer_than: float | None
-
-    @property
-    def narrowed(self) -> bool:
-        return bool(self.topics or self.reasons or self.group or self.older_than or self.newer_than)
-
-
-def _selecting(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Options that say which messages are meant, as one argument `choice`."""
-
-    @wraps(command)
-    def gathered(*arguments: Any, **options: Any) -> Any:
-        names = ("topics", "reasons", "group", "older_than", "newer_than")
-        return command(*arguments, choice=Choice(**{name: options.pop(name) for name in names}), **options)
-
-    add: Callable[..., Any] = gathered
-    for option in (
-        click.option("--newer-than", type=Duration(), metavar="AGE", help="Failed more recently than this."),
-        click.option("--older-than", type=Duration(), metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
-        click.option("--group", metavar="KEY", help="Only of this message group, such as order:000000101."),
-        click.option(
-            "--reason",
-            "reasons",
-            type=ReasonCode(),
-            multiple=True,
-            metavar="CODE",
-            help="Only what failed with this reason.",
-        ),
-        click.option("--topic", "topics", type=click.Choice(TOPICS), multiple=True, help="Only of this topic."),
-    ):
-        add = option(add)
-    return add
-
-
-def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the commands that change messages share: which, and whether to ask."""
-    for option in (
-        click.option("--yes", is_flag=True, help="Do not ask, however many they are."),
-        _selecting,
-        click.option("--all", "every", is_flag=True, help="All of them, or all that the options select."),
-        click.argument("ids", type=int, nargs=-1, metavar="[ID]..."),
-    ):
-        command = option(command)
-    return command
+failed.add_command(failed_actions.retry)
+failed.add_command(failed_actions.discard)
 
 
 @failed.command()
-@_selecting
+@selecting
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a topic and reason.")
 @click.pass_obj
 def summary(context: Context, choice: Choice, as_json: bool) -> None:
@@ -142,12 +76,17 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
       zithara-worker failed summary --newer-than 1d --json
     """
     with shop_database(context) as database:
-        queues = _queues(database, context, choice)
-        found = operations.summary(database, operations.matching(database, _selection(queues, choice)), queues)
+        queues = queues_of(database, context, choice)
+        found = failures.summary(database, failures.matching(database, selection_of(queues, choice)), queues)
+    remedies = {each.reason: remedy(each.reason) for each in found}
     if as_json:
         values = [
             {
-                **{name: value for name, value in asdict(each).items() if name != "since_utc"},
+                "topic": each.topic,
+                "reason": each.reason,
+                "messages": each.messages,
+                "newest_id": each.newest_id,
+                "remedy": remedies[each.reason] or "",
                 "since": iso(each.since_utc),
             }
             for each in found
@@ -156,14 +95,14 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
-    for line in _counted(found):
+    for line in summary_lines(found):
         click.echo(line)
-    for reason, text in {each.reason: each.remedy for each in found}.items():
+    for reason, text in remedies.items():
         click.echo(f"{printable(reason)}: {text or 'see docs/reasons.md'}")
 
 
 @failed.command("list")
-@_selecting
+@selecting
 @click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest N of them.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a message.")
@@ -185,10 +124,10 @@ def list_command(
       zithara-worker failed list --reason http_400 --older-than 2d --json
     """
     with shop_database(context) as database:
-        selection = _selection(_queues(database, context, choice), choice, waiting=waiting)
-        found, total = operations.newest(database, selection, limit=limit)
+        selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
+        found, total = failures.newest(database, selection, limit=limit)
     if as_json:
-        click.echo(escaped(json.dumps([operations.as_json(each) for each in found], ensure_ascii=False, indent=2)))
+        click.echo(escaped(json.dumps([as_record(each) for each in found], ensure_ascii=False, indent=2)))
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
@@ -199,7 +138,7 @@ def list_command(
         [
             (
                 str(each.message_id),
-                _short(each.topic or "-"),
+                short_name(each.topic or "-"),
                 each.status.name.lower().replace("_required", ""),
                 duration(now - (each.last_failed_utc or each.updated_at_utc)) + " ago",
                 str(each.attempts),
@@ -207,7 +146,7 @@ def list_command(
                 printable(each.reason)
                 + (" (newer delivered)" if each.newer_delivered else "")
                 + (f" ({each.unwitnessed} unwitnessed)" if each.unwitnessed else ""),
-                printable(operations.as_json(each)["group"] or "-", width=40),
+                printable(as_record(each)["group"] or "-", width=40),
             )
             for each in found
         ],
@@ -232,10 +171,10 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
     """
     zithara = context.configured.settings.zithara
     with shop_database(context) as database:
-        queues = _queues(database, context)
-        found, _ = operations.find(database, [queue.queue_id for queue in queues], [id])
+        queues = queues_of(database, context)
+        found, _ = failures.find(database, [queue.queue_id for queue in queues], [id])
         if not found:
-            _fail(f"there is no message {id} in the queues {', '.join(queue.name for queue in queues)}")
+            raise ShopError(f"there is no message {id} in the queues {', '.join(queue.name for queue in queues)}")
         configuration = read_configuration(database, None)
         shop = ShopContext(
             webhook_url=zithara.webhook_url or configuration.webhook_url,
@@ -244,7 +183,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
             invented_phone=zithara.invented_phone,
             now_utc=datetime.now(timezone.utc),
         )
-        value = operations.shown(database, found[0], shop=shop, base_url=zithara.base_url, unmasked=unmasked)
+        value = full_record(database, found[0], shop=shop, base_url=zithara.base_url, unmasked=unmasked)
     if as_json:
         click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
         return
@@ -253,117 +192,8 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
 
 
 @failed.command()
-@_changing
-@click.option("--force", is_flag=True, help="Also where it overwrites newer data of the same group with older.")
-@click.option("--note", default="", metavar="TEXT", help="Why; kept in the message's history and the audit file.")
-@click.option(
-    "--json", "as_json", is_flag=True, help='One JSON object: {"retried", "overtaken", "passed", "not_failed"}.'
-)
-@click.pass_obj
-def retry(
-    context: Context,
-    ids: tuple[int, ...],
-    every: bool,
-    choice: Choice,
-    yes: bool,
-    force: bool,
-    note: str,
-    as_json: bool,
-) -> None:
-    """Put failed messages back on the queue, with all attempts before them; by ID, discarded ones too.
-
-    A message that would overwrite newer data of its order, customer or cart with older is left alone, unless --force:
-    where newer data has been delivered since, and where a newer message is on its way. A newer one that only waits is
-    delivered after it. Exit code 1 when a message was left alone, or is neither in ERROR nor discarded.
-
-    \b
-    Examples:
-      zithara-worker failed retry 1234
-      zithara-worker failed retry --all --topic zithara.order.events --reason http_400
-    """
-    with shop_database(context) as database, audit_file(context) as audit:
-        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="put back on the queue")
-        with _progress(len(relation_ids), "retrying") as on_progress:
-            done = operations.retry(
-                database, relation_ids, by=operator(), force=force, note=note, audit=audit, on_progress=on_progress
-            )
-    not_failed = (*done.not_failed, *unknown)
-    if as_json:
-        value = {
-            "retried": done.retried,
-            "overtaken": done.overtaken,
-            "passed": [{"id": id, "newer_id": newer} for id, newer in done.passed],
-            "not_failed": not_failed,
-        }
-        click.echo(escaped(json.dumps(value)))
-    else:
-        click.echo(f"{len(done.retried)} put back on the queue")
-        _say_not_failed(not_failed, "neither in ERROR nor discarded")
-        if done.overtaken:
-            click.echo(
-                f"{len(done.overtaken)} left alone, because newer data of the same order, customer or cart has been "
-                f"delivered since and this would overwrite it ({_some(done.overtaken)}): see 'failed show ID', then "
-                "use --force, or discard them",
-                err=True,
-            )
-        if done.passed:
-            pairs = [f"{id} behind {newer}" for id, newer in done.passed]
-            click.echo(
-                f"{len(done.passed)} left alone, because a newer message of the same order, customer or cart is on its "
-                f"way and may arrive first ({_some(pairs)}): give the command again when that one is delivered or has "
-                "failed ('failed show ID' tells), or use --force",
-                err=True,
-            )
-    if done.overtaken or done.passed or not_failed:
-        sys.exit(EXIT_FAILED)
-
-
-@failed.command()
-@_changing
-@click.option(
-    "--note", required=True, metavar="TEXT", help="Why; kept in the message's history, the log and the audit file."
-)
-@click.option("--json", "as_json", is_flag=True, help='One JSON object: {"discarded", "not_failed"}.')
-@click.pass_obj
-def discard(
-    context: Context,
-    ids: tuple[int, ...],
-    every: bool,
-    choice: Choice,
-    yes: bool,
-    note: str,
-    as_json: bool,
-) -> None:
-    """Give failed messages up: they become COMPLETE without having been delivered.
-
-    'failed retry ID' takes one back, until Magento's cleanup deletes it (7 days after the discard).
-
-    \b
-    Examples:
-      zithara-worker failed discard 1234 --note "test order"
-      zithara-worker failed discard --all --reason not_json --note "broken extension, since removed"
-    """
-    if not note.strip():
-        raise click.UsageError("--note must say why")
-    with shop_database(context) as database, audit_file(context) as audit:
-        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
-        with _progress(len(relation_ids), "discarding") as on_progress:
-            done = operations.discard(
-                database, relation_ids, by=operator(), note=note, audit=audit, on_progress=on_progress
-            )
-    not_failed = (*done.not_failed, *unknown)
-    if as_json:
-        click.echo(escaped(json.dumps({"discarded": done.discarded, "not_failed": not_failed})))
-    else:
-        click.echo(f"{len(done.discarded)} discarded")
-        _say_not_failed(not_failed, "not in ERROR")
-    if not_failed:
-        sys.exit(EXIT_FAILED)
-
-
-@failed.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-", metavar="[FILE]")
-@_selecting
+@selecting
 @click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.pass_obj
@@ -383,126 +213,107 @@ def export(
       zithara-worker failed export failed-$(date +%F).jsonl
     """
     with shop_database(context) as database:
-        selection = _selection(_queues(database, context, choice), choice, waiting=waiting)
-        relation_ids = operations.matching(database, selection)
+        selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
+        relation_ids = failures.matching(database, selection)
         written = 0
-        with _output(file, overwrite=overwrite) as stream, _progress(len(relation_ids), "exporting") as on_progress:
-            for record in operations.export(database, relation_ids):
+        with _output(file, overwrite=overwrite) as stream, progress(len(relation_ids), "exporting") as on_progress:
+            for record in export_records(database, relation_ids):
                 stream.write(json.dumps(record, ensure_ascii=True) + "\n")
                 written += 1
                 on_progress(1)
     click.echo(f"{written} messages exported" + ("" if str(file) == "-" else f" to {file}"), err=True)
 
 
-# ---------------------------------------------------------------- which messages
+# ---------------------------------------------------------------- values
 
 
-def _queues(database: Database, context: Context, choice: Choice | None = None) -> list[QueueRow]:
-    topics = choice.topics if choice and choice.topics else TOPICS
-    return queues_present(database, context.configured.settings.queues, topics)[0]
+def full_record(
+    database: Database, failure: Failure, *, shop: ShopContext, base_url: str, unmasked: bool
+) -> dict[str, Any]:
+    """One message: what is recorded of it, later messages of its group, and the request that would be sent now.
+
+    Personal data is masked unless `unmasked`.
+    """
+    found = list(failures.bodies(database, [failure.message_id]))
+    if not found:
+        raise ShopError(f"message {failure.message_id} has been deleted since")
+    _, topic, body = found[0]
+    group, _ = identify(topic, failure.message_id, body)
+    request = preview_body(topic, body, shop=shop, base_url=base_url, line=failure.message_id)
+    if "headers" in request:
+        path = request["url"].removeprefix(base_url.rstrip("/"))
+        key = f"{failure.queue}-{failure.message_id}"
+        request["headers"]["Idempotency-Key"] = idempotency_key(
+            key, request["method"], path, encoded(request["json"]), failure.retries
+        )
+    later = [
+        {"id": each.message_id, "status": _status_name(each.status), "updated_at": iso(each.updated_at_utc)}
+        for each in failures.later_messages(database, failure, group)
+    ]
+    return {
+        **as_record(failure, unmasked=unmasked),
+        "topic": topic,
+        "group": group if unmasked else _masked_group(group),
+        "body_characters": len(body),
+        "later": later,
+        "request": request if unmasked else _masked_request(request),
+    }
 
 
-def _selection(queues: Sequence[QueueRow], choice: Choice, *, waiting: bool = False) -> Selection:
-    return Selection(
-        queue_ids=[queue.queue_id for queue in queues],
-        statuses=(Status.ERROR, Status.RETRY_REQUIRED) if waiting else (Status.ERROR,),
-        reasons=choice.reasons,
-        group_key=choice.group,
-        older_than_seconds=choice.older_than,
-        newer_than_seconds=choice.newer_than,
-    )
+def as_record(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
+    """The value that JSON and export show."""
+    group = failure.group_key
+    return {
+        "id": failure.message_id,
+        "relation_id": failure.id,
+        "queue": failure.queue,
+        "topic": failure.topic,
+        "status": failure.status.name,
+        "reason": failure.reason,
+        "http_status": failure.http_status,
+        "detail": failure.detail if unmasked else masked(failure.detail),
+        "group": group if unmasked or group is None else _masked_group(group),
+        "attempts": failure.attempts,
+        "number_of_trials": failure.number_of_trials,
+        "first_failed_at": iso(failure.first_failed_utc),
+        "last_failed_at": iso(failure.last_failed_utc),
+        "updated_at": iso(failure.updated_at_utc),
+        "newer_delivered": failure.newer_delivered,
+        "unwitnessed": failure.unwitnessed,
+        "retries": failure.retries,
+        "discarded_at": iso(failure.discarded_utc),
+        "history": list(failure.history),
+    }
 
 
-def _chosen(
-    database: Database, context: Context, ids: tuple[int, ...], every: bool, choice: Choice, *, yes: bool, what: str
-) -> tuple[Sequence[int], tuple[int, ...]]:
-    """The relation ids that are meant, and ids that no message has. Asks before many are `what` ("discarded")."""
-    if ids and (every or choice.narrowed):
-        raise click.UsageError("give IDs, or --all with options that select, not both")
-    if not ids and not every:
-        raise click.UsageError("which messages? Give IDs, or --all (with --topic, --reason or an age, if you like)")
-    unknown: tuple[int, ...] = ()
-    queues = _queues(database, context, choice)
-    if ids:
-        found, unknown = operations.find(database, [queue.queue_id for queue in queues], list(dict.fromkeys(ids)))
-        chosen: Sequence[int] = [each.id for each in found]
-    else:
-        chosen = operations.matching(database, _selection(queues, choice))
-    if chosen and (every or len(chosen) > 1):
-        for line in _counted(operations.summary(database, chosen, queues)):
-            click.echo(line, err=True)
-        many = f"{len(chosen)} message{'s' if len(chosen) > 1 else ''}"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise click.UsageError(
-                    f"{many} would be {what}, and there is no terminal to ask: give --yes if they are the ones you mean"
-                )
-            click.confirm(f"Shall {many} be {what}?", abort=True, err=True)
-    return chosen, unknown
+def export_records(database: Database, relation_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Everything that is known of each message, its stored body included: enough to publish it again."""
+    for failure, topic, body in failures.with_bodies(database, relation_ids):
+        yield {**as_record(failure, unmasked=True), "topic": topic, "body": body}
+
+
+def _status_name(code: int) -> str:
+    return Status(code).name if code in Status.__members__.values() else str(code)
+
+
+def _masked_group(group: str) -> str:
+    kind, _, name = group.partition(":")
+    return f"{kind}:{masked(name)}" if "@" in name else group
+
+
+def _masked_request(request: dict[str, Any]) -> dict[str, Any]:
+    shown = {key: masked_value(value) if key == "json" else value for key, value in request.items()}
+    if "url" in shown:
+        address, question, _ = str(shown["url"]).partition("?")
+        shown["url"] = f"{address}?***" if question else address
+    if "group" in shown:
+        shown["group"] = _masked_group(str(shown["group"]))
+    if "error" in shown:
+        shown["error"] = {**shown["error"], "detail": masked(shown["error"]["detail"])}
+    return shown
 
 
 # ---------------------------------------------------------------- printing
-
-
-@contextmanager
-def _progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
-    """A progress bar on a terminal's standard error, when there are many."""
-    if total < _MANY or not sys.stderr.isatty():
-        yield lambda number: None
-        return
-    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
-        yield bar.update
-
-
-@contextmanager
-def _output(file: Path, *, overwrite: bool) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name when everything is written and safe on the disk."""
-    if str(file) == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    if file.exists() and not overwrite:
-        _fail(f"{file} exists: name another file, or give --overwrite")
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        _fail(f"cannot write {file}: {error.strerror or error}")
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-
-
-def _counted(found: Sequence[operations.Reason]) -> list[str]:
-    now = datetime.now(timezone.utc).timestamp()
-    return (
-        table(
-            ("TOPIC", "REASON", "MESSAGES", "SINCE", "NEWEST"),
-            [
-                (
-                    _short(each.topic),
-                    printable(each.reason),
-                    str(each.messages),
-                    duration(now - each.since_utc) + " ago",
-                    str(each.newest_id),
-                )
-                for each in found
-            ],
-            left=(0, 1),
-        )
-        if found
-        else []
-    )
-
-
-def _short(topic: str) -> str:
-    return topic.removeprefix("zithara.").removesuffix(".events")
 
 
 def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
@@ -545,15 +356,26 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         yield f"  none: {request['error']['code']}: {printable(request['error']['detail'])}"
 
 
-def _say_not_failed(ids: Sequence[int], what: str) -> None:
-    if ids:
-        click.echo(f"{len(ids)} {what}, or not there, and left as they are ({_some(ids)})", err=True)
-
-
-def _some(values: Sequence[object]) -> str:
-    return ", ".join(str(each) for each in values[:10]) + (" ..." if len(values) > 10 else "")
-
-
-def _fail(text: str) -> NoReturn:
-    click.echo(f"zithara-worker: {text}", err=True)
-    sys.exit(EXIT_FAILED)
+@contextmanager
+def _output(file: Path, *, overwrite: bool) -> Iterator[TextIO]:
+    """Standard output, or a file that gets its name after everything is written and synced to the disk."""
+    if str(file) == "-":
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    if file.exists() and not overwrite:
+        raise ZitharaWorkerError(f"{file} exists: name another file, or give --overwrite")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ZitharaWorkerError(f"cannot write {file}: {error.strerror or error}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -10,7 +10,7 @@ from zithara_worker.commands.root import Context
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.logs.audit import AuditFile, current_user
-from zithara_worker.queue.pause import Audit
+from zithara_worker.queue.operator import Audit
 
 
 @contextmanager
@@ -49,6 +49,6 @@ def audit_file(context: Context) -> Iterator[Audit]:
         file.close()
 
 
-def operator() -> str:
+def operator_name() -> str:
     """Who gives a command: 'anna@shop1', 'anna as root@shop1'."""
     return f"{current_user()}@{socket.gethostname()}"

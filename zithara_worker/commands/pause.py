@@ -8,19 +8,19 @@ from typing import Any
 
 import click
 
-from zithara_worker.commands.operating import audit_file, operator, shop_database
+from zithara_worker.commands.operating import audit_file, operator_name, shop_database
 from zithara_worker.commands.rendering import printable
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.logs.escaping import escaped
 from zithara_worker.messages import TOPICS
-from zithara_worker.queue import pause as operations
+from zithara_worker.queue import operator
 from zithara_worker.units import moment
 
 
 def _wanted(topics: tuple[str, ...], every: bool) -> tuple[str, ...]:
     if every == bool(topics):
         raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all")
-    return TOPICS if every else topics
+    return TOPICS if every else tuple(dict.fromkeys(topics))
 
 
 def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -49,7 +49,7 @@ def pause(context: Context, topics: tuple[str, ...], every: bool, reason: str, a
     """
     wanted = _wanted(topics, every)
     with shop_database(context) as database, audit_file(context) as audit:
-        _print(operations.pause(database, wanted, by=operator(), reason=reason, audit=audit), as_json)
+        _print(operator.pause(database, wanted, by=operator_name(), reason=reason, audit=audit), as_json)
 
 
 @click.command()
@@ -64,10 +64,10 @@ def resume(context: Context, topics: tuple[str, ...], every: bool, as_json: bool
     """
     wanted = _wanted(topics, every)
     with shop_database(context) as database, audit_file(context) as audit:
-        _print(operations.resume(database, wanted, by=operator(), audit=audit), as_json)
+        _print(operator.resume(database, wanted, by=operator_name(), audit=audit), as_json)
 
 
-def _print(changes: list[operations.Changed], as_json: bool) -> None:
+def _print(changes: list[operator.Changed], as_json: bool) -> None:
     if as_json:
         values = [
             {

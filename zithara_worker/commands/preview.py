@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.logs.escaping import escaped
+from zithara_worker.messages import Event, Rejection, Request, Skip, Target
+from zithara_worker.processors import ShopContext, identify, process
 
 
 @click.command()
@@ -26,9 +29,6 @@ def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
     Example:
       zithara-worker preview zithara.order.events --jsonl < bodies
     """
-    from zithara_worker.commands import preview_lines as pure
-    from zithara_worker.processors import ShopContext
-
     zithara = context.configured.settings.zithara
     shop = ShopContext(
         webhook_url=zithara.webhook_url or None,
@@ -39,8 +39,52 @@ def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
     )
     base_url = zithara.base_url
     if jsonl:
-        answers = pure.preview_lines(topic, file, shop=shop, base_url=base_url)
+        answers = preview_lines(topic, file, shop=shop, base_url=base_url)
     else:
-        answers = iter([pure.preview(topic, file.read().rstrip("\r\n"), shop=shop, base_url=base_url)])
+        answers = iter([preview_body(topic, file.read().rstrip("\r\n"), shop=shop, base_url=base_url)])
     for answer in answers:
         click.echo(escaped(json.dumps(answer, ensure_ascii=False)))
+
+
+#: Stands where the token will be: a preview knows none, and would not show one.
+MASKED = "***"
+
+
+def preview_body(topic: str, body: str, *, shop: ShopContext, base_url: str, line: int = 1) -> dict[str, Any]:
+    """One of {"method", "url", "headers", "json", "group"}, {"skip": reason}, {"error": {"code", "detail"}}.
+
+    `base_url` is the API's, with its version ("https://pos-api.zithara.com/v1"). A body that names no entity has no
+    message id yet; its group shows the `line` it came from instead ("message:3"). The Idempotency-Key is not shown:
+    it needs the message id too.
+    """
+    group, content = identify(topic, line, body)
+    result = process(content, shop) if isinstance(content, Event) else content
+    if isinstance(result, Rejection):
+        return {"error": {"code": result.code, "detail": result.detail}}
+    if isinstance(result, Skip):
+        return {"skip": result.reason}
+    return {
+        "method": result.method,
+        "url": result.path if result.target is Target.WEBHOOK else base_url.rstrip("/") + result.path,
+        "headers": _headers(result),
+        "json": result.json,
+        "group": group,
+    }
+
+
+def preview_lines(topic: str, lines: Iterable[str], *, shop: ShopContext, base_url: str) -> Iterator[dict[str, Any]]:
+    """A preview of each line (one stored body each, its line end aside), in order and as soon as it is read.
+
+    A blank line is an empty body and gets its own answer, so that the n-th answer is always that of the n-th line.
+    """
+    for number, line in enumerate(lines, start=1):
+        yield preview_body(topic, line.rstrip("\r\n"), shop=shop, base_url=base_url, line=number)
+
+
+def _headers(request: Request) -> dict[str, str]:
+    return {
+        "Content-Type": "application/json",
+        "Accept": "application/json",
+        "Authorization": MASKED,
+        **request.headers,
+    }

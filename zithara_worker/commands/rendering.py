@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -18,6 +20,8 @@ else:
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+#: Number of steps from which a progress bar is shown.
+_MANY = 100
 _STYLES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -72,6 +76,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, left: Iterable[
             parts.append(cell + padding if column in to_left else padding + cell)
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+@contextmanager
+def progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
+    """A progress bar on standard error, if that is a terminal and there is much to do."""
+    if total < _MANY or not sys.stderr.isatty():
+        yield lambda number: None
+        return
+    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
+        yield bar.update
 
 
 class Duration(_ParamType):

@@ -11,7 +11,7 @@ from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.messages import TOPICS
 from zithara_worker.monitor import fleet
-from zithara_worker.queue import control
+from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, find_queues, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.shop.deployment_config import started_by_cron
@@ -254,7 +254,7 @@ def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Itera
 
 
 def paused(database: Database, now: float) -> Iterator[Finding]:
-    for pause in control.paused(database).values():
+    for pause in operator.paused(database).values():
         since = duration(now - pause.paused_at_utc)
         yield warning(
             f"paused.{word(pause.topic)}",

@@ -17,7 +17,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.monitor import fleet
 from zithara_worker.monitor.fleet import BUCKETS_MS
-from zithara_worker.queue import control
+from zithara_worker.queue import operator
 from zithara_worker.queue.queues import queues_present
 from zithara_worker.queue.statuses import Status
 
@@ -114,7 +114,7 @@ def look(database: Database, overrides: Mapping[str, str]) -> Sight:
     now = fleet.now_utc(database)
     counts = fleet.count_by_status(database, ids)
     groups = fleet.count_groups(database, ids)
-    paused = control.paused(database)
+    paused = operator.paused(database)
     seen = fleet.workers(database)
     living = fleet.living_by_topic(seen, now)
     queues = []

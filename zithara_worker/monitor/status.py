@@ -10,7 +10,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.messages import TOPICS, OutcomeKind
 from zithara_worker.monitor import fleet
 from zithara_worker.monitor.fleet import BUCKETS_MS, DEAD_AFTER_SECONDS, Count, Groups, Held, WorkerRow
-from zithara_worker.queue import control
+from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.units import iso
@@ -74,7 +74,7 @@ class TopicStatus:
     rates: Rates
     #: At the present rate; None: nothing is being delivered
     drain_seconds: float | None
-    pause: control.Pause | None
+    pause: operator.Pause | None
     history: tuple[Minute, ...] = field(repr=False)
 
 
@@ -125,7 +125,7 @@ def status(
     counts = fleet.count_by_status(database, ids)
     groups = fleet.count_groups(database, ids)
     complete = fleet.count_complete(database, ids) if full else {}
-    paused = control.paused(database)
+    paused = operator.paused(database)
     rows = fleet.workers(database)
     held = fleet.held_by_worker(database)
     living = fleet.living_by_topic(rows, now)
@@ -199,7 +199,7 @@ def _topic_status(
     counts: Mapping[tuple[int, Status], Count],
     groups: Groups,
     complete: int | None,
-    pause: control.Pause | None,
+    pause: operator.Pause | None,
     workers: int,
     rows: Sequence[WorkerRow],
 ) -> TopicStatus:
@@ -230,7 +230,7 @@ def _topic_status(
     )
 
 
-def _absent(topic: str, now: float, pause: control.Pause | None, workers: int) -> TopicStatus:
+def _absent(topic: str, now: float, pause: operator.Pause | None, workers: int) -> TopicStatus:
     return TopicStatus(
         topic=topic,
         queue=None,

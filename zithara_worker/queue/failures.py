@@ -1,23 +1,32 @@
-"""Rows of zithara_delivery_failure: one for each message that has failed and is not complete."""
+"""Failed messages: zithara_delivery_failure has one row for each message that has failed and is not complete.
+
+Workers record attempts here; operators select and read failed messages, by queue_message.id as the log and the
+Idempotency-Key name them. What an operator changes: `operator.py`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
-from itertools import islice
 from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.logs.masking import masked
 from zithara_worker.messages import Outcome
+from zithara_worker.processors import identify
+from zithara_worker.queue.queues import QueueRow
 from zithara_worker.queue.statuses import Status
 
 #: The reason of an ERROR that this program has not recorded: a PHP consumer rejected the message.
 UNRECORDED = "unrecorded"
-#: Ids read at once when a selection is walked.
+#: Ids that one statement reads.
 PAGE = 5000
+#: Bodies read at once when many are wanted.
+BODIES = 50
+#: Messages that came later, among which those of the same group are looked for.
+LATER = 1000
 #: Bytes above which a body is not read together with others, and characters of one piece of such a body.
 LARGE_BODY = 1_000_000
 _PIECE = 500_000
@@ -67,10 +76,13 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counted:
-    """Messages of one queue that failed for one reason. `newest_id`: the newest message among them, as an example."""
+class FailureCount:
+    """Messages of one topic that failed for one reason. `newest_id`: the newest message among them, as an example.
 
-    queue_id: int
+    `since_utc`: the first failure among them, in seconds since the epoch.
+    """
+
+    topic: str
     reason: str
     messages: int
     since_utc: float
@@ -79,13 +91,11 @@ class Counted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Later:
-    """A message that came to the same queue later. `body`: None when it is large."""
+    """A message of the same group that came later. `status`: as Magento's column has it."""
 
     message_id: int
     status: int
     updated_at_utc: float
-    topic: str
-    body: str | None
 
 
 def record(
@@ -142,9 +152,9 @@ def recorded(database: Database, claims: Mapping[int, int]) -> set[int]:
     }
 
 
-def ids(database: Database, selection: Selection) -> Iterator[int]:
-    """The relation ids of a selection in their order, each page read when the one before is used up."""
-    after = 0
+def matching(database: Database, selection: Selection) -> list[int]:
+    """The relation ids (queue_message_status.id) of a selection, in order."""
+    found: list[int] = []
     while True:
         rows = database.rows(
             "failed_ids",
@@ -155,31 +165,41 @@ def ids(database: Database, selection: Selection) -> Iterator[int]:
             group_key=selection.group_key,
             older=selection.older_than_seconds,
             newer=selection.newer_than_seconds,
-            after=after,
+            after=found[-1] if found else 0,
             limit=PAGE,
         )
-        for row in rows:
-            after = int(row["id"])
-            yield after
+        found += [int(row["id"]) for row in rows]
         if len(rows) < PAGE:
-            return
+            return found
+
+
+def newest(database: Database, selection: Selection, *, limit: int) -> tuple[list[Failure], int]:
+    """The last `limit` messages of a selection, newest first, and the number of all."""
+    relation_ids = matching(database, selection)
+    return _with_topics(database, by_ids(database, relation_ids[-limit:]))[::-1], len(relation_ids)
+
+
+def find(
+    database: Database, queue_ids: Sequence[int], message_ids: Sequence[int]
+) -> tuple[list[Failure], tuple[int, ...]]:
+    """The messages with these ids, in any status, and the ids that no message of these queues has."""
+    rows = database.rows("relations_of_messages", queue_ids=list(queue_ids), message_ids=list(message_ids))
+    relations = {int(row["message_id"]): int(row["id"]) for row in rows}
+    found = _with_topics(database, by_ids(database, sorted(relations.values())))
+    return found, tuple(id for id in message_ids if id not in relations)
 
 
 def by_ids(database: Database, relation_ids: Sequence[int]) -> list[Failure]:
-    """Those that are still there, in the order of their relation ids."""
+    """The messages that still exist, in the order of their relation ids."""
     if not relation_ids:
         return []
     return [_failure(row) for row in database.rows("failed_by_ids", ids=list(relation_ids))]
 
 
-def relation_ids(database: Database, queue_ids: Sequence[int], message_ids: Sequence[int]) -> dict[int, int]:
-    """Message id (queue_message.id) -> relation id (queue_message_status.id), for those that are in these queues."""
-    rows = database.rows("relations_of_messages", queue_ids=list(queue_ids), message_ids=list(message_ids))
-    return {int(row["message_id"]): int(row["id"]) for row in rows}
-
-
 def bodies(database: Database, message_ids: Sequence[int]) -> Iterator[tuple[int, str, str]]:
-    """(message id, topic, body) of each message, also of bodies that exceed the server's max_allowed_packet."""
+    """(message id, topic, body) of each message; a body larger than the server's max_allowed_packet comes whole too."""
+    if not message_ids:
+        return
     for row in database.rows("bodies", message_ids=list(message_ids), large=LARGE_BODY):
         body = row["body"]
         if body is None and int(row["bytes"] or 0) > LARGE_BODY:
@@ -187,152 +207,53 @@ def bodies(database: Database, message_ids: Sequence[int]) -> Iterator[tuple[int
         yield int(row["id"]), str(row["topic_name"] or ""), str(body or "")
 
 
-def completed(failure: Failure, *, topic: str | None, group_key: str | None = None) -> Failure:
-    """With what was not recorded; what was stays."""
-    return replace(failure, topic=failure.topic or topic, group_key=failure.group_key or group_key)
+def with_bodies(database: Database, relation_ids: Sequence[int]) -> Iterator[tuple[Failure, str, str]]:
+    """(failure, topic, body) of each message that still exists. Few bodies are in memory at once."""
+    for start in range(0, len(relation_ids), BODIES):
+        failed = {each.message_id: each for each in by_ids(database, relation_ids[start : start + BODIES])}
+        for message_id, topic, body in bodies(database, list(failed)):
+            yield failed[message_id], topic, body
 
 
-def later_messages(database: Database, failure: Failure, *, limit: int) -> list[Later]:
-    """The messages of the same queue that came after, in order, at most `limit`."""
+def later_messages(database: Database, failure: Failure, group_key: str) -> list[Later]:
+    """The messages of this group among the next LATER of the queue, in order. Large bodies are not looked into."""
     rows = database.rows(
-        "messages_after", queue_id=failure.queue_id, after=failure.message_id, large=LARGE_BODY, limit=limit
+        "messages_after", queue_id=failure.queue_id, after=failure.message_id, large=LARGE_BODY, limit=LATER
     )
     return [
-        Later(
-            message_id=int(row["message_id"]),
-            status=int(row["status"]),
-            updated_at_utc=float(row["updated_at"]),
-            topic=str(row["topic_name"] or ""),
-            body=row["body"],
-        )
+        Later(message_id=int(row["message_id"]), status=int(row["status"]), updated_at_utc=float(row["updated_at"]))
         for row in rows
+        if row["body"] is not None
+        and identify(str(row["topic_name"] or ""), int(row["message_id"]), row["body"])[0] == group_key
     ]
 
 
-def count(database: Database, relation_ids: Iterable[int]) -> list[Counted]:
-    """These messages by queue and reason; what is no longer there is not counted."""
-    total: dict[tuple[int, str], Counted] = {}
-    rest = iter(relation_ids)
-    while page := list(islice(rest, PAGE)):
-        for row in database.rows("failed_counts", ids=page):
+def summary(database: Database, relation_ids: Sequence[int], queues: Sequence[QueueRow]) -> list[FailureCount]:
+    """These messages counted by topic and reason, in the order of the queues' ids, most messages first.
+
+    `queues`: at least those that the messages are in. A message that has been deleted since is not counted.
+    """
+    total: dict[tuple[int, str], tuple[int, float, int]] = {}
+    for start in range(0, len(relation_ids), PAGE):
+        for row in database.rows("failed_counts", ids=relation_ids[start : start + PAGE]):
             place = (int(row["queue_id"]), str(row["reason"]))
-            before = total.get(place)
-            total[place] = Counted(
-                queue_id=place[0],
-                reason=place[1],
-                messages=int(row["messages"]) + (before.messages if before else 0),
-                since_utc=min(float(row["since"]), before.since_utc) if before else float(row["since"]),
-                newest_id=max(int(row["newest"]), before.newest_id if before else 0),
+            messages, since, newest = total.get(place, (0, float(row["since"]), 0))
+            total[place] = (
+                messages + int(row["messages"]),
+                min(since, float(row["since"])),
+                max(newest, int(row["newest"])),
             )
-    return sorted(total.values(), key=lambda each: (each.queue_id, -each.messages, each.reason))
-
-
-@dataclass(slots=True)
-class Retry:
-    """What came of a retry, as relation ids. What is neither in ERROR nor discarded any more is in none of them."""
-
-    retried: set[int] = field(default_factory=set)
-    #: Newer data of their group has been delivered since they failed
-    overtaken: set[int] = field(default_factory=set)
-    #: A newer message of their group is on its way: relation id -> message id of that one
-    passed: dict[int, int] = field(default_factory=dict)
-
-
-def retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retry:
-    """ERROR, or COMPLETE where an operator discarded it, -> RETRY_REQUIRED, with all attempts before it.
-
-    Unless `force`, only what surely goes before everything newer of its group. The oldest becomes the head of a group
-    that has none in the same transaction, and takes the place of a newer head that only waits for its next attempt; the
-    others follow, since whoever settles a head makes the oldest pending failed message of its group the next one. A
-    newer message on its way may arrive before it or after it: then it is left alone.
-    `failed` has topic and group of each (`completed`).
-    """
-    return database.again_on_contention(lambda: _retry(database, failed, by=by, note=note, force=force))
-
-
-def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retry:
-    done = Retry()
-    with database.transaction():
-        found = _undelivered(database, failed)
-        if not force:
-            done.overtaken = {id for id, (_, newer) in found.items() if newer}
-        wanted = sorted(
-            (each for each in failed if each.id in found and each.id not in done.overtaken),
-            key=lambda each: each.message_id,
+    topics = {queue.queue_id: queue.topic for queue in queues}
+    return [
+        FailureCount(topic=topics[queue_id], reason=reason, messages=messages, since_utc=since, newest_id=newest)
+        for (queue_id, reason), (messages, since, newest) in sorted(
+            total.items(), key=lambda item: (item[0][0], -item[1][0], item[0][1])
         )
-        if not wanted:
-            return done
-        # The oldest of a group comes first, and INSERT IGNORE keeps the first.
-        database.insert_rows(
-            "failed_wake", [(each.queue_id, each.group_key, each.id, each.message_id) for each in wanted]
-        )
-        if not force:
-            done.passed = _go_first(database, wanted)
-            wanted = [each for each in wanted if each.id not in done.passed]
-        done.retried = {each.id for each in wanted}
-        if wanted:
-            _recorded(database, wanted)
-            database.execute("failed_retry", ids=sorted(done.retried))
-            database.execute("failures_retried", ids=sorted(done.retried), line=_act("retry", by, note))
-    return done
-
-
-def _go_first(database: Database, wanted: Sequence[Failure]) -> dict[int, int]:
-    """Puts each before the newer messages of its group; relation id -> the newer message, where that cannot be done."""
-    passed: dict[int, int] = {}
-    for queue_id in sorted({each.queue_id for each in wanted}):
-        here = [each for each in wanted if each.queue_id == queue_id]
-        keys = sorted({str(each.group_key) for each in here})
-        heads = {row["group_key"]: row for row in database.rows("failed_heads", queue_id=queue_id, group_keys=keys)}
-        for each in here:
-            head = heads[each.group_key]
-            if int(head["message_id"]) <= each.message_id:
-                continue
-            if head["worker_id"] is None and head["supersedes"] is None and head["recorded"]:
-                head.update(id=each.id, message_id=each.message_id)
-                database.execute(
-                    "failed_first",
-                    queue_id=queue_id,
-                    group_key=each.group_key,
-                    id=each.id,
-                    message_id=each.message_id,
-                )
-            else:
-                passed[each.id] = int(head["message_id"])
-    return passed
-
-
-def discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
-    """ERROR -> COMPLETE; the relation ids that were still in ERROR. What was recorded of them stays, with who and why,
-    until Magento's cleanup deletes the message: so long `retry` can take it back. `failed` has topic and group of each.
-    """
-    return database.again_on_contention(lambda: _discard(database, failed, by=by, note=note))
-
-
-def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
-    with database.transaction():
-        found = _undelivered(database, failed)
-        wanted = sorted(id for id, (status, _) in found.items() if status is Status.ERROR)
-        if wanted:
-            _recorded(database, [each for each in failed if each.id in wanted])
-            database.execute("failed_discard", ids=wanted)
-            database.execute("failures_discarded", ids=wanted, line=_act("discard", by, note))
-    return set(wanted)
-
-
-def _recorded(database: Database, failed: Iterable[Failure]) -> None:
-    """Sees to it that each has a row of zithara_delivery_failure."""
-    rows = [
-        (each.id, each.queue_id, each.message_id, each.topic, each.group_key)
-        for each in failed
-        if each.reason == UNRECORDED
     ]
-    if rows:
-        database.insert_rows("failures_unrecorded", rows)
 
 
 def forget_deleted(database: Database) -> int:
-    """Removes what was recorded of messages that Magento's cleanup has deleted since; how many."""
+    """Deletes the failure rows of messages that Magento's cleanup has deleted; returns how many."""
     forgotten = 0
     while True:
         gone = [int(row["id"]) for row in database.rows("failures_without_message", limit=PAGE)]
@@ -342,15 +263,11 @@ def forget_deleted(database: Database) -> int:
             return forgotten
 
 
-def _undelivered(database: Database, failed: Sequence[Failure]) -> dict[int, tuple[Status, bool]]:
-    """Locks what is in ERROR or discarded; relation id -> its status, and whether newer data was delivered since."""
-    rows = database.rows("failures_lock", ids=sorted(each.id for each in failed))
-    return {int(row["id"]): (Status(int(row["status"])), bool(row["newer_delivered"])) for row in rows}
-
-
-def _act(act: str, by: str, note: str) -> str:
-    at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
-    return json.dumps({"at": at, "operator": by, "act": act, **({"note": note[:1000]} if note else {})})
+def _with_topics(database: Database, found: Sequence[Failure]) -> list[Failure]:
+    """Reads the topic from the message where no failure row has it."""
+    unknown = [each.message_id for each in found if each.topic is None]
+    topics = {message_id: topic for message_id, topic, _ in bodies(database, unknown)}
+    return [replace(each, topic=topics.get(each.message_id)) if each.topic is None else each for each in found]
 
 
 def _in_pieces(database: Database, message_id: int) -> str:

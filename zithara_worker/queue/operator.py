@@ -1,110 +1,50 @@
-"""Failed messages: why they failed, what would be sent now, and putting them right.
+"""What an operator does to a queue: retry and discard failed messages, pause and resume topics, publish messages.
 
-A message is named by its queue_message.id, as in the log, the audit file and the Idempotency-Key.
+Retry and discard change the rows that a worker's settle transaction changes, under the same locks. Every action except
+`publish` writes one line to the audit file and one to the log, with the operator's name.
 """
 
 from __future__ import annotations
 
+import json
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 
-from zithara_worker.commands.preview_lines import preview
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ShopError
 from zithara_worker.logs.audit import operator_action
-from zithara_worker.logs.masking import masked, masked_value
-from zithara_worker.processors import ShopContext, identify
+from zithara_worker.processors import identify
 from zithara_worker.queue import failures
-from zithara_worker.queue.failures import Failure, Selection
-from zithara_worker.queue.pause import Audit
-from zithara_worker.queue.queues import QueueRow
+from zithara_worker.queue.failures import UNRECORDED, Failure
+from zithara_worker.queue.queues import find_queues, put_message, stored_body
 from zithara_worker.queue.statuses import Status
-from zithara_worker.reasons import remedy
-from zithara_worker.units import iso
-from zithara_worker.zithara.api import encoded, idempotency_key
 
 log = logging.getLogger(__name__)
 
-#: Messages of one transaction of a retry or discard: short enough that no worker waits.
+#: Messages that one transaction of a retry or discard changes: few, so that no worker waits long for their locks.
 BATCH = 200
-#: Messages that came later, among which those of the same group are looked for.
-LATER = 1000
+
+#: Takes the lines for the audit file.
+Audit = Callable[[Sequence[Mapping[str, Any]]], object]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reason:
-    """What failed of one topic for one reason, since when, with one example, and what a person can do about it."""
-
-    topic: str
-    reason: str
-    messages: int
-    since_utc: float
-    newest_id: int
-    remedy: str
+# ---------------------------------------------------------------- retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried:
-    """What came of a retry, as message ids. `overtaken`: left alone, newer data of their group has been delivered.
-
-    `passed`: left alone, because a newer message of their group is on its way: (message id, that one's).
-    """
+    """The result of a retry, as message ids."""
 
     retried: tuple[int, ...]
+    #: Left alone, because newer data of their group has been delivered since they failed
     overtaken: tuple[int, ...]
+    #: Left alone, because a newer message of their group is on its way: (message id, id of the newer message)
     passed: tuple[tuple[int, int], ...]
-    #: Asked for by id, but there is no such message in ERROR or discarded (any more)
+    #: Neither in ERROR nor discarded any more
     not_failed: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Discarded:
-    discarded: tuple[int, ...]
-    not_failed: tuple[int, ...]
-
-
-def newest(database: Database, selection: Selection, *, limit: int) -> tuple[list[Failure], int]:
-    """The last `limit` of a selection, newest first, and how many there are in all."""
-    last: deque[int] = deque(maxlen=limit)
-    total = 0
-    for relation_id in failures.ids(database, selection):
-        last.append(relation_id)
-        total += 1
-    return _with_topics(database, failures.by_ids(database, list(last)))[::-1], total
-
-
-def matching(database: Database, selection: Selection) -> list[int]:
-    """The relation ids of a selection."""
-    return list(failures.ids(database, selection))
-
-
-def find(
-    database: Database, queue_ids: Sequence[int], message_ids: Sequence[int]
-) -> tuple[list[Failure], tuple[int, ...]]:
-    """The messages with these ids, whatever their status, and the ids that no message of these queues has."""
-    relations = failures.relation_ids(database, queue_ids, message_ids)
-    found = _with_topics(database, failures.by_ids(database, sorted(relations.values())))
-    return found, tuple(id for id in message_ids if id not in relations)
-
-
-def summary(database: Database, relation_ids: Iterable[int], queues: Sequence[QueueRow]) -> list[Reason]:
-    """These messages by topic and reason, most first within a topic. `queues`: at least those they are in."""
-    topics = {queue.queue_id: queue.topic for queue in queues}
-    return [
-        Reason(
-            topic=topics[each.queue_id],
-            reason=each.reason,
-            messages=each.messages,
-            since_utc=each.since_utc,
-            newest_id=each.newest_id,
-            remedy=remedy(each.reason) or "",
-        )
-        for each in failures.count(database, relation_ids)
-    ]
 
 
 def retry(
@@ -117,35 +57,101 @@ def retry(
     note: str = "",
     on_progress: Callable[[int], object] = int,
 ) -> Retried:
-    """Puts failed or discarded messages back on the queue with all attempts before them; workers see them with their
-    next poll.
+    """Puts messages back on the queue with all their attempts; workers see them with their next poll.
 
-    A message that would overwrite newer data of its group with older is left alone unless `force`: where newer data
-    has been delivered, and where a newer message is on its way. One that only waits goes after it.
+    Takes messages in ERROR, and those that an operator has discarded. Unless `force`, a message that would overwrite
+    newer data of its group is left alone: newer data has been delivered, or a newer message is on its way. A newer
+    message that only waits is delivered after the retried one.
     `on_progress` is called with the number of messages of each batch.
     """
-    retried: list[int] = []
-    overtaken: list[int] = []
-    passed: list[tuple[int, int]] = []
-    not_failed: list[int] = []
-    for batch in _batches(relation_ids):
-        failed = _with_groups(database, failures.by_ids(database, batch))
-        done = failures.retry(database, failed, by=by, note=note, force=force)
-        for each in failed:
-            if each.id in done.retried:
-                retried.append(each.message_id)
-            elif each.id in done.overtaken:
-                overtaken.append(each.message_id)
-            elif each.id in done.passed:
-                passed.append((each.message_id, done.passed[each.id]))
-            else:
-                not_failed.append(each.message_id)
-        message_ids = [each.message_id for each in failed if each.id in done.retried]
-        _tell("retry", message_ids, by=by, note=note, audit=audit, forced=force)
-        on_progress(len(batch))
+    parts: list[Retried] = []
+    for failed in _batches(database, relation_ids, on_progress):
+        part = database.again_on_contention(partial(_retry, database, failed, by=by, note=note, force=force))
+        _tell("retry", part.retried, by=by, note=note, audit=audit, forced=force)
+        parts.append(part)
     return Retried(
-        retried=tuple(retried), overtaken=tuple(overtaken), passed=tuple(passed), not_failed=tuple(not_failed)
+        retried=tuple(id for part in parts for id in part.retried),
+        overtaken=tuple(id for part in parts for id in part.overtaken),
+        passed=tuple(pair for part in parts for pair in part.passed),
+        not_failed=tuple(id for part in parts for id in part.not_failed),
     )
+
+
+def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retried:
+    """One transaction: ERROR, or COMPLETE where an operator discarded it, -> RETRY_REQUIRED.
+
+    The oldest message becomes the head of a group that has no head. Unless `force`, it also takes the place of a newer
+    head that only waits for its next attempt, and messages that cannot be delivered before everything newer of their
+    group are left alone. The others need no row of a group: whoever settles a head makes the oldest failed message of
+    its group the next head.
+    """
+    with database.transaction():
+        found = _lock(database, failed)
+        overtaken = set() if force else {id for id, (_, newer_delivered) in found.items() if newer_delivered}
+        wanted = sorted(
+            (each for each in failed if each.id in found and each.id not in overtaken),
+            key=lambda each: each.message_id,
+        )
+        passed: dict[int, int] = {}
+        if wanted:
+            # The oldest of a group comes first, and INSERT IGNORE keeps the first.
+            database.insert_rows(
+                "failed_wake", [(each.queue_id, each.group_key, each.id, each.message_id) for each in wanted]
+            )
+            if not force:
+                passed = _go_first(database, wanted)
+        retried = {each.id for each in wanted if each.id not in passed}
+        if retried:
+            _record_unrecorded(database, [each for each in wanted if each.id in retried])
+            database.execute("failed_retry", ids=sorted(retried))
+            database.execute("failures_retried", ids=sorted(retried), line=_history_line("retry", by, note))
+    return Retried(
+        retried=tuple(each.message_id for each in failed if each.id in retried),
+        overtaken=tuple(each.message_id for each in failed if each.id in overtaken),
+        passed=tuple((each.message_id, passed[each.id]) for each in failed if each.id in passed),
+        not_failed=tuple(each.message_id for each in failed if each.id not in found),
+    )
+
+
+def _go_first(database: Database, wanted: Sequence[Failure]) -> dict[int, int]:
+    """Puts each message before the newer messages of its group.
+
+    Returns, where that is not possible: relation id -> message id of the newer message that may arrive first.
+    """
+    passed: dict[int, int] = {}
+    for queue_id in sorted({each.queue_id for each in wanted}):
+        here = [each for each in wanted if each.queue_id == queue_id]
+        keys = sorted({str(each.group_key) for each in here})
+        heads = {row["group_key"]: row for row in database.rows("failed_heads", queue_id=queue_id, group_keys=keys)}
+        for each in here:
+            head = heads[each.group_key]
+            if int(head["message_id"]) <= each.message_id:
+                continue
+            # Without a failure row, and with older snapshots that it replaces, the newer head could not be found again
+            # when the older message is settled.
+            if head["worker_id"] is None and head["supersedes"] is None and head["recorded"]:
+                head.update(id=each.id, message_id=each.message_id)
+                database.execute(
+                    "failed_first",
+                    queue_id=queue_id,
+                    group_key=each.group_key,
+                    id=each.id,
+                    message_id=each.message_id,
+                )
+            else:
+                passed[each.id] = int(head["message_id"])
+    return passed
+
+
+# ---------------------------------------------------------------- discard
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discarded:
+    """The result of a discard, as message ids. `not_failed`: not in ERROR any more."""
+
+    discarded: tuple[int, ...]
+    not_failed: tuple[int, ...]
 
 
 def discard(
@@ -157,120 +163,87 @@ def discard(
     audit: Audit,
     on_progress: Callable[[int], object] = int,
 ) -> Discarded:
-    """Sets failed messages COMPLETE though they were not delivered; history, log and audit file keep who, when and why.
-    `retry` takes them back while Magento keeps them."""
+    """Sets messages in ERROR to COMPLETE, although they were not delivered.
+
+    Their failure rows stay, with who discarded them and why, until Magento's cleanup deletes the messages. Until then
+    `retry` can take them back.
+    """
     discarded: list[int] = []
     not_failed: list[int] = []
-    for batch in _batches(relation_ids):
-        failed = _with_groups(database, failures.by_ids(database, batch))
-        done = failures.discard(database, failed, by=by, note=note)
-        discarded += [each.message_id for each in failed if each.id in done]
+    for failed in _batches(database, relation_ids, on_progress):
+        done = database.again_on_contention(partial(_discard, database, failed, by=by, note=note))
+        message_ids = [each.message_id for each in failed if each.id in done]
+        discarded += message_ids
         not_failed += [each.message_id for each in failed if each.id not in done]
-        _tell("discard", [each.message_id for each in failed if each.id in done], by=by, note=note, audit=audit)
-        on_progress(len(batch))
+        _tell("discard", message_ids, by=by, note=note, audit=audit)
     return Discarded(discarded=tuple(discarded), not_failed=tuple(not_failed))
 
 
-def export(database: Database, relation_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Everything that is known of each message, its stored body included: enough to publish it again."""
-    for batch in _batches(relation_ids, size=50):
-        failed = {each.message_id: each for each in failures.by_ids(database, batch)}
-        for message_id, topic, body in failures.bodies(database, list(failed)):
-            yield {**as_json(failed[message_id], unmasked=True), "topic": topic, "body": body}
+def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
+    """One transaction: ERROR -> COMPLETE. Returns the relation ids that were in ERROR."""
+    with database.transaction():
+        wanted = sorted(id for id, (status, _) in _lock(database, failed).items() if status is Status.ERROR)
+        if wanted:
+            _record_unrecorded(database, [each for each in failed if each.id in wanted])
+            database.execute("failed_discard", ids=wanted)
+            database.execute("failures_discarded", ids=wanted, line=_history_line("discard", by, note))
+    return set(wanted)
 
 
-def shown(database: Database, failure: Failure, *, shop: ShopContext, base_url: str, unmasked: bool) -> dict[str, Any]:
-    """All about one message: what is recorded, what came later of its group, and the request that would be sent now.
-
-    Personal data is masked unless `unmasked`. "later": messages of the same group, among the next LATER of the queue.
-    """
-    found = list(failures.bodies(database, [failure.message_id]))
-    if not found:
-        raise ShopError(f"message {failure.message_id} has been deleted meanwhile")
-    _, topic, body = found[0]
-    group, _ = identify(topic, failure.message_id, body)
-    request = preview(topic, body, shop=shop, base_url=base_url, line=failure.message_id)
-    if "headers" in request:
-        path = request["url"].removeprefix(base_url.rstrip("/"))
-        key = f"{failure.queue}-{failure.message_id}"
-        request["headers"]["Idempotency-Key"] = idempotency_key(
-            key, request["method"], path, encoded(request["json"]), failure.retries
-        )
-    later = [
-        {"id": each.message_id, "status": _status_name(each.status), "updated_at": iso(each.updated_at_utc)}
-        for each in failures.later_messages(database, failure, limit=LATER)
-        if each.body is not None and identify(each.topic, each.message_id, each.body)[0] == group
-    ]
-    return {
-        **as_json(failure, unmasked=unmasked),
-        "topic": topic,
-        "group": group if unmasked else _masked_group(group),
-        "body_characters": len(body),
-        "later": later,
-        "request": request if unmasked else _masked_request(request),
-    }
+# ---------------------------------------------------------------- what retry and discard share
 
 
-def as_json(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
-    """The value that table and JSON show."""
-    group = failure.group_key
-    return {
-        "id": failure.message_id,
-        "relation_id": failure.id,
-        "queue": failure.queue,
-        "topic": failure.topic,
-        "status": failure.status.name,
-        "reason": failure.reason,
-        "http_status": failure.http_status,
-        "detail": failure.detail if unmasked else masked(failure.detail),
-        "group": group if unmasked or group is None else _masked_group(group),
-        "attempts": failure.attempts,
-        "number_of_trials": failure.number_of_trials,
-        "first_failed_at": iso(failure.first_failed_utc),
-        "last_failed_at": iso(failure.last_failed_utc),
-        "updated_at": iso(failure.updated_at_utc),
-        "newer_delivered": failure.newer_delivered,
-        "unwitnessed": failure.unwitnessed,
-        "retries": failure.retries,
-        "discarded_at": iso(failure.discarded_utc),
-        "history": list(failure.history),
-    }
-
-
-def _batches(relation_ids: Iterable[int], *, size: int = BATCH) -> Iterator[list[int]]:
-    rest = iter(relation_ids)
-    while batch := list(islice(rest, size)):
-        yield batch
-
-
-def _with_topics(database: Database, found: Sequence[Failure]) -> list[Failure]:
-    """Fills in the topic where nothing was recorded."""
-    unknown = [each.message_id for each in found if each.topic is None]
-    if not unknown:
-        return list(found)
-    topics = {message_id: topic for message_id, topic, _ in failures.bodies(database, unknown)}
-    return [failures.completed(each, topic=topics.get(each.message_id)) for each in found]
+def _batches(
+    database: Database, relation_ids: Sequence[int], on_progress: Callable[[int], object]
+) -> Iterator[list[Failure]]:
+    """These messages, BATCH at a time, with topic and group; a message that has been deleted since is left out."""
+    for start in range(0, len(relation_ids), BATCH):
+        batch = relation_ids[start : start + BATCH]
+        yield _with_groups(database, failures.by_ids(database, batch))
+        on_progress(len(batch))
 
 
 def _with_groups(database: Database, found: Sequence[Failure]) -> list[Failure]:
-    """Fills in topic and group where nothing was recorded; a message that was deleted meanwhile is left out."""
-    unknown = [each.message_id for each in found if each.group_key is None]
-    if not unknown:
-        return list(found)
+    """Reads topic and group from the body where no failure row has them."""
+    unrecorded = [each.message_id for each in found if each.group_key is None]
     known = {
         message_id: (topic, identify(topic, message_id, body)[0])
-        for message_id, topic, body in failures.bodies(database, unknown)
+        for message_id, topic, body in failures.bodies(database, unrecorded)
     }
-    return [
-        failures.completed(each, topic=known[each.message_id][0], group_key=known[each.message_id][1])
-        if each.group_key is None
-        else each
-        for each in found
-        if each.group_key is not None or each.message_id in known
+    complete: list[Failure] = []
+    for each in found:
+        if each.group_key is not None:
+            complete.append(each)
+        elif each.message_id in known:
+            topic, group_key = known[each.message_id]
+            complete.append(replace(each, topic=topic, group_key=group_key))
+    return complete
+
+
+def _lock(database: Database, failed: Sequence[Failure]) -> dict[int, tuple[Status, bool]]:
+    """Locks those in ERROR or discarded. Returns relation id -> status, whether newer data was delivered since."""
+    rows = database.rows("failures_lock", ids=sorted(each.id for each in failed))
+    return {int(row["id"]): (Status(int(row["status"])), bool(row["newer_delivered"])) for row in rows}
+
+
+def _record_unrecorded(database: Database, failed: Iterable[Failure]) -> None:
+    """Inserts a failure row for each message that has none, so that the operator's decision has a place."""
+    rows = [
+        (each.id, each.queue_id, each.message_id, each.topic, each.group_key)
+        for each in failed
+        if each.reason == UNRECORDED
     ]
+    if rows:
+        database.insert_rows("failures_unrecorded", rows)
+
+
+def _history_line(act: str, by: str, note: str) -> str:
+    at = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    return json.dumps({"at": at, "operator": by, "act": act, **({"note": note[:1000]} if note else {})})
 
 
 def _tell(action: str, message_ids: Sequence[int], *, by: str, note: str, audit: Audit, **more: Any) -> None:
+    """Writes an action on messages to the audit file and the log."""
     if not message_ids:
         return
     said = {"note": note} if note else {}
@@ -283,22 +256,84 @@ def _tell(action: str, message_ids: Sequence[int], *, by: str, note: str, audit:
     )
 
 
-def _status_name(code: int) -> str:
-    return Status(code).name if code in Status.__members__.values() else str(code)
+# ---------------------------------------------------------------- pause and resume
 
 
-def _masked_group(group: str) -> str:
-    kind, _, name = group.partition(":")
-    return f"{kind}:{masked(name)}" if "@" in name else group
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pause:
+    """A row of zithara_topic_control. `paused_at_utc`: seconds since the epoch, by the database's clock."""
+
+    topic: str
+    paused_by: str
+    paused_at_utc: float
+    reason: str
 
 
-def _masked_request(request: dict[str, Any]) -> dict[str, Any]:
-    shown = {key: masked_value(value) if key == "json" else value for key, value in request.items()}
-    if "url" in shown:
-        address, question, _ = str(shown["url"]).partition("?")
-        shown["url"] = f"{address}?***" if question else address
-    if "group" in shown:
-        shown["group"] = _masked_group(str(shown["group"]))
-    if "error" in shown:
-        shown["error"] = {**shown["error"], "detail": masked(shown["error"]["detail"])}
-    return shown
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Changed:
+    """The result of a pause or resume for one topic. `pause`: the one now in force, None when the topic runs."""
+
+    topic: str
+    changed: bool
+    pause: Pause | None
+
+
+def paused(database: Database) -> dict[str, Pause]:
+    """The paused topics."""
+    return {
+        str(row["topic"]): Pause(
+            topic=str(row["topic"]),
+            paused_by=str(row["paused_by"]),
+            paused_at_utc=float(row["paused_at_utc"]),
+            reason=str(row["reason"]),
+        )
+        for row in database.rows("paused")
+    }
+
+
+def pause(database: Database, topics: Sequence[str], *, by: str, reason: str, audit: Audit) -> list[Changed]:
+    """Every worker stops claiming these topics with its next poll; requests in flight are finished.
+
+    A topic that is paused already keeps who paused it first, and since when.
+    """
+    changed = {
+        topic
+        for topic in topics
+        if database.execute("pause", topic=topic, paused_by=by[:255], reason=reason[:1000]) > 0
+    }
+    return _told("pause", topics, changed, paused(database), by=by, reason=reason, audit=audit)
+
+
+def resume(database: Database, topics: Sequence[str], *, by: str, audit: Audit) -> list[Changed]:
+    """Workers claim these topics again with their next poll."""
+    changed = {topic for topic in topics if database.execute("resume", topic=topic) > 0}
+    return _told("resume", topics, changed, paused(database), by=by, reason="", audit=audit)
+
+
+def _told(
+    action: str,
+    topics: Sequence[str],
+    changed: set[str],
+    in_force: Mapping[str, Pause],
+    *,
+    by: str,
+    reason: str,
+    audit: Audit,
+) -> list[Changed]:
+    """Writes what has changed to the audit file and the log."""
+    told = [topic for topic in topics if topic in changed]
+    audit([operator_action(action, who=by, topic=topic, reason=reason) for topic in told])
+    for topic in told:
+        fields = {"event": f"operator_{action}", "topic": topic, "operator": by}
+        log.info("operator: %s %s", action, topic, extra={**fields, "detail": reason} if reason else fields)
+    return [Changed(topic=topic, changed=topic in changed, pause=in_force.get(topic)) for topic in topics]
+
+
+# ---------------------------------------------------------------- publish
+
+
+def publish(database: Database, topic: str, texts: Iterable[str], overrides: Mapping[str, str]) -> Iterator[int]:
+    """Puts each text on the topic's queue as the module would; yields each message id once it is committed."""
+    (queue,) = find_queues(database, [topic], overrides)
+    for text in texts:
+        yield put_message(database, topic=topic, queue_id=queue.queue_id, body=stored_body(text))

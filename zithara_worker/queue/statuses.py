@@ -5,9 +5,9 @@ Source of the codes: Magento\\MysqlMq\\Model\\QueueManagement (MESSAGE_STATUS_*)
     NEW 2, RETRY_REQUIRED 5  --claim-->     IN_PROGRESS 3
     IN_PROGRESS 3            --settle-->    what `EDGES` says
     IN_PROGRESS 3            --lease expired, taken over-->  IN_PROGRESS 3, trials + 1 (by way of RETRY_REQUIRED)
-    ERROR 6                  --operator retries-->   RETRY_REQUIRED 5, trials 0   (`failures.retry`)
-    ERROR 6                  --operator discards-->  COMPLETE 4                   (`failures.discard`)
-    COMPLETE 4, discarded    --operator retries-->   RETRY_REQUIRED 5, trials 0   (`failures.retry`)
+    ERROR 6                  --operator retries-->   RETRY_REQUIRED 5, trials 0   (`operator.retry`)
+    ERROR 6                  --operator discards-->  COMPLETE 4                   (`operator.discard`)
+    COMPLETE 4, discarded    --operator retries-->   RETRY_REQUIRED 5, trials 0   (`operator.retry`)
 """
 
 from __future__ import annotations

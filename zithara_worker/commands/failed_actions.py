@@ -1,0 +1,178 @@
+"""`failed retry` and `failed discard`: what an operator does with failed messages."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from zithara_worker.commands.failed_selection import Choice, queues_of, selecting, selection_of, summary_lines
+from zithara_worker.commands.operating import audit_file, operator_name, shop_database
+from zithara_worker.commands.rendering import progress
+from zithara_worker.commands.root import EXIT_FAILED, Context
+from zithara_worker.database.session import Database
+from zithara_worker.queue import failures, operator
+
+
+def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options of the commands that change messages: which messages, and whether to ask."""
+    for option in (
+        click.option("--yes", is_flag=True, help="Do not ask, however many they are."),
+        selecting,
+        click.option("--all", "every", is_flag=True, help="All of them, or all that the options select."),
+        click.argument("ids", type=int, nargs=-1, metavar="[ID]..."),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command()
+@_changing
+@click.option("--force", is_flag=True, help="Also where it overwrites newer data of the same group with older.")
+@click.option("--note", default="", metavar="TEXT", help="Why; kept in the message's history and the audit file.")
+@click.option(
+    "--json", "as_json", is_flag=True, help='One JSON object: {"retried", "overtaken", "passed", "not_failed"}.'
+)
+@click.pass_obj
+def retry(
+    context: Context,
+    ids: tuple[int, ...],
+    every: bool,
+    choice: Choice,
+    yes: bool,
+    force: bool,
+    note: str,
+    as_json: bool,
+) -> None:
+    """Put failed messages back on the queue, with all attempts before them; by ID, discarded ones too.
+
+    A message that would overwrite newer data of its order, customer or cart with older is left alone, unless --force:
+    where newer data has been delivered since, and where a newer message is on its way. A newer one that only waits is
+    delivered after it. Exit code 1 when a message was left alone, or is neither in ERROR nor discarded.
+
+    \b
+    Examples:
+      zithara-worker failed retry 1234
+      zithara-worker failed retry --all --topic zithara.order.events --reason http_400
+    """
+    with shop_database(context) as database, audit_file(context) as audit:
+        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="put back on the queue")
+        with progress(len(relation_ids), "retrying") as on_progress:
+            done = operator.retry(
+                database, relation_ids, by=operator_name(), force=force, note=note, audit=audit, on_progress=on_progress
+            )
+    not_failed = (*done.not_failed, *unknown)
+    if as_json:
+        value = {
+            "retried": done.retried,
+            "overtaken": done.overtaken,
+            "passed": [{"id": id, "newer_id": newer} for id, newer in done.passed],
+            "not_failed": not_failed,
+        }
+        click.echo(json.dumps(value))
+    else:
+        click.echo(f"{len(done.retried)} put back on the queue")
+        _say_not_failed(not_failed, "neither in ERROR nor discarded")
+        if done.overtaken:
+            click.echo(
+                f"{len(done.overtaken)} left alone, because newer data of the same order, customer or cart has been "
+                f"delivered since and this would overwrite it ({_some(done.overtaken)}): see 'failed show ID', then "
+                "use --force, or discard them",
+                err=True,
+            )
+        if done.passed:
+            pairs = [f"{id} behind {newer}" for id, newer in done.passed]
+            click.echo(
+                f"{len(done.passed)} left alone, because a newer message of the same order, customer or cart is on its "
+                f"way and may arrive first ({_some(pairs)}): give the command again when that one is delivered or has "
+                "failed ('failed show ID' tells), or use --force",
+                err=True,
+            )
+    if done.overtaken or done.passed or not_failed:
+        sys.exit(EXIT_FAILED)
+
+
+@click.command()
+@_changing
+@click.option(
+    "--note", required=True, metavar="TEXT", help="Why; kept in the message's history, the log and the audit file."
+)
+@click.option("--json", "as_json", is_flag=True, help='One JSON object: {"discarded", "not_failed"}.')
+@click.pass_obj
+def discard(
+    context: Context,
+    ids: tuple[int, ...],
+    every: bool,
+    choice: Choice,
+    yes: bool,
+    note: str,
+    as_json: bool,
+) -> None:
+    """Give failed messages up: they become COMPLETE without having been delivered.
+
+    'failed retry ID' takes one back, until Magento's cleanup deletes it (7 days after the discard).
+
+    \b
+    Examples:
+      zithara-worker failed discard 1234 --note "test order"
+      zithara-worker failed discard --all --reason not_json --note "broken extension, since removed"
+    """
+    if not note.strip():
+        raise click.UsageError("--note must say why")
+    with shop_database(context) as database, audit_file(context) as audit:
+        relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
+        with progress(len(relation_ids), "discarding") as on_progress:
+            done = operator.discard(
+                database, relation_ids, by=operator_name(), note=note, audit=audit, on_progress=on_progress
+            )
+    not_failed = (*done.not_failed, *unknown)
+    if as_json:
+        click.echo(json.dumps({"discarded": done.discarded, "not_failed": not_failed}))
+    else:
+        click.echo(f"{len(done.discarded)} discarded")
+        _say_not_failed(not_failed, "not in ERROR")
+    if not_failed:
+        sys.exit(EXIT_FAILED)
+
+
+def _chosen(
+    database: Database, context: Context, ids: tuple[int, ...], every: bool, choice: Choice, *, yes: bool, what: str
+) -> tuple[Sequence[int], tuple[int, ...]]:
+    """The relation ids of the messages, and the IDs that no message has.
+
+    Asks before more than one is changed; `what`: how, such as "discarded".
+    """
+    if ids and (every or choice.narrowed):
+        raise click.UsageError("give IDs, or --all with options that select, not both")
+    if not ids and not every:
+        raise click.UsageError("which messages? Give IDs, or --all (with --topic, --reason or an age, if you like)")
+    unknown: tuple[int, ...] = ()
+    queues = queues_of(database, context, choice)
+    if ids:
+        found, unknown = failures.find(database, [queue.queue_id for queue in queues], list(dict.fromkeys(ids)))
+        chosen: Sequence[int] = [each.id for each in found]
+    else:
+        chosen = failures.matching(database, selection_of(queues, choice))
+    if chosen and (every or len(chosen) > 1):
+        for line in summary_lines(failures.summary(database, chosen, queues)):
+            click.echo(line, err=True)
+        many = f"{len(chosen)} message{'s' if len(chosen) > 1 else ''}"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError(
+                    f"{many} would be {what}, and there is no terminal to ask: give --yes if they are the ones you mean"
+                )
+            click.confirm(f"Shall {many} be {what}?", abort=True, err=True)
+    return chosen, unknown
+
+
+def _say_not_failed(ids: Sequence[int], what: str) -> None:
+    if ids:
+        click.echo(f"{len(ids)} {what}, or not there, and left as they are ({_some(ids)})", err=True)
+
+
+def _some(values: Sequence[object]) -> str:
+    return ", ".join(str(each) for each in values[:10]) + (" ..." if len(values) > 10 else "")

@@ -1,0 +1,131 @@
+"""Which failed messages a command means: the options that `failed`'s commands share, and the messages they select."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from zithara_worker.commands.rendering import Duration, printable, table
+from zithara_worker.commands.root import Context
+from zithara_worker.database.session import Database
+from zithara_worker.messages import TOPICS
+from zithara_worker.queue.failures import FailureCount, Selection
+from zithara_worker.queue.queues import QueueRow, queues_present
+from zithara_worker.queue.statuses import Status
+from zithara_worker.reasons import REMEDIES, remedy
+from zithara_worker.units import duration
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[str]
+else:
+    _ParamType = click.ParamType  # not generic at run time in click 8.1
+
+
+class ReasonCode(_ParamType):
+    """A code of docs/reasons.md."""
+
+    name = "code"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if remedy(str(value)) is None:
+            self.fail(
+                f"{value!r} is no reason code: --reason selects what failed with a code, such as http_400 "
+                "('failed summary' shows those there are); words of your own go into --note",
+                param,
+                ctx,
+            )
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(code) for code in REMEDIES if code.startswith(incomplete)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """The values of the options that select messages."""
+
+    topics: tuple[str, ...]
+    reasons: tuple[str, ...]
+    group: str | None
+    older_than: float | None
+    newer_than: float | None
+
+    @property
+    def narrowed(self) -> bool:
+        return bool(self.topics or self.reasons or self.group or self.older_than or self.newer_than)
+
+
+def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that select messages; the command gets them as one argument `choice`."""
+
+    @wraps(command)
+    def gathered(*arguments: Any, **options: Any) -> Any:
+        names = ("topics", "reasons", "group", "older_than", "newer_than")
+        return command(*arguments, choice=Choice(**{name: options.pop(name) for name in names}), **options)
+
+    add: Callable[..., Any] = gathered
+    for option in (
+        click.option("--newer-than", type=Duration(), metavar="AGE", help="Failed more recently than this."),
+        click.option("--older-than", type=Duration(), metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
+        click.option("--group", metavar="KEY", help="Only of this message group, such as order:000000101."),
+        click.option(
+            "--reason",
+            "reasons",
+            type=ReasonCode(),
+            multiple=True,
+            metavar="CODE",
+            help="Only what failed with this reason.",
+        ),
+        click.option("--topic", "topics", type=click.Choice(TOPICS), multiple=True, help="Only of this topic."),
+    ):
+        add = option(add)
+    return add
+
+
+def queues_of(database: Database, context: Context, choice: Choice | None = None) -> list[QueueRow]:
+    """The queues of the topics that are selected: all, unless some are named."""
+    topics = choice.topics if choice and choice.topics else TOPICS
+    return queues_present(database, context.configured.settings.queues, topics)[0]
+
+
+def selection_of(queues: Sequence[QueueRow], choice: Choice, *, waiting: bool = False) -> Selection:
+    """`waiting`: messages that wait for a further attempt as well."""
+    return Selection(
+        queue_ids=[queue.queue_id for queue in queues],
+        statuses=(Status.ERROR, Status.RETRY_REQUIRED) if waiting else (Status.ERROR,),
+        reasons=choice.reasons,
+        group_key=choice.group,
+        older_than_seconds=choice.older_than,
+        newer_than_seconds=choice.newer_than,
+    )
+
+
+def summary_lines(found: Sequence[FailureCount]) -> list[str]:
+    """Messages by topic and reason as a table; no line where there are none."""
+    if not found:
+        return []
+    now = datetime.now(timezone.utc).timestamp()
+    return table(
+        ("TOPIC", "REASON", "MESSAGES", "SINCE", "NEWEST"),
+        [
+            (
+                short_name(each.topic),
+                printable(each.reason),
+                str(each.messages),
+                duration(now - each.since_utc) + " ago",
+                str(each.newest_id),
+            )
+            for each in found
+        ],
+        left=(0, 1),
+    )
+
+
+def short_name(topic: str) -> str:
+    return topic.removeprefix("zithara.").removesuffix(".events")
