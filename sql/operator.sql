@@ -43,7 +43,7 @@ LIMIT %(limit)s
 SELECT s.id, s.queue_id, q.name AS queue_name, s.message_id, s.status, s.number_of_trials,
        UNIX_TIMESTAMP(s.updated_at) AS updated_at, f.topic_name, f.group_key, f.attempts, f.reason_code, f.http_status,
        f.detail, UNIX_TIMESTAMP(f.first_failed_at) AS first_failed_at, UNIX_TIMESTAMP(f.last_failed_at) AS last_failed_at,
-       COALESCE(f.newer_delivered, 0) AS newer_delivered, f.unwitnessed, f.retries,
+       COALESCE(f.newer_delivered, 0) & 1 AS newer_delivered, f.unwitnessed, f.retries,
        UNIX_TIMESTAMP(f.discarded_at) AS discarded_at, f.history
 FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
 JOIN {prefix}queue AS q ON q.id = s.queue_id
@@ -82,7 +82,7 @@ GROUP BY s.queue_id, reason
 -- failures_lock --
 -- The rows of an operator's command that are in ERROR or discarded, locked by primary key before any row of a group. Their
 -- failure rows are locked too: a delivery that sets newer_delivered is seen, or waits.
-SELECT s.id, s.status, COALESCE(f.newer_delivered, 0) AS newer_delivered
+SELECT s.id, s.status, COALESCE(f.newer_delivered, 0) & 1 AS newer_delivered
 FROM {prefix}queue_message_status AS s FORCE INDEX (PRIMARY)
 LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
 WHERE s.id IN %(ids)s AND (s.status = 6 OR (s.status = 4 AND f.discarded_at IS NOT NULL))
@@ -131,8 +131,10 @@ VALUES (%s, %s, %s, %s, %s, 0, 'unrecorded', '', NOW(3), NOW(3), '')
 
 -- failures_retried --
 -- `retries` is part of the Idempotency-Key: what an operator asks for is sent, also where the API remembers keys.
+-- newer_delivered + 2 where the operator forces the retry: the claim refuses 1, and newer data that is delivered before the claim
+-- does not take the 2 away.
 UPDATE {prefix}zithara_delivery_failure
-SET attempts = 0, unwitnessed = 0, retries = retries + 1, discarded_at = NULL,
+SET newer_delivered = (newer_delivered & 1) + 2 * %(force)s, attempts = 0, unwitnessed = 0, retries = retries + 1, discarded_at = NULL,
     history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000)
 WHERE id IN %(ids)s
 

@@ -130,8 +130,9 @@ SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s AND claim = %(claim)s
 
 -- claim_failures --
--- What has failed before: how often with us, and what an operator decided.
-SELECT id, attempts, unwitnessed, retries, newer_delivered,
+-- What has failed before: how often with us, and what an operator decided. `overtaken`: newer data of the group was delivered
+-- since, and no operator wants this message sent all the same.
+SELECT id, attempts, unwitnessed, retries, newer_delivered = 1 AS overtaken,
        TIMESTAMPDIFF(MICROSECOND, last_failed_at, NOW(3)) / 1000000 AS failed_ago
 FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
@@ -155,12 +156,13 @@ SET number_of_trials = number_of_trials + 1, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 3
 
 -- group_forget --
--- A group row whose head is no longer pending: completed by PHP, or deleted by Magento's cleanup.
+-- A group row, locked by this transaction, whose head is no longer pending and which has no next one.
 DELETE FROM {prefix}zithara_message_group
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND (worker_id IS NULL OR lease_until < NOW(3))
 
 -- group_yield --
--- An older message became visible late while the head waits: it goes first, and the head of now comes behind it.
+-- A free group gets another head: an older message that became visible late, behind which the head of now comes; or the next
+-- message, where the head of now is no longer pending.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET id = %(id)s, message_id = %(message_id)s, supersedes = %(behind)s, worker_id = NULL, suspect = 0,
     lease_until = NULL, not_before = NOW(3)
@@ -291,14 +293,15 @@ DELETE FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- failures_of_groups --
 -- What has failed of these groups: messages that newer data overtakes, and pending ones, the oldest of which is the next head.
+-- Not what is overtaken already, unless an operator wants it sent all the same.
 SELECT f.id, f.group_key, f.message_id, s.status
 FROM {prefix}zithara_delivery_failure AS f FORCE INDEX (message_group)
 JOIN {prefix}queue_message_status AS s FORCE INDEX (PRIMARY) ON s.id = f.id
-WHERE f.queue_id = %(queue_id)s AND f.group_key IN %(group_keys)s AND f.newer_delivered = 0
+WHERE f.queue_id = %(queue_id)s AND f.group_key IN %(group_keys)s AND f.newer_delivered <> 1
 ORDER BY f.message_id
 
 -- failures_overtaken --
-UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 1 WHERE id IN %(ids)s
+UPDATE {prefix}zithara_delivery_failure SET newer_delivered = newer_delivered | 1 WHERE id IN %(ids)s
 
 -- ============================== the expiry guard ==============================
 

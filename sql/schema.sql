@@ -40,7 +40,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery_failure (
   detail          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
   first_failed_at DATETIME(3) NOT NULL,
   last_failed_at  DATETIME(3) NOT NULL,
-  newer_delivered TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'a newer message of the group was delivered since',
+  newer_delivered TINYINT(1) NOT NULL DEFAULT 0 COMMENT '1: a newer message of the group was delivered since, + 2: an operator forced the retry',
   discarded_at    DATETIME(3) NULL COMMENT 'an operator decided that the message is not delivered',
   history         TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'the last attempts, one JSON object a line',
   PRIMARY KEY (id),

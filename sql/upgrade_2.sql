@@ -32,6 +32,11 @@ ALTER TABLE {prefix}zithara_delivery_failure
 ALTER TABLE {prefix}zithara_delivery_failure
   MODIFY COLUMN attempts INT UNSIGNED NOT NULL COMMENT 'our failed attempts, without what PHP consumers tried';
 
+-- zithara_delivery_failure.newer_delivered --
+ALTER TABLE {prefix}zithara_delivery_failure
+  MODIFY COLUMN newer_delivered TINYINT(1) NOT NULL DEFAULT 0
+  COMMENT '1: a newer message of the group was delivered since, + 2: an operator forced the retry';
+
 -- zithara_lock --
 CREATE TABLE IF NOT EXISTS {prefix}zithara_lock (
   name        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

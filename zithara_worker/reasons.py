@@ -60,6 +60,9 @@ REMEDIES: Final[Mapping[str, str]] = {
     "worker_died": "Look at that worker's log and the kernel's for memory.",
     "body_too_large": "Raise it, then retry.",
     "internal_error": "Report it.",
+    "newer_delivered": (
+        "`failed show` has the newer messages. Discard it, or send it all the same: `failed retry ID --force`."
+    ),
     "unrecorded": "Keep PHP consumers off, then retry.",
 }
 

@@ -197,7 +197,7 @@ def test_messages_that_the_cleanup_deleted_leave_nothing_behind(shop: Shop, cloc
 def test_an_operators_retry_is_delivered_with_all_its_attempts_again(shop: Shop, worker: StepWorker) -> None:
     published = shop.publish_order("A")
     worker.settle((worker.claim()[0], OutcomeKind.FAILED))
-    operator_retries(shop, published.relation_id)
+    operator_retries(worker.database, published.relation_id)
     [message] = worker.claim()
     assert (message.message_id, message.number_of_trials) == (published.message_id, 0)
     assert message.retries == 1, "sent under a key of its own, which no receiver takes for a repetition"

@@ -188,7 +188,7 @@ def test_trials_that_came_round_to_the_same_number_do_not_deceive_the_fence(
 ) -> None:
     stale, message = taken_over(shop, clock, worker, other)
     other.settle((message, OutcomeKind.FAILED))
-    operator_retries(shop, message.id)
+    operator_retries(worker.database, message.id)
     [again] = other.claim()
     assert (again.id, again.number_of_trials) == (stale.id, stale.number_of_trials)
     row = shop.row(stale.id)
@@ -527,7 +527,7 @@ def test_a_committed_settle_is_counted_once_though_another_worker_had_the_messag
     with pytest.raises(DatabaseUnavailable):
         worker.settle((message, kind))
     if kind is OutcomeKind.FAILED:
-        operator_retries(shop, message.id)
+        operator_retries(worker.database, message.id)
     [theirs] = other.claim()
     other.settle((theirs, OutcomeKind.RELEASED))
     row, groups, failures = shop.row(message.id), groups_of(shop), failures_of(shop)

@@ -9,6 +9,7 @@ from typing import Any
 from zithara_worker.database.session import Database
 from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.processors import identify
+from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
@@ -106,10 +107,20 @@ class StepWorker:
     def settle(self, *outcomes: tuple[Message, OutcomeKind], delay: float = 0.0, in_doubt: bool = False) -> Settled:
         return self.queue.settle(
             [
-                Settlement(message=message, outcome=Outcome(kind=kind, reason="test"), delay_seconds=delay)
+                Settlement(message=message, outcome=self.outcome(kind), delay_seconds=delay)
                 for message, kind in outcomes
             ],
             in_doubt=in_doubt,
+        )
+
+    @staticmethod
+    def outcome(kind: OutcomeKind, *, reason: str = "test", detail: str = "") -> Outcome:
+        return Outcome(kind=kind, reason=reason, detail=detail)
+
+    def finish(self, message: Message, kind: OutcomeKind, *, reason: str, detail: str) -> Settled:
+        """Settles one message, with its reason."""
+        return self.queue.settle(
+            [Settlement(message=message, outcome=self.outcome(kind, reason=reason, detail=detail))]
         )
 
     def deliver(self, messages: Sequence[Message]) -> Settled:
@@ -140,17 +151,9 @@ def pending(*published: Published) -> tuple[Pending, ...]:
     return tuple(Pending(each.message_id, each.relation_id) for each in published)
 
 
-def operator_retries(shop: Shop, relation_id: int) -> None:
-    """What `failed retry` writes: RETRY_REQUIRED with all attempts again."""
-    shop.query(
-        "UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 0 WHERE id = %s AND status = 6",
-        (relation_id,),
-    )
-    shop.query(
-        "UPDATE {prefix}zithara_delivery_failure SET attempts = 0, retries = retries + 1, newer_delivered = 0 "
-        "WHERE id = %s",
-        (relation_id,),
-    )
+def operator_retries(database: Database, *relation_ids: int, force: bool = True) -> operator.Retried:
+    """`failed retry` of these messages, on the clock of this session."""
+    return operator.retry(database, relation_ids, by="anna", force=force, audit=lambda lines: None)
 
 
 def groups_of(shop: Shop) -> dict[str, tuple[int, str | None]]:
@@ -162,7 +165,7 @@ def groups_of(shop: Shop) -> dict[str, tuple[int, str | None]]:
 
 
 def failures_of(shop: Shop) -> dict[int, tuple[int, str, int]]:
-    """zithara_delivery_failure: relation id -> (attempts, reason code, a newer one was delivered)."""
+    """zithara_delivery_failure: relation id -> (attempts, reason code, newer_delivered)."""
     return {
         row[0]: (row[1], row[2], row[3])
         for row in shop.query("SELECT id, attempts, reason_code, newer_delivered FROM {prefix}zithara_delivery_failure")

@@ -13,7 +13,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.queue import failures
-from zithara_worker.queue.backlog import as_text
+from zithara_worker.queue.backlog import as_text, from_text
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.reader import DecodedBody
 from zithara_worker.queue.statuses import Status
@@ -99,6 +99,36 @@ class Claim:
             for head in taken
         ]
         return claimed, [head.group for head in fresh if head.entry.id in locked and head not in won]
+
+    def replace_head(self, group: str, head: Pending) -> bool:
+        """The head of a group's row is no longer pending (completed by PHP, or deleted by Magento's cleanup): the next
+        one takes its place, or the group becomes free. Whether there is a next one; does nothing where another worker
+        was faster.
+
+        Next is the oldest of the messages that the row names, and of those that have failed and are pending: an
+        operator may have retried one, and a worker that knows only a newer message of the group must not pass it.
+        """
+        with self._database.transaction():
+            # Locked before the failures are read: a retry either is in them, or finds the new head or none.
+            rows = self._database.rows("claim_lock_groups", queue_id=self._queue_id, group_keys=[group])
+            if not rows or int(rows[0]["id"]) != head.id or not (rows[0]["worker_id"] is None or rows[0]["expired"]):
+                return False
+            failed = self._database.rows("failures_of_groups", queue_id=self._queue_id, group_keys=[group])
+            pending = [Pending.from_row(row) for row in failed if int(row["status"]) == Status.RETRY_REQUIRED]
+            following = sorted({*from_text(rows[0]["supersedes"]), *pending[:1]})
+            if not following:
+                self._database.execute("group_forget", queue_id=self._queue_id, group_key=group, id=head.id)
+                return False
+            self._database.execute(
+                "group_yield",
+                queue_id=self._queue_id,
+                group_key=group,
+                head=head.id,
+                id=following[0].id,
+                message_id=following[0].message_id,
+                behind=as_text(following[1:]),
+            )
+        return True
 
     def _take_waited(
         self, heads: Sequence[Head], locked: dict[int, dict[str, Any]], claim: _Number
@@ -211,7 +241,13 @@ class Claim:
     ) -> Claimed:
         attempts = int(failure["attempts"]) if failure else 0
         content = head.content.content
-        if taken_over and attempts >= self._attempt_limit:
+        if failure and failure["overtaken"]:
+            content = Rejection(
+                code=failures.NEWER_DELIVERED,
+                detail="newer data of its group was delivered after it had failed, and would be overwritten: "
+                f"discard it, or send it with 'zithara-worker failed retry {head.entry.message_id} --force'",
+            )
+        elif taken_over and attempts >= self._attempt_limit:
             content = Rejection(
                 code="worker_died",
                 detail=f"{attempts} workers died or lost their lease while they held it and nothing else: "

@@ -380,19 +380,9 @@ class MessageQueue:
             if head.waited and head.entry.id == head.row_id:
                 if now not in pending:
                     self._backlog.drop(head.group, [head.entry.message_id])
-                if now not in (*pending, Status.IN_PROGRESS) and head.behind:
-                    first = head.behind[0]
-                    self._database.execute(
-                        "group_yield",
-                        queue_id=self.queue_id,
-                        group_key=head.group,
-                        head=head.row_id,
-                        id=first.id,
-                        message_id=first.message_id,
-                        behind=as_text(head.behind[1:]),
-                    )
-                elif now not in (*pending, Status.IN_PROGRESS):
-                    self._database.execute("group_forget", queue_id=self.queue_id, group_key=head.group, id=head.row_id)
+                if now not in (*pending, Status.IN_PROGRESS):
+                    replace = partial(self._claim.replace_head, head.group, head.entry)
+                    self._due = self._database.again_on_contention(replace) or self._due
                 if now == Status.COMPLETE:
                     # By a PHP consumer: what failed with us has not failed in the end.
                     self._database.execute("failures_gone", ids=[head.entry.id])

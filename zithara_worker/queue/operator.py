@@ -104,7 +104,9 @@ def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str,
         if retried:
             _record_unrecorded(database, [each for each in wanted if each.id in retried])
             database.execute("failed_retry", ids=sorted(retried))
-            database.execute("failures_retried", ids=sorted(retried), line=_history_line("retry", by, note))
+            line = _history_line("retry", by, note)
+            # `force` is recorded: without it the claim does not send a message after newer data of its group.
+            database.execute("failures_retried", ids=sorted(retried), force=int(force), line=line)
     return Retried(
         retried=tuple(each.message_id for each in failed if each.id in retried),
         overtaken=tuple(each.message_id for each in failed if each.id in overtaken),

@@ -249,6 +249,8 @@ class Settle:
                 topic=each.message.topic,
                 outcome=each.outcome,
                 unwitnessed=each.unwitnessed,
+                # It was not sent.
+                paid=each.outcome.reason != failures.NEWER_DELIVERED,
             )
         again = [each.message.id for each in complete if _has_history(each.message)]
         if again or superseded:
