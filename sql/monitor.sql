@@ -58,8 +58,7 @@ WHERE queue_id IN %(queue_ids)s
 GROUP BY queue_id
 
 -- leases_by_worker --
-SELECT worker_id, queue_id, COUNT(*) AS messages, MIN(message_id) AS first_message_id,
-       UNIX_TIMESTAMP(MIN(lease_until)) AS lease_until
+SELECT worker_id, queue_id, COUNT(*) AS messages, UNIX_TIMESTAMP(MIN(lease_until)) AS lease_until
 FROM {prefix}zithara_message_group
 WHERE worker_id IS NOT NULL
 GROUP BY worker_id, queue_id

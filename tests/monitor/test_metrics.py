@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.fleet import topic_status
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
 from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, judge
-from zithara_worker.monitor.prometheus import Depth, Exposition, State
+from zithara_worker.monitor.prometheus import PrometheusMetrics, State
 from zithara_worker.queue.settle import Settled, Settlement
 
 ORDER = "zithara.order.events"
@@ -64,7 +65,7 @@ def done(each: Message, kind: OutcomeKind, **outcome: Any) -> Settlement:
 
 def samples(metrics: WorkerMetrics, state: State | None = None) -> dict[tuple[str, tuple[str, ...]], float]:
     """(name, label values by label name) -> value, as Prometheus reads it."""
-    text = Exposition(metrics.numbers, lambda: state or State()).encoded("text/plain")[0].decode()
+    text = PrometheusMetrics(metrics.numbers, lambda: state or State()).encoded("text/plain")[0].decode()
     return {
         (sample.name.removeprefix("zithara_worker_"), tuple(value for _, value in sorted(sample.labels.items()))): (
             sample.value
@@ -138,10 +139,12 @@ def test_value_at_a_bound_belongs_below_it() -> None:
 def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics) -> None:
     state = State(
         paused={ORDER: False, CART: True},
-        living={ORDER: 0, CART: 2},
         breakers={"api": "half-open"},
         token_refreshes=3,
-        depths=(Depth(topic=ORDER, status="new", messages=12, oldest_age_seconds=4.5),),
+        topics=(
+            topic_status(topic=ORDER, workers=0, new=12, oldest_new_seconds=4.5, retry=3, error=1),
+            topic_status(topic=CART, workers=2),
+        ),
         audit_writable=False,
         audit_lines=9,
     )
@@ -151,17 +154,22 @@ def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics)
     assert [seen["breaker_state", (each, "api")] for each in ("closed", "half-open", "open")] == [0.0, 1.0, 0.0]
     assert seen["token_refreshes_total", ()] == 3.0
     assert seen["queue_messages", ("new", ORDER)] == 12.0
+    assert seen["queue_messages", ("in_progress", ORDER)] == 0.0
+    assert seen["queue_messages", ("retry_required", ORDER)] == 3.0
+    assert seen["queue_messages", ("error", ORDER)] == 1.0
     assert seen["queue_oldest_age_seconds", ("new", ORDER)] == 4.5
+    assert seen["queue_oldest_age_seconds", ("new", CART)] == 0.0
     assert (seen["audit_writable", ()], seen["audit_lines_total", ()]) == (0.0, 9.0)
 
 
 def test_what_is_not_known_is_absent_and_not_zero(metrics: WorkerMetrics) -> None:
-    names = {name for name, _ in samples(metrics, State(depths=None, audit_writable=None))}
+    names = {name for name, _ in samples(metrics, State(topics=None, audit_writable=None))}
     assert not names & {"queue_messages", "queue_oldest_age_seconds", "audit_writable"}
 
 
 def test_openmetrics_is_given_to_who_asks_for_it(metrics: WorkerMetrics) -> None:
-    body, content_type = Exposition(metrics.numbers, State).encoded("application/openmetrics-text; version=1.0.0")
+    asked = "application/openmetrics-text; version=1.0.0"
+    body, content_type = PrometheusMetrics(metrics.numbers, State).encoded(asked)
     assert content_type.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
 
 
@@ -179,16 +187,14 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
         done(message(2), OutcomeKind.FAILED, reason="x", endpoint="POST /order", duration_ms=1.0),
     ]
     metrics.settled(ORDER, Settled(settled), 0.001)
-    depth = Depth(topic=ORDER, status="new", messages=1, oldest_age_seconds=1.0)
     state = State(
         paused={ORDER: True},
-        living={ORDER: 1},
         breakers={"api": "open"},
         throttled_seconds={"api": 1.0},
-        depths=(depth,),
+        topics=(topic_status(),),
         audit_writable=True,
     )
-    text = Exposition(metrics.numbers, lambda: state).encoded("text/plain")[0].decode()
+    text = PrometheusMetrics(metrics.numbers, lambda: state).encoded("text/plain")[0].decode()
     shown = set()
     for family in text_string_to_metric_families(text):
         if family.name.startswith("zithara_worker_"):

@@ -16,63 +16,60 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fleet import NOW, fleet_status, topic_status, worker_status
 
-from zithara_worker.monitor import charts, page
-from zithara_worker.monitor.fleet import BUCKETS_MS
+from zithara_worker.monitor import page
+from zithara_worker.monitor.fleet import FleetStatus
+from zithara_worker.monitor.rates import NO_REQUESTS, Minute
 from zithara_worker.monitor.server import Listener, Reply
-from zithara_worker.monitor.sight import Minute, Queue, Sight, Worker
-from zithara_worker.queue.statuses import Status
+from zithara_worker.queue.operator import Pause
 
-NOW = 1_800_000_000.0
 EVIL = "<script>document.title='owned'</script>\"'><img src=x onerror=alert(1)>"
 TOPIC = "zithara.order.events"
+NEWEST = int(NOW // 60)
 
 
 def minute(number: int) -> Minute:
-    buckets = [0] * (len(BUCKETS_MS) + 1)
+    buckets = [0] * len(NO_REQUESTS)
     buckets[4] = 90 + number % 7 * 3
     buckets[6 + number % 3] = 8
     return Minute(
-        done=100 + number % 11 * 9, superseded=2, retried=number % 5, failed=number % 3, buckets=tuple(buckets)
+        minute=number,
+        answered=100 + number % 11 * 9,
+        superseded=2,
+        retried=number % 5,
+        failed=number % 3,
+        buckets=tuple(buckets),
     )
 
 
-def sight(*, topic: str = TOPIC, pause: str = "", worker: str = "shop1") -> Sight:
-    newest = int(NOW // 60)
-    queue = Queue(
+def fleet(*, topic: str = TOPIC, pause: str = "", worker: str = "shop1") -> FleetStatus:
+    busy = topic_status(
         topic=topic,
-        name="zithara_order_queue",
-        counts={Status.NEW: 12_345, Status.IN_PROGRESS: 16, Status.RETRY_REQUIRED: 3, Status.ERROR: 2},
-        oldest_ages={Status.NEW: 240.0, Status.RETRY_REQUIRED: 90.0},
-        next_retry_seconds=25.0,
-        workers=1,
-        paused_by=pause,
-        pause_reason=pause,
+        minutes=tuple(minute(number) for number in range(NEWEST - 59, NEWEST + 1)),
+        new=12_345,
+        in_progress=16,
+        retry=3,
+        error=2,
+        oldest_new_seconds=240.0,
+        oldest_retry_seconds=90.0,
+        retry_due_seconds=25.0,
+        drain_seconds=5400.0,
+        pause=paused(topic, pause) if pause else None,
     )
-    running = Worker(
-        id="w1",
-        host=worker,
-        pid=4711,
-        version="0.1.0",
-        topics=(topic,),
-        age_seconds=7200.0,
-        silent_seconds=2.0,
-        in_flight=16,
-        metrics_address="127.0.0.1:9209",
-        breakers={"api": "closed", "webhook": "half-open"},
-    )
-    minutes = {(number, topic): minute(number) for number in range(newest - 59, newest + 1)}
-    return Sight(now_utc=NOW, queues=(queue,), workers=(running,), minutes=minutes)
+    targets = {"api": {"breaker": "closed", "why": ""}, "webhook": {"breaker": "half-open"}, "other": "version"}
+    return fleet_status((busy,), (worker_status(host=worker, topics=(topic,), targets=targets),))
 
 
-def backlog() -> Mapping[int, Mapping[str, int]]:
-    newest = int(NOW // 60)
-    return {
-        number: {TOPIC: 8_000 + (number - newest) * 100 + number % 9 * 300} for number in range(newest - 45, newest + 1)
-    }
+def paused(topic: str, by: str) -> Pause:
+    return Pause(topic=topic, paused_by=by, paused_at_utc=NOW - 60, reason=by)
 
 
-def rendered(shown: Sight | None, **changes: object) -> str:
+def backlog() -> Mapping[int, int]:
+    return {number: 8_000 + (number - NEWEST) * 100 + number % 9 * 300 for number in range(NEWEST - 45, NEWEST + 1)}
+
+
+def rendered(shown: FleetStatus | None, **changes: object) -> str:
     given: dict[str, object] = {"problem": None, "backlog": backlog(), "reasons": (), "notes": (), **changes}
     return page.render(shown, **given)  # type: ignore[arg-type]
 
@@ -96,20 +93,20 @@ class _Outline(HTMLParser):
 
 
 def test_page_says_how_the_queue_is() -> None:
-    words = " ".join(_Outline(rendered(sight())).text.split())
+    words = " ".join(_Outline(rendered(fleet())).text.split())
     for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "its breaker is half-open"):
         assert expected in words, expected
 
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_a_script() -> None:
-    outline = _Outline(rendered(sight()))
+    outline = _Outline(rendered(fleet()))
     assert not outline.tags & {"script", "img", "iframe", "link", "object", "form", "input"}
     assert not {name for name in outline.attributes if name == "style" or name.startswith("on")}
     assert outline.links == {"/healthz", "/metrics"}
 
 
 def test_policy_allows_the_one_style_sheet_and_nothing_else() -> None:
-    (style,) = re.findall(r"<style>(.*?)</style>", rendered(sight()), re.S)
+    (style,) = re.findall(r"<style>(.*?)</style>", rendered(fleet()), re.S)
     digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
     directives = dict(each.strip().split(" ", 1) for each in page.POLICY.split(";"))
     assert directives["default-src"] == "'none'" and directives["style-src"] == f"'sha256-{digest}'"
@@ -118,7 +115,7 @@ def test_policy_allows_the_one_style_sheet_and_nothing_else() -> None:
 
 
 def test_everything_from_outside_is_escaped() -> None:
-    document = rendered(sight(topic=EVIL, pause=EVIL, worker=EVIL), problem=EVIL, reasons=(EVIL,), notes=(EVIL,))
+    document = rendered(fleet(topic=EVIL, pause=EVIL, worker=EVIL), problem=EVIL, reasons=(EVIL,), notes=(EVIL,))
     outline = _Outline(document)
     assert "<script" not in document and "<img" not in document
     assert outline.text.count("<script>document.title='owned'</script>") >= 6
@@ -128,25 +125,25 @@ def test_everything_from_outside_is_escaped() -> None:
 def test_trouble_is_on_top() -> None:
     words = _Outline(rendered(None, problem="gone away", reasons=("the worker is stopping",))).text
     assert "the worker is stopping" in words and "cannot be counted: gone away" in words and "ready." not in words
-    assert "No worker was seen" in rendered(Sight(now_utc=NOW, queues=(), workers=(), minutes={}))
+    assert "No worker was seen" in rendered(fleet_status())
 
 
 def test_paused_topic_says_by_whom_and_why() -> None:
-    assert "paused by anna: anna" in _Outline(rendered(sight(pause="anna"))).text
+    assert "paused by anna: anna" in _Outline(rendered(fleet(pause="anna"))).text
 
 
 def test_scales_are_round_and_hold_every_value() -> None:
-    assert [charts.round_top([value], least=1) for value in (0, 1, 3, 7, 12, 500, 501)] == [1, 1, 5, 10, 20, 500, 1000]
-    assert charts.round_top([None], least=10) == 10
+    assert [page.round_top([value], least=1) for value in (0, 1, 3, 7, 12, 500, 501)] == [1, 1, 5, 10, 20, 500, 1000]
+    assert page.round_top([None], least=10) == 10
 
 
 def test_gap_in_a_line_stays_a_gap_and_a_lone_value_is_seen() -> None:
-    drawing = charts.lines([("main", [1, 2, None, 3])], top=4, label="x")
+    drawing = page.lines([("main", [1, 2, None, 3])], top=4, label="x")
     assert re.findall(r'points="([^"]*)"', drawing) == ["75.0,89.0 225.0,60.0", "521.0,31.0 529.0,31.0"]
 
 
 def test_bars_stand_upon_each_other_and_stay_within() -> None:
-    drawing = charts.bars([("main", [5.0, 100.0]), ("fail", [5.0, 0.0])], top=10, label="x")
+    drawing = page.bars([("main", [5.0, 100.0]), ("fail", [5.0, 0.0])], top=10, label="x")
     assert re.findall(r'class="(\w+)" x="\S+" y="(\S+)" width="\S+" height="(\S+)"', drawing) == [
         ("main", "60.0", "60.0"),
         ("fail", "0.0", "60.0"),
@@ -157,14 +154,13 @@ def test_bars_stand_upon_each_other_and_stay_within() -> None:
 # ---------------------------------------------------------------- the banner
 
 
-def healthy() -> Sight:
-    seen = sight()
-    (running,) = seen.workers
-    return replace(seen, workers=(replace(running, breakers={"api": "closed"}),))
+def healthy() -> FleetStatus:
+    seen = fleet()
+    return replace(seen, workers=(worker_status(),))
 
 
-def with_queue(seen: Sight, **changes: Any) -> Sight:
-    return replace(seen, queues=tuple(replace(queue, **changes) for queue in seen.queues))
+def with_topic(seen: FleetStatus, **changes: Any) -> FleetStatus:
+    return replace(seen, topics=tuple(replace(topic, **changes) for topic in seen.topics))
 
 
 def test_banner_is_green_when_every_topic_is_served_and_no_queue_is_late() -> None:
@@ -172,24 +168,33 @@ def test_banner_is_green_when_every_topic_is_served_and_no_queue_is_late() -> No
     assert 'class="good">Every topic is served' in document and "needs a look" not in document
 
 
+def test_a_topic_without_a_queue_and_a_worker_without_a_row_are_not_shown() -> None:
+    gone = topic_status(topic="zithara.cart.events", queue=None, workers=0)
+    leases_only = worker_status(host="shop2", started_utc=None, registered=False)
+    seen = healthy()
+    document = rendered(replace(seen, topics=(*seen.topics, gone), workers=(*seen.workers, leases_only)))
+    assert "zithara.cart.events" not in document and "shop2" not in document
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         ({"workers": 0}, f"no living worker serves {TOPIC}: start one"),
-        ({"oldest_ages": {Status.NEW: 1200.0}}, f"{TOPIC} is late, its oldest new message waits for 20"),
-        ({"paused_by": "anna"}, f"topic {TOPIC} is paused"),
+        ({"oldest_new_seconds": 1200.0}, f"{TOPIC} is late, its oldest new message waits for 20"),
+        ({"pause": paused(TOPIC, "anna")}, f"topic {TOPIC} is paused"),
     ],
 )
 def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(changes: dict[str, Any], told: str) -> None:
-    document = rendered(with_queue(healthy(), **changes))
+    document = rendered(with_topic(healthy(), **changes))
     assert told in document and 'class="good"' not in document
 
 
 def test_banner_tells_the_breakers_of_all_living_workers() -> None:
-    seen = sight()
+    seen = fleet()
     (running,) = seen.workers
     assert "webhook is taken to be down by worker shop1 4711, its breaker is half-open: probes" in rendered(seen)
-    told = replace(seen, workers=(replace(running, why={"webhook": "http_503 <down>"}),))
+    targets = {"webhook": {"breaker": "half-open", "why": "http_503 <down>"}}
+    told = replace(seen, workers=(replace(running, targets=targets),))
     assert "half-open (http_503 &lt;down&gt;): probes" in rendered(told)
     dead = replace(seen, workers=(running, replace(running, id="w2", pid=4712, alive=False)))
     assert "worker shop1 4712" not in rendered(dead)
@@ -197,12 +202,12 @@ def test_banner_tells_the_breakers_of_all_living_workers() -> None:
 
 def test_a_pause_that_health_tells_too_is_told_once() -> None:
     note = f"topic {TOPIC} is paused: 'zithara-worker resume {TOPIC}' goes on"
-    document = rendered(with_queue(healthy(), paused_by="anna"), notes=(note,))
+    document = rendered(with_topic(healthy(), pause=paused(TOPIC, "anna")), notes=(note,))
     assert document.count("is paused:") == 1
 
 
 def test_a_paused_queue_is_not_called_late() -> None:
-    document = rendered(with_queue(healthy(), paused_by="anna", oldest_ages={Status.NEW: 1200.0}))
+    document = rendered(with_topic(healthy(), pause=paused(TOPIC, "anna"), oldest_new_seconds=1200.0))
     assert "is late" not in document
 
 
@@ -224,7 +229,7 @@ def chromium(directory: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize(("name", "width", "height"), [("desk", 1280, 1100), ("phone", 390, 1700)])
 def test_browser_shows_the_page_without_complaint(tmp_path: Path, name: str, width: int, height: int) -> None:
-    document = rendered(sight(), notes=("webhook is taken to be down",)).encode()
+    document = rendered(fleet(), notes=("webhook is taken to be down",)).encode()
     listener = Listener(
         "127.0.0.1:0",
         {"/": lambda accept: Reply(content_type="text/html; charset=utf-8", body=document, headers=page.HEADERS)},
@@ -237,7 +242,7 @@ def test_browser_shows_the_page_without_complaint(tmp_path: Path, name: str, wid
 
 
 def test_browser_runs_nothing_that_came_with_a_message(tmp_path: Path) -> None:
-    document = rendered(sight(topic=EVIL, worker=EVIL), reasons=(EVIL,)).encode()
+    document = rendered(fleet(topic=EVIL, worker=EVIL), reasons=(EVIL,)).encode()
     listener = Listener(
         "127.0.0.1:0",
         {"/": lambda accept: Reply(content_type="text/html; charset=utf-8", body=document, headers=page.HEADERS)},

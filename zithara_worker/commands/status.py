@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import click
@@ -16,10 +17,9 @@ from zithara_worker.commands.rendering import plain_length, printable, sparkline
 from zithara_worker.commands.root import Context
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.logs.escaping import escaped
-from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS
-from zithara_worker.monitor.status import FleetStatus, TopicStatus, WorkerStatus, as_json
-from zithara_worker.monitor.status import status as read_status
-from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
+from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, read_fleet
+from zithara_worker.monitor.rates import Minute
+from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
@@ -50,7 +50,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
     with shop_database(context) as database:
 
         def read() -> FleetStatus:
-            return read_status(database, context.configured.settings.queues, full=full)
+            return read_fleet(database, context.configured.settings.queues, full=full)
 
         if not watch:
             found = read()
@@ -117,6 +117,55 @@ def _width() -> int:
 def _plain() -> bool:
     """Whether the output can show ASCII only."""
     return "utf" not in (sys.stdout.encoding or "").lower()
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def as_json(found: FleetStatus) -> dict[str, Any]:
+    """What `--json` prints: times as ISO 8601, durations in seconds."""
+    topics = []
+    for topic in found.topics:
+        value = {**asdict(topic), **asdict(topic.rates), "history": _eventful(topic.history)}
+        del value["rates"]
+        value["paused"] = topic.pause is not None
+        value["pause"] = topic.pause and {
+            "by": topic.pause.paused_by,
+            "since": iso(topic.pause.paused_at_utc),
+            "reason": topic.pause.reason,
+        }
+        topics.append(value)
+    workers = []
+    for worker in found.workers:
+        value = {**asdict(worker), "started_at": iso(worker.started_utc)}
+        del value["started_utc"], value["minutes"]
+        workers.append(value)
+    return {
+        "at": iso(found.at_utc),
+        "topics": topics,
+        "workers": workers,
+        "total": {
+            **{name: sum(topic[name] for topic in topics) for name in ("new", "in_progress", "retry", "error")},
+            "workers_alive": len(found.alive),
+            **asdict(found.rates),
+            "history": _eventful(found.history),
+        },
+    }
+
+
+def _eventful(history: Sequence[Minute]) -> list[dict[str, Any]]:
+    """Minutes in which nothing happened are left out."""
+    return [
+        {
+            "minute": each.minute,
+            "done": each.done,
+            "retried": each.retried,
+            "failed": each.failed,
+            "p95_ms": each.percentile_ms(0.95),
+        }
+        for each in history
+        if each.done or each.retried or each.failed
+    ]
 
 
 # ---------------------------------------------------------------- lines
@@ -231,7 +280,7 @@ def _history(found: FleetStatus, width: int, *, plain: bool) -> Iterator[str]:
     lines: Sequence[tuple[str, str, list[float], Callable[[float], str]]] = (
         ("done", "green", [float(each.done) for each in minutes], lambda top: f"{count(top)}/min"),
         ("failed", "red", [float(each.failed + each.retried) for each in minutes], lambda top: f"{count(top)}/min"),
-        ("p95", "cyan", [each.p95_ms or 0.0 for each in minutes], milliseconds),
+        ("p95", "cyan", [each.percentile_ms(0.95) or 0.0 for each in minutes], milliseconds),
     )
     yield _colour("bright_black", f"LAST {len(minutes)} MINUTES")
     for name, colour, values, top in lines:
@@ -269,24 +318,17 @@ def _seen(worker: WorkerStatus) -> str:
 
 
 def _targets(worker: WorkerStatus) -> str:
-    """Breakers and throttles that are not as they should be."""
+    """The breakers that are not closed, and the throttled targets."""
     said = []
-    for target, state in worker.targets.items():
-        if not isinstance(state, dict):
-            continue
-        breaker = str(state.get("breaker", "closed"))
-        if breaker != "closed":
-            probe = _seconds(state.get("next_probe_seconds"))
-            why = f" ({printable(state['why'], width=60)})" if state.get("why") else ""
-            said.append(_colour("red", f"{printable(target)} {printable(breaker)}{why}, probe in {duration(probe)}"))
-        throttled = _seconds(state.get("throttled_seconds"))
-        if throttled:
-            said.append(_colour("yellow", f"{printable(target)} throttled {duration(throttled)}"))
+    for each in worker.target_reports:
+        target = printable(each.target)
+        if each.breaker != "closed":
+            why = f" ({printable(each.why, width=60)})" if each.why else ""
+            probe = duration(each.next_probe_seconds)
+            said.append(_colour("red", f"{target} {printable(each.breaker)}{why}, probe in {probe}"))
+        if each.throttled_seconds:
+            said.append(_colour("yellow", f"{target} throttled {duration(each.throttled_seconds)}"))
     return " ".join(said) or "ok"
-
-
-def _seconds(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
 
 
 def _short(topic: str) -> str:

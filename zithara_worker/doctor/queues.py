@@ -240,8 +240,7 @@ def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iter
 
 def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
     """Whether somebody serves each topic."""
-    rows = fleet.workers(database)
-    living = fleet.living_by_topic(rows, now)
+    living = fleet.living_by_topic(fleet.read_workers(database, queues, now))
     missing = [queue.topic for queue in queues if not living[queue.topic]]
     if missing:
         yield warning(

@@ -5,26 +5,38 @@ database is not available, and keeps its port and its counters through every rel
 from __future__ import annotations
 
 import logging
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from zithara_worker.database.session import Database
 from zithara_worker.delivery.courier import TargetStatus
+from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
+from zithara_worker.monitor.fleet import FleetStatus, read_fleet
 from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
+from zithara_worker.monitor.rates import HISTORY_MINUTES
+from zithara_worker.monitor.server import Listener, NoFreePort, Reply, as_json, text
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.settings.sections import Settings
 
 if TYPE_CHECKING:
-    from zithara_worker.monitor.prometheus import Depth, Exposition, State
-    from zithara_worker.monitor.server import Listener, Reply
-    from zithara_worker.monitor.sight import Queue, Watch
+    from zithara_worker.monitor.prometheus import PrometheusMetrics, State
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two readings of the fleet, at least, however many requests come; and at most, without any request.
+READ_INTERVAL_SECONDS = 10.0
+SAMPLE_INTERVAL_SECONDS = 30.0
+#: Reading may take this share of the time: counting a long backlog is work for the database.
+READ_SHARE = 0.02
+#: How long a request waits for a reading that is under way.
+READ_WAIT_SECONDS = 2.0
+LOG_INTERVAL_SECONDS = 60.0
 #: What /metrics answers where prometheus-client is not installed.
 NO_PROMETHEUS = (
     "metrics need prometheus-client, which is not installed: install the Debian package python3-prometheus-client, "
@@ -74,8 +86,8 @@ class Endpoints:
         self._worker: MonitoredWorker | None = None
         self._listen = ""
         self._listener: Listener | None = None
-        self._watch: Watch | None = None
-        self._exposition: Exposition | None = None
+        self._poller: FleetPoller | None = None
+        self._prometheus: PrometheusMetrics | None = None
         self._earlier_refreshes = 0
 
     @property
@@ -93,9 +105,6 @@ class Endpoints:
             self._start(settings)
 
     def _start(self, settings: Settings) -> None:
-        from zithara_worker.monitor.server import Listener, NoFreePort
-        from zithara_worker.monitor.sight import Watch
-
         listener = Listener(
             settings.metrics.listen,
             {
@@ -112,8 +121,8 @@ class Endpoints:
             log.error("%s (going on without metrics)", error, extra={"event": "listen_failed"})
             return
         self._listener = listener
-        self._watch = Watch(lambda: self._database(settings), self._overrides, monotonic=self._monotonic)
-        self._watch.start()
+        self._poller = FleetPoller(lambda: self._database(settings), self._overrides, monotonic=self._monotonic)
+        self._poller.start()
 
     def attach(self, worker: MonitoredWorker) -> None:
         """Shows this worker from now on."""
@@ -129,9 +138,9 @@ class Endpoints:
     def close(self) -> None:
         if self._listener is not None:
             self._listener.close()
-        if self._watch is not None:
-            self._watch.close()
-        self._listener = self._watch = None
+        if self._poller is not None:
+            self._poller.close()
+        self._listener = self._poller = None
 
     # ---------------------------------------------------------------- the pages (in the listener's threads)
 
@@ -154,42 +163,35 @@ class Endpoints:
         )
 
     def _healthz(self, accept: str) -> Reply:
-        from zithara_worker.monitor.server import as_json
-
         health = self.health()
         return as_json(
             HTTPStatus.OK if health.live and health.ready else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json()
         )
 
     def _live(self, accept: str) -> Reply:
-        from zithara_worker.monitor.server import as_json
-
         health = self.health()
         return as_json(HTTPStatus.OK if health.live else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json())
 
     def _scrape(self, accept: str) -> Reply:
-        from zithara_worker.monitor.server import Reply, text
-
-        if self._exposition is None:
+        if self._prometheus is None:
             try:
-                from zithara_worker.monitor.prometheus import Exposition
+                from zithara_worker.monitor.prometheus import PrometheusMetrics
             except ModuleNotFoundError:
                 return text(HTTPStatus.NOT_IMPLEMENTED, NO_PROMETHEUS)
-            self._exposition = Exposition(self._metrics.numbers, self._state)
-        body, content_type = self._exposition.encoded(accept)
+            self._prometheus = PrometheusMetrics(self._metrics.numbers, self._state)
+        body, content_type = self._prometheus.encoded(accept)
         return Reply(content_type=content_type, body=body)
 
     def _page(self, accept: str) -> Reply:
         from zithara_worker.monitor import page
-        from zithara_worker.monitor.server import Reply
 
-        watch = self._watch
-        sight, problem = watch.latest() if watch else (None, "the listener is closing")
+        poller = self._poller
+        fleet, problem = poller.latest() if poller else (None, "the listener is closing")
         health = self.health()
         document = page.render(
-            sight,
+            fleet,
             problem=problem,
-            backlog=watch.backlog() if watch else {},
+            backlog=poller.backlog() if poller else {},
             reasons=health.reasons,
             notes=health.notes,
         )
@@ -217,11 +219,11 @@ class Endpoints:
         if worker is None:
             return State(ready=False, database_up=False, shop_enabled=False, token_refreshes=self._earlier_refreshes)
         loop, states = worker.status(), worker.targets()
-        sight, problem = self._watch.latest() if self._watch else (None, None)
+        fleet, problem = self._poller.latest() if self._poller else (None, None)
         if problem is not None:
-            sight = None
-        queues = sight.queues if sight else ()
-        paused = {queue.topic: bool(queue.paused_by) for queue in queues}
+            fleet = None
+        topics = [topic for topic in fleet.topics if topic.queue is not None] if fleet else []
+        paused = {topic.topic: topic.pause is not None for topic in topics}
         paused.update((row.topic, row.topic in loop.paused) for row in worker.queues)
         return State(
             ready=health.ready,
@@ -232,25 +234,98 @@ class Endpoints:
             breakers={gate: status.breaker.state.value for gate, status in states.items()},
             throttled_seconds={gate: status.throttled_seconds for gate, status in states.items()},
             token_refreshes=self._earlier_refreshes + worker.token_refreshes(),
-            depths=_depths(queues) if sight else None,
-            depths_read_seconds=sight.took_seconds if sight else 0.0,
-            living={queue.topic: queue.workers for queue in queues},
+            topics=topics if fleet else None,
+            read_seconds=fleet.read_seconds if fleet else 0.0,
             audit_writable=None if worker.audit is None else worker.audit.problem is None,
             audit_lines=worker.audit.lines_written if worker.audit else 0,
             audit_lines_lost=worker.audit.lines_lost if worker.audit else 0,
         )
 
 
-def _depths(queues: Sequence[Queue]) -> tuple[Depth, ...]:
-    from zithara_worker.monitor.prometheus import Depth
+class FleetPoller:
+    """Reads the fleet in a thread of its own, so that a request does not wait for a database that does not answer.
+    Keeps the last status, and the backlog of each minute of the last hour.
 
-    return tuple(
-        Depth(
-            topic=queue.topic,
-            status=status.name.lower(),
-            messages=count,
-            oldest_age_seconds=round(queue.oldest_ages.get(status, 0.0), 3),
-        )
-        for queue in queues
-        for status, count in queue.counts.items()
-    )
+    `open_database`: makes a session that is not connected yet; it is open for one reading only. `overrides`: topic ->
+    queue name, as configured; None before the loop's first connection.
+    """
+
+    def __init__(
+        self,
+        open_database: Callable[[], Database],
+        overrides: Callable[[], Mapping[str, str] | None],
+        *,
+        monotonic: Callable[[], float],
+    ) -> None:
+        self._open_database = open_database
+        self._overrides = overrides
+        self._monotonic = monotonic
+        self._changed = threading.Condition()
+        # Guarded by the condition's lock.
+        self._wanted = False
+        self._stopping = False
+        self._fleet: FleetStatus | None = None
+        self._problem: str | None = "nothing was read yet"
+        self._next_at = 0.0
+        self._backlog: OrderedDict[int, int] = OrderedDict()
+        self._complain_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="fleet", daemon=True)
+
+    def start(self) -> None:
+        """Reads twice a minute, also without a request, because the chart of the backlog needs it."""
+        self._thread.start()
+
+    def close(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify_all()
+        self._thread.join(1.0)
+
+    def latest(self) -> tuple[FleetStatus | None, str | None]:
+        """The last status, about ten seconds old at most unless counting takes long; and why there is no newer one."""
+        with self._changed:
+            if self._monotonic() >= self._next_at and self._thread.is_alive():
+                self._wanted = True
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: not self._wanted or self._stopping, READ_WAIT_SECONDS)
+            return self._fleet, self._problem
+
+    def backlog(self) -> dict[int, int]:
+        """Minute since the epoch -> messages that were pending at its end, of all topics."""
+        with self._changed:
+            return dict(self._backlog)
+
+    def _run(self) -> None:
+        while True:
+            fleet, problem = self._read()
+            with self._changed:
+                self._wanted = False
+                self._problem = problem
+                pause = READ_INTERVAL_SECONDS if self._overrides() is not None else 0.5
+                self._next_at = self._monotonic() + max(pause, fleet.read_seconds / READ_SHARE if fleet else 0.0)
+                if fleet is not None:
+                    self._fleet = fleet
+                    self._backlog[int(fleet.at_utc // 60)] = sum(topic.pending for topic in fleet.topics)
+                    while len(self._backlog) > HISTORY_MINUTES:
+                        self._backlog.popitem(last=False)
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._wanted or self._stopping, SAMPLE_INTERVAL_SECONDS)
+                if self._stopping:
+                    return
+
+    def _read(self) -> tuple[FleetStatus | None, str | None]:
+        overrides = self._overrides()
+        if overrides is None:
+            return None, "the database is not available yet"
+        before = self._monotonic()
+        database = self._open_database()
+        try:
+            fleet = read_fleet(database, overrides)
+            return replace(fleet, read_seconds=self._monotonic() - before), None
+        except ZitharaWorkerError as error:
+            if before >= self._complain_at:
+                self._complain_at = before + LOG_INTERVAL_SECONDS
+                log.warning("the queues cannot be counted", extra={"event": "watch_failed", "detail": str(error)})
+            return None, str(error)
+        finally:
+            database.close()

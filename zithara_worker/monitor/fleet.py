@@ -1,150 +1,328 @@
-"""The queues and the fleet as the shop's database shows them: counts, leases, workers. Reads only.
+"""The one read model: queues, message groups, workers and pauses, as the shop's database shows them. Reads only.
 
-All times are seconds since the epoch on the database's clock, which is the clock of leases and retries.
+The same on every host: `status`, the status page, /metrics and `doctor` show these values. Times are seconds since the
+epoch on the database's clock, which is the clock of leases and retries.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from zithara_worker.database.session import Database
+from zithara_worker.messages import TOPICS
+from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes
+from zithara_worker.queue.operator import Pause, paused
+from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
 
-#: Upper bounds of the response-time buckets in zithara_worker.minutes, milliseconds; the last bucket has none.
-BUCKETS_MS = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000)
-
-#: Seconds without a sign of life after which a worker counts as dead; it gives one every 5 s.
+#: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Count:
-    messages: int
-    #: When the oldest of them was last touched; Magento keeps no time of creation.
-    oldest_utc: float | None
+    messages: int = 0
+    #: When the oldest of them was last changed; Magento keeps no time of creation.
+    oldest_utc: float | None = None
+
+    def age_seconds(self, now: float) -> float | None:
+        return None if self.oldest_utc is None else max(0.0, now - self.oldest_utc)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Groups:
-    """The busy message groups of a queue."""
+class _Groups:
+    """The message groups of a queue that are in flight or wait for a retry."""
 
     in_flight: int = 0
-    #: Leases whose worker has not renewed them: any worker takes these over.
-    expired: int = 0
-    #: Heads whose retry is not due yet.
     waiting: int = 0
+    expired: int = 0
     next_due_utc: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What one worker holds of one queue."""
+class TopicStatus:
+    """Ages in seconds; Magento keeps no time of creation, so an age counts from the last change of the row."""
 
-    queue_id: int
-    messages: int
-    first_message_id: int
-    lease_until_utc: float | None
+    topic: str
+    #: None: the shop has no queue for the topic
+    queue: str | None
+    new: int
+    in_progress: int
+    retry: int
+    error: int
+    #: None: not counted
+    complete: int | None
+    oldest_new_seconds: float | None
+    oldest_in_progress_seconds: float | None
+    oldest_retry_seconds: float | None
+    oldest_error_seconds: float | None
+    #: Until the next retry is due; 0 = now
+    retry_due_seconds: float | None
+    #: Living workers that serve it
+    workers: int
+    groups_in_flight: int
+    #: Groups whose oldest message waits for its retry
+    groups_waiting: int
+    #: Leases that their worker has not renewed: any worker takes these over
+    leases_expired: int
+    rates: Rates
+    #: At the present rate; None: nothing is being delivered
+    drain_seconds: float | None
+    pause: Pause | None
+    history: tuple[Minute, ...] = field(repr=False)
+
+    @property
+    def pending(self) -> int:
+        """Messages that a worker may still claim."""
+        return self.new + self.retry
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkerRow:
-    """A row of zithara_worker. `state` and `minutes` are what `app` and `worker.stats` write there."""
+class TargetReport:
+    """What a worker last wrote of a target: its breaker, and the pause that the target asked for."""
+
+    target: str
+    breaker: str
+    #: The last failure while the breaker is not closed
+    why: str
+    next_probe_seconds: float | None
+    throttled_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerStatus:
+    """A row of zithara_worker, or the leases of a worker whose row is gone."""
 
     id: str
     host: str
     pid: int
     version: str
     topics: tuple[str, ...]
-    started_utc: float
-    last_seen_utc: float
-    metrics_address: str | None
+    started_utc: float | None
+    last_seen_seconds: float
+    alive: bool
+    #: False: it holds leases and has no row of its own any more
+    registered: bool
     in_flight: int
-    state: Mapping[str, Any] = field(default_factory=dict)
-    minutes: Mapping[str, Any] = field(default_factory=dict)
+    #: Topic -> messages leased to it
+    held: Mapping[str, int]
+    metrics_address: str | None
+    #: Target -> what the worker wrote of it; another version may have written something else
+    targets: Mapping[str, Any]
+    #: What it did, as `registry.MinuteCounters.minutes` wrote it
+    minutes: Mapping[str, Any] = field(repr=False)
+
+    @property
+    def target_reports(self) -> Iterator[TargetReport]:
+        for target, report in self.targets.items():
+            if isinstance(report, dict):
+                yield TargetReport(
+                    target=target,
+                    breaker=str(report.get("breaker", "closed")),
+                    why=str(report.get("why") or ""),
+                    next_probe_seconds=_number(report.get("next_probe_seconds")),
+                    throttled_seconds=_number(report.get("throttled_seconds")) or 0.0,
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetStatus:
+    at_utc: float
+    topics: tuple[TopicStatus, ...]
+    workers: tuple[WorkerStatus, ...]
+    #: All topics together
+    rates: Rates
+    history: tuple[Minute, ...] = field(repr=False)
+    #: How long reading it took
+    read_seconds: float = 0.0
+
+    @property
+    def alive(self) -> list[WorkerStatus]:
+        return [worker for worker in self.workers if worker.alive]
+
+
+def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool = False) -> FleetStatus:
+    """Reads the status of all topics. `overrides`: topic -> queue name, as configured. `full` counts completed messages
+    too, which reads every row of the queues: some seconds for a million.
+
+    Raises ShopError when the shop has none of the queues, DatabaseUnavailable.
+    """
+    queues, _ = queues_present(database, overrides)
+    by_topic = {queue.topic: queue for queue in queues}
+    ids = [queue.queue_id for queue in queues]
+    now = now_utc(database)
+    counts = count_by_status(database, ids)
+    groups = _count_groups(database, ids)
+    complete = _count_complete(database, ids) if full else {}
+    pauses = paused(database)
+    workers = read_workers(database, queues, now)
+    living = living_by_topic(workers)
+    # Also of workers that have died within the hour.
+    minutes = read_minutes(worker.minutes for worker in workers)
+    started = min((worker.started_utc for worker in workers if worker.started_utc is not None), default=now)
+    topics = []
+    for topic in TOPICS:
+        queue = by_topic.get(topic)
+        queue_id = None if queue is None else queue.queue_id
+        hour = history(minutes.get(topic, ()), now)
+        topics.append(
+            _topic_status(
+                topic,
+                queue,
+                now,
+                counts={status: counts.get((queue_id, status), Count()) for status in Status},
+                groups=groups.get(queue_id, _Groups()),
+                complete=complete.get(queue_id, 0) if full and queue is not None else None,
+                workers=living[topic],
+                pause=pauses.get(topic),
+                hour=hour,
+                recent=rates(hour, now, started),
+            )
+        )
+    hour = history((each for topic in TOPICS for each in minutes.get(topic, ())), now)
+    return FleetStatus(
+        at_utc=now, topics=tuple(topics), workers=tuple(workers), rates=rates(hour, now, started), history=hour
+    )
+
+
+def _topic_status(
+    topic: str,
+    queue: QueueRow | None,
+    now: float,
+    *,
+    counts: Mapping[Status, Count],
+    groups: _Groups,
+    complete: int | None,
+    workers: int,
+    pause: Pause | None,
+    hour: tuple[Minute, ...],
+    recent: Rates,
+) -> TopicStatus:
+    backlog = sum(counts[each].messages for each in (Status.NEW, Status.RETRY_REQUIRED, Status.IN_PROGRESS))
+    return TopicStatus(
+        topic=topic,
+        queue=None if queue is None else queue.name,
+        new=counts[Status.NEW].messages,
+        in_progress=counts[Status.IN_PROGRESS].messages,
+        retry=counts[Status.RETRY_REQUIRED].messages,
+        error=counts[Status.ERROR].messages,
+        complete=complete,
+        oldest_new_seconds=counts[Status.NEW].age_seconds(now),
+        oldest_in_progress_seconds=counts[Status.IN_PROGRESS].age_seconds(now),
+        oldest_retry_seconds=counts[Status.RETRY_REQUIRED].age_seconds(now),
+        oldest_error_seconds=counts[Status.ERROR].age_seconds(now),
+        retry_due_seconds=None if groups.next_due_utc is None else max(0.0, groups.next_due_utc - now),
+        workers=workers,
+        groups_in_flight=groups.in_flight,
+        groups_waiting=groups.waiting,
+        leases_expired=groups.expired,
+        rates=recent,
+        drain_seconds=None if queue is None else drain_seconds(backlog, 0.0 if pause else recent.done_per_minute),
+        pause=pause,
+        history=hour,
+    )
 
 
 def now_utc(database: Database) -> float:
+    """The database's clock."""
     return float(database.rows("clock")[0]["now"])
 
 
-def count_by_status(database: Database, queue_ids: Collection[int]) -> dict[tuple[int, Status], Count]:
+def count_by_status(database: Database, queue_ids: Collection[int]) -> dict[tuple[int | None, Status], Count]:
     """(queue id, status) -> messages, for NEW, IN_PROGRESS, RETRY_REQUIRED and ERROR; completed ones are not read."""
     statement = "queue_counts_indexed" if database.has_pending_index else "queue_counts"
     return {
         (int(row["queue_id"]), Status(int(row["status"]))): Count(
-            messages=int(row["messages"]), oldest_utc=_seconds(row["oldest"])
+            messages=int(row["messages"]), oldest_utc=_number(row["oldest"])
         )
         for row in database.rows(statement, queue_ids=sorted(queue_ids))
     }
 
 
-def count_complete(database: Database, queue_ids: Collection[int]) -> dict[int, int]:
-    """Reads every row of these queues: some seconds for a million."""
+def _count_complete(database: Database, queue_ids: Collection[int]) -> dict[int | None, int]:
     rows = database.rows("complete_counts", queue_ids=sorted(queue_ids))
     return {int(row["queue_id"]): int(row["messages"]) for row in rows}
 
 
-def count_groups(database: Database, queue_ids: Collection[int]) -> dict[int, Groups]:
+def _count_groups(database: Database, queue_ids: Collection[int]) -> dict[int | None, _Groups]:
     return {
-        int(row["queue_id"]): Groups(
+        int(row["queue_id"]): _Groups(
             in_flight=int(row["in_flight"]),
-            expired=int(row["expired"]),
             waiting=int(row["waiting"]),
-            next_due_utc=_seconds(row["next_due"]),
+            expired=int(row["expired"]),
+            next_due_utc=_number(row["next_due"]),
         )
         for row in database.rows("group_counts", queue_ids=sorted(queue_ids))
     }
 
 
-def held_by_worker(database: Database) -> dict[str, list[Held]]:
-    """Worker id -> its leases, live or expired, also those of workers that are gone."""
-    held: dict[str, list[Held]] = {}
+# ---------------------------------------------------------------- workers
+
+
+def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> list[WorkerStatus]:
+    """Every worker that was seen within a day, by host and start; then those that only hold leases."""
+    topics = {queue.queue_id: queue.topic for queue in queues}
+    held: dict[str, dict[str, int]] = {}
+    leased_until: dict[str, float] = {}
     for row in database.rows("leases_by_worker"):
-        held.setdefault(str(row["worker_id"]), []).append(
-            Held(
-                queue_id=int(row["queue_id"]),
-                messages=int(row["messages"]),
-                first_message_id=int(row["first_message_id"]),
-                lease_until_utc=_seconds(row["lease_until"]),
-            )
-        )
-    return held
-
-
-def workers(database: Database) -> list[WorkerRow]:
-    """Every worker that was seen within a day, by host and start."""
-    return [
-        WorkerRow(
+        worker_id, queue_id = str(row["worker_id"]), int(row["queue_id"])
+        held.setdefault(worker_id, {})[topics.get(queue_id, f"queue {queue_id}")] = int(row["messages"])
+        leased_until[worker_id] = max(leased_until.get(worker_id, 0.0), _number(row["lease_until"]) or 0.0)
+    found = [
+        WorkerStatus(
             id=str(row["id"]),
             host=str(row["host"]),
             pid=int(row["pid"]),
             version=str(row["version"]),
             topics=tuple(topic for topic in str(row["topics"]).split(",") if topic),
             started_utc=float(row["started_at"]),
-            last_seen_utc=float(row["last_seen_at"]),
-            metrics_address=row["metrics_address"],
+            last_seen_seconds=max(0.0, now - float(row["last_seen_at"])),
+            alive=now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
+            registered=True,
             in_flight=int(row["in_flight"]),
-            state=_object(row["state"]),
+            held=held.pop(str(row["id"]), {}),
+            metrics_address=row["metrics_address"],
+            targets=_object(row["state"]),
             minutes=_object(row["minutes"]),
         )
         for row in database.rows("workers")
     ]
+    for worker_id in sorted(held):
+        # It was killed, and its row was deleted or never written. When its leases end, others take its messages over.
+        until = leased_until[worker_id]
+        found.append(
+            WorkerStatus(
+                id=worker_id,
+                host=worker_id.rsplit("-", 2)[0],
+                pid=0,
+                version="",
+                topics=(),
+                started_utc=None,
+                last_seen_seconds=max(0.0, now - until),
+                alive=until > now,
+                registered=False,
+                in_flight=0,
+                held=held[worker_id],
+                metrics_address=None,
+                targets={},
+                minutes={},
+            )
+        )
+    return found
 
 
-def living_by_topic(rows: Iterable[WorkerRow], now: float) -> Counter[str]:
-    """Topic -> living workers that serve it, whichever process and host they are; 0 for a topic that none serves.
-
-    `now`: the database's clock (`now_utc`).
-    """
-    return Counter(topic for row in rows if now - row.last_seen_utc < DEAD_AFTER_SECONDS for topic in set(row.topics))
+def living_by_topic(workers: Iterable[WorkerStatus]) -> Counter[str]:
+    """Topic -> living workers that serve it, of the whole fleet; 0 for a topic that none serves."""
+    return Counter(topic for worker in workers if worker.alive for topic in set(worker.topics))
 
 
 def _object(text: Any) -> Mapping[str, Any]:
-    """A worker of another version may have written it: what is no JSON object shows nothing."""
+    """A JSON object; empty where another version of the worker wrote something else."""
     try:
         value = json.loads(text)
     except (TypeError, ValueError):
@@ -152,5 +330,5 @@ def _object(text: Any) -> Mapping[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _seconds(value: Any) -> float | None:
-    return None if value is None else float(value)
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float | Decimal) else None

@@ -1,11 +1,13 @@
-"""Whether the worker lives, and whether it can work: the verdict of /healthz, with its reasons. Pure."""
+"""What is wrong, how bad it is, and what to do: of this worker (/healthz) and of the fleet (the banner of the page)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from zithara_worker.monitor.fleet import FleetStatus
 from zithara_worker.settings.sections import Settings
+from zithara_worker.units import duration
 
 #: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
 #: and a turn has several.
@@ -13,6 +15,10 @@ STUCK_SECONDS = 90.0
 #: Exchanges that one delivery may be made of, each with [zithara] timeout: the request, two more where there was no
 #: connection, a new token, and the request with it.
 EXCHANGES = 5
+
+#: A new message that waits longer than this means that its queue does not keep up; the alert ZitharaWorkerQueueOld
+#: fires then too.
+AGED_SECONDS = 900.0
 
 
 def longest_delivery_seconds(settings: Settings) -> float:
@@ -109,5 +115,37 @@ def judge(
         notes += told
     if configuration_problem is not None:
         notes.append(f"the changed configuration cannot be used, the one in force stays: {configuration_problem}")
-    notes += [f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on" for topic in loop.paused]
+    notes += [_paused(topic) for topic in loop.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
+
+
+def judge_fleet(fleet: FleetStatus) -> tuple[list[str], list[str]]:
+    """What is wrong with the fleet, and what else a person may want to know. Sentences, each with what to do."""
+    reasons = []
+    notes = []
+    for topic in fleet.topics:
+        if topic.queue is None:
+            continue
+        age = topic.oldest_new_seconds or 0.0
+        if not topic.workers:
+            reasons.append(f"no living worker serves {topic.topic}: start one ('zithara-worker consume {topic.topic}')")
+        if topic.pause is not None:
+            notes.append(_paused(topic.topic))
+        elif age > AGED_SECONDS and topic.workers:
+            reasons.append(
+                f"{topic.topic} is late, its oldest new message waits for {duration(age)}: look at the breakers and "
+                "the workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
+            )
+    for worker in fleet.alive:
+        for target in sorted(worker.target_reports, key=lambda each: each.target):
+            if target.breaker != "closed":
+                why = f" ({target.why})" if target.why else ""
+                notes.append(
+                    f"{target.target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is "
+                    f"{target.breaker}{why}: probes find out when it is back"
+                )
+    return reasons, notes
+
+
+def _paused(topic: str) -> str:
+    return f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on"

@@ -1,4 +1,5 @@
-"""The status page: one self-contained HTML document for people, from a `Sight`. Pure; every text in it is escaped.
+"""The status page: one self-contained HTML document with its charts, from a `FleetStatus`. Pure; every text in it is
+escaped.
 
 No script, no external file: a reload every ten seconds, one style sheet that the Content-Security-Policy knows by its
 hash, and SVG. What it shows is what `zithara-worker status` shows.
@@ -8,19 +9,18 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
-from zithara_worker.monitor.charts import bars, lines, round_top
-from zithara_worker.monitor.sight import AGED_SECONDS, MINUTES, Minute, Queue, Sight, Worker, percentile, summed
-from zithara_worker.queue.statuses import Status
+from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
+from zithara_worker.monitor.health import judge_fleet
 from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
 
 REFRESH_SECONDS = 10
-#: Minutes, the running one included, whose rates the table shows.
-RECENT = 5
+#: The size of a chart, in its own units: the page stretches it to the width that there is.
+WIDTH, HEIGHT = 600, 120
 
 STYLE = resources.files("zithara_worker.monitor").joinpath("page.css").read_text(encoding="utf-8")
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
@@ -34,64 +34,35 @@ HEADERS: Mapping[str, str] = {
 
 
 def render(
-    sight: Sight | None,
+    fleet: FleetStatus | None,
     *,
     problem: str | None,
-    backlog: Mapping[int, Mapping[str, int]],
+    backlog: Mapping[int, int],
     reasons: Sequence[str],
     notes: Sequence[str],
 ) -> str:
-    """The whole document. `problem`: why the sight is old or missing. `reasons`, `notes`: those of /healthz."""
-    bad, warn = _fleet(sight) if sight is not None else ([], [])
-    reasons = [*reasons, *bad]
-    parts = [_banner(reasons, [*dict.fromkeys([*notes, *warn])], problem)]
-    if sight is not None:
+    """The whole document. `problem`: why the status is old or missing. `backlog`: minute since the epoch -> pending
+    messages. `reasons`, `notes`: those of /healthz."""
+    of_fleet: tuple[list[str], list[str]] = ([], []) if fleet is None else judge_fleet(fleet)
+    reasons = [*reasons, *of_fleet[0]]
+    parts = [_banner(reasons, [*dict.fromkeys([*notes, *of_fleet[1]])], problem)]
+    title = "running"
+    if fleet is not None:
+        title = f"{count(sum(topic.pending for topic in fleet.topics))} waiting"
         parts += [
-            _queues(sight),
-            _charts(sight, backlog),
-            _workers(sight),
-            f"<footer>As of {moment(sight.now_utc)} UTC · zithara-worker {escape(VERSION)} · "
+            _queues(fleet),
+            _charts(fleet, backlog),
+            _workers(fleet),
+            f"<footer>As of {moment(fleet.at_utc)} UTC · zithara-worker {escape(VERSION)} · "
             '<a href="/healthz">health</a> · <a href="/metrics">metrics</a></footer>',
         ]
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
-        f"<title>zithara-worker: {_title(sight, reasons)}</title><style>{STYLE}</style></head>"
+        f"<title>zithara-worker: {'needs a look' if reasons else title}</title><style>{STYLE}</style></head>"
         f"<body><h1>zithara-worker</h1>{''.join(parts)}</body></html>\n"
     )
-
-
-def _title(sight: Sight | None, reasons: Sequence[str]) -> str:
-    if reasons:
-        return "needs a look"
-    return "running" if sight is None else f"{count(sum(each.pending for each in sight.queues))} waiting"
-
-
-def _fleet(sight: Sight) -> tuple[list[str], list[str]]:
-    """What is wrong with the whole fleet, and what else a person may want to know; each with what to do."""
-    bad = []
-    warn = []
-    for queue in sight.queues:
-        age = queue.oldest_ages.get(Status.NEW, 0.0)
-        if not queue.workers:
-            bad.append(f"no living worker serves {queue.topic}: start one ('zithara-worker consume {queue.topic}')")
-        if queue.paused_by:
-            warn.append(f"topic {queue.topic} is paused: 'zithara-worker resume {queue.topic}' goes on")
-        elif age > AGED_SECONDS and queue.workers:
-            bad.append(
-                f"{queue.topic} is late, its oldest new message waits for {duration(age)}: look at the breakers and "
-                "the workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
-            )
-    for worker in sight.workers:
-        for target, state in sorted(worker.breakers.items()):
-            if worker.alive and state != "closed":
-                why = f" ({worker.why[target]})" if target in worker.why else ""
-                warn.append(
-                    f"{target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is {state}{why}: "
-                    "probes find out when it is back"
-                )
-    return bad, warn
 
 
 def _banner(reasons: Sequence[str], notes: Sequence[str], problem: str | None) -> str:
@@ -102,74 +73,97 @@ def _banner(reasons: Sequence[str], notes: Sequence[str], problem: str | None) -
     return "".join(lines_of) or '<p class="good">Every topic is served, and no queue is late.</p>'
 
 
-# ---------------------------------------------------------------- queues
+# ---------------------------------------------------------------- tables
 
 
-def _queues(sight: Sight) -> str:
-    heads = ("Topic", "New", "In progress", "Retry", "Error", "Oldest", "Delivered", "Failed", "Response", "Empty in")
-    rows = "".join(_queue(each, sight) for each in sight.queues)
+def _table(heads: Sequence[str], rows: Iterable[str]) -> str:
     return (
-        f"<h2>Queues</h2><table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
+        f"<table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
+        f"<tbody>{''.join(rows)}</tbody></table>"
     )
 
 
-def _queue(queue: Queue, sight: Sight) -> str:
-    this_minute = int(sight.now_utc // 60)
-    recent = summed(
-        [
-            minute
-            for (number, topic), minute in sight.minutes.items()
-            if topic == queue.topic and this_minute - RECENT < number <= this_minute
-        ]
-    )
-    seconds = min((RECENT - 1) * 60 + sight.now_utc % 60, max((each.age_seconds for each in sight.workers), default=0))
-    done = (recent.done + recent.superseded) * 60 / max(1.0, seconds)
-    ages = [queue.oldest_ages[status] for status in (Status.NEW, Status.RETRY_REQUIRED) if status in queue.oldest_ages]
-    median = percentile(recent.buckets, 0.5)
-    slow = percentile(recent.buckets, 0.95)
-    topic = escape(queue.topic)
-    if queue.paused_by:
-        why = f": {queue.pause_reason}" if queue.pause_reason else ""
-        topic += f'<small class="warn">paused by {escape(queue.paused_by + why)}</small>'
-    retry = count(queue.counts.get(Status.RETRY_REQUIRED, 0))
-    if queue.next_retry_seconds is not None and queue.counts.get(Status.RETRY_REQUIRED, 0):
-        retry += f"<small>next in {duration(queue.next_retry_seconds)}</small>"
-    errors = queue.counts.get(Status.ERROR, 0)
-    cells = (
-        ("New", count(queue.counts.get(Status.NEW, 0)), ""),
-        ("In progress", count(queue.counts.get(Status.IN_PROGRESS, 0)), ""),
-        ("Retry", retry, "warn" if queue.counts.get(Status.RETRY_REQUIRED, 0) else ""),
-        ("Error", count(errors), "bad" if errors else ""),
-        ("Oldest", duration(max(ages)) if ages else "-", ""),
-        ("Delivered", f"{rate(done)}/min", ""),
-        ("Failed", percent(recent.failure_share), "bad" if (recent.failure_share or 0) > 0.05 else ""),
-        ("Response", "-" if median is None else f"{milliseconds(median)}<small>95%: {milliseconds(slow)}</small>", ""),
-        ("Empty in", duration(queue.pending / done * 60) if queue.pending and done else "-", ""),
-    )
+def _row(name: str, cells: Sequence[tuple[str, str, str]]) -> str:
+    """`cells`: label, which a narrow screen shows; content; class."""
     columns = "".join(
         f'<td data-label="{label}"{f" class={kind}" if kind else ""}><span>{value}</span></td>'
         for label, value, kind in cells
     )
-    return f'<tr><th scope="row">{topic}</th>{columns}</tr>'
+    return f'<tr><th scope="row">{name}</th>{columns}</tr>'
+
+
+def _queues(fleet: FleetStatus) -> str:
+    heads = ("Topic", "New", "In progress", "Retry", "Error", "Oldest", "Delivered", "Failed", "Response", "Empty in")
+    return f"<h2>Queues</h2>{_table(heads, (_queue(topic) for topic in fleet.topics if topic.queue is not None))}"
+
+
+def _queue(topic: TopicStatus) -> str:
+    name = escape(topic.topic)
+    if topic.pause is not None:
+        why = f": {topic.pause.reason}" if topic.pause.reason else ""
+        name += f'<small class="warn">paused by {escape(topic.pause.paused_by + why)}</small>'
+    retry = count(topic.retry)
+    if topic.retry_due_seconds is not None and topic.retry:
+        retry += f"<small>next in {duration(topic.retry_due_seconds)}</small>"
+    ages = [age for age in (topic.oldest_new_seconds, topic.oldest_retry_seconds) if age is not None]
+    recent = topic.rates
+    response = milliseconds(recent.p50_ms)
+    if recent.p95_ms is not None:
+        response += f"<small>95%: {milliseconds(recent.p95_ms)}</small>"
+    return _row(
+        name,
+        (
+            ("New", count(topic.new), ""),
+            ("In progress", count(topic.in_progress), ""),
+            ("Retry", retry, "warn" if topic.retry else ""),
+            ("Error", count(topic.error), "bad" if topic.error else ""),
+            ("Oldest", duration(max(ages, default=None)), ""),
+            ("Delivered", f"{rate(recent.done_per_minute)}/min", ""),
+            ("Failed", percent(recent.failure_rate), "bad" if (recent.failure_rate or 0) > 0.05 else ""),
+            ("Response", response, ""),
+            ("Empty in", duration(topic.drain_seconds or None), ""),
+        ),
+    )
+
+
+def _workers(fleet: FleetStatus) -> str:
+    workers = [worker for worker in fleet.workers if worker.started_utc is not None]
+    if not workers:
+        return '<h2>Workers</h2><p class="bad">No worker was seen within a day.</p>'
+    heads = ("Worker", "Process", "Version", "Since", "Seen", "In flight", "Breakers", "Topics")
+    return f"<h2>Workers</h2>{_table(heads, (_worker(each, fleet.at_utc) for each in workers))}"
+
+
+def _worker(worker: WorkerStatus, now: float) -> str:
+    reports = sorted(worker.target_reports, key=lambda each: each.target)
+    down = [f"{each.target} {each.breaker}" for each in reports if each.breaker != "closed"]
+    topics = ", ".join(each.removeprefix("zithara.").removesuffix(".events") for each in worker.topics)
+    address = f"<small>{escape(worker.metrics_address)}</small>" if worker.metrics_address else ""
+    return _row(
+        f"{escape(worker.host)}{address}",
+        (
+            ("Process", str(worker.pid), ""),
+            ("Version", escape(worker.version), ""),
+            ("Since", duration(now - (worker.started_utc or now)), ""),
+            ("Seen", f"{duration(worker.last_seen_seconds)} ago", "" if worker.alive else "bad"),
+            ("In flight", count(worker.in_flight), ""),
+            ("Breakers", escape(", ".join(down)) or "closed", "bad" if down else ""),
+            ("Topics", escape(topics), ""),
+        ),
+    )
 
 
 # ---------------------------------------------------------------- charts
 
 
-def _charts(sight: Sight, backlog: Mapping[int, Mapping[str, int]]) -> str:
-    newest = int(sight.now_utc // 60)
-    numbers = range(newest - MINUTES + 1, newest + 1)
-    by_minute: dict[int, list[Minute]] = {}
-    for (number, _), minute in sight.minutes.items():
-        by_minute.setdefault(number, []).append(minute)
-    hour = [summed(by_minute.get(number, ())) for number in numbers]
-    waiting = [float(sum(backlog[number].values())) if number in backlog else None for number in numbers]
-    done = [float(each.done + each.superseded) for each in hour]
+def _charts(fleet: FleetStatus, backlog: Mapping[int, int]) -> str:
+    hour = fleet.history
+    waiting = [float(backlog[each.minute]) if each.minute in backlog else None for each in hour]
+    done = [float(each.done) for each in hour]
     failed = [float(each.retried + each.failed) for each in hour]
-    shares = [None if each.failure_share is None else each.failure_share * 100 for each in hour]
-    medians = [percentile(each.buckets, 0.5) for each in hour]
-    slow = [percentile(each.buckets, 0.95) for each in hour]
+    shares = [None if each.failure_rate is None else each.failure_rate * 100 for each in hour]
+    medians = [each.percentile_ms(0.50) for each in hour]
+    slow = [each.percentile_ms(0.95) for each in hour]
 
     top = round_top(waiting, least=10)
     charts = _chart("Backlog", f"{count(top)} messages", lines([("main", waiting)], top=top, label="Backlog"))
@@ -192,35 +186,72 @@ def _chart(title: str, top: str, drawing: str, legend: Sequence[tuple[str, str]]
     )
 
 
-# ---------------------------------------------------------------- workers
+def lines(series: Sequence[tuple[str, Sequence[float | None]]], *, top: float, label: str) -> str:
+    """One line for each (class, values), oldest first; None leaves a gap, a lone value is a dash. The bottom is 0."""
+    parts = []
+    for kind, values in series:
+        for run in _runs(values):
+            if len(run) == 1:
+                x, y = _place(run[0], len(values), top)
+                parts.append(f'<polyline class="{escape(kind)}" points="{x - 4:.1f},{y:.1f} {x + 4:.1f},{y:.1f}"/>')
+            else:
+                points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (_place(each, len(values), top) for each in run))
+                parts.append(f'<polyline class="{escape(kind)}" points="{points}"/>')
+    return _drawing("".join(parts), label)
 
 
-def _workers(sight: Sight) -> str:
-    if not sight.workers:
-        return '<h2>Workers</h2><p class="bad">No worker was seen within a day.</p>'
-    heads = ("Worker", "Process", "Version", "Since", "Seen", "In flight", "Breakers", "Topics")
-    rows = "".join(_worker(each) for each in sight.workers)
+def bars(series: Sequence[tuple[str, Sequence[float]]], *, top: float, label: str) -> str:
+    """Bars stacked upon each other, first series lowest; (class, values), oldest first, equally long."""
+    parts = []
+    count = max((len(values) for _, values in series), default=0)
+    for index in range(count):
+        bottom = float(HEIGHT)
+        for kind, values in series:
+            height = HEIGHT * min(1.0, values[index] / top) if top else 0.0
+            if not height:
+                continue
+            width = WIDTH / count
+            bottom -= height
+            parts.append(
+                f'<rect class="{escape(kind)}" x="{index * width + 1:.1f}" y="{bottom:.1f}" '
+                f'width="{max(1.0, width - 2):.1f}" height="{height:.1f}"/>'
+            )
+    return _drawing("".join(parts), label)
+
+
+def round_top(values: Sequence[float | None], *, least: float) -> float:
+    """The upper end of a scale: 1, 2 or 5 times a power of ten that no value exceeds, at least `least`."""
+    highest = max([least, *(each for each in values if each is not None)])
+    power = 1e-3
+    while True:
+        for factor in (1, 2, 5):
+            if power * factor >= highest * (1 - 1e-9):
+                return power * factor
+        power *= 10
+
+
+def _drawing(parts: str, label: str) -> str:
+    grid = "".join(
+        f'<line class="grid" x1="0" x2="{WIDTH}" y1="{y}" y2="{y}"/>' for y in (0.5, HEIGHT / 2, HEIGHT - 0.5)
+    )
     return (
-        f"<h2>Workers</h2><table><thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>"
-        f"<tbody>{rows}</tbody></table>"
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{escape(label)}">'
+        f"{grid}{parts}</svg>"
     )
 
 
-def _worker(worker: Worker) -> str:
-    shut = [f"{target} {state}" for target, state in sorted(worker.breakers.items()) if state != "closed"]
-    address = f"<small>{escape(worker.metrics_address)}</small>" if worker.metrics_address else ""
-    topics = ", ".join(each.removeprefix("zithara.").removesuffix(".events") for each in worker.topics)
-    cells = (
-        ("Process", str(worker.pid), ""),
-        ("Version", escape(worker.version), ""),
-        ("Since", duration(worker.age_seconds), ""),
-        ("Seen", f"{duration(worker.silent_seconds)} ago", "" if worker.alive else "bad"),
-        ("In flight", count(worker.in_flight), ""),
-        ("Breakers", escape(", ".join(shut)) or "closed", "bad" if shut else ""),
-        ("Topics", escape(topics), ""),
-    )
-    columns = "".join(
-        f'<td data-label="{label}"{f" class={kind}" if kind else ""}><span>{value}</span></td>'
-        for label, value, kind in cells
-    )
-    return f'<tr><th scope="row">{escape(worker.host)}{address}</th>{columns}</tr>'
+def _place(point: tuple[int, float], count: int, top: float) -> tuple[float, float]:
+    index, value = point
+    x = WIDTH * (index + 0.5) / count
+    share = min(1.0, max(0.0, value / top)) if top else 0.0
+    return x, HEIGHT - 2 - (HEIGHT - 4) * share
+
+
+def _runs(values: Sequence[float | None]) -> list[list[tuple[int, float]]]:
+    runs: list[list[tuple[int, float]]] = [[]]
+    for index, value in enumerate(values):
+        if value is not None:
+            runs[-1].append((index, value))
+        elif runs[-1]:
+            runs.append([])
+    return [run for run in runs if run]

@@ -6,7 +6,7 @@ The one list of metrics: docs/metrics.md, the dashboard and the alert rules name
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from prometheus_client.metrics_core import (
 from prometheus_client.registry import Collector
 
 from zithara_worker.monitor.counters import Distribution, Numbers
+from zithara_worker.monitor.fleet import TopicStatus
 from zithara_worker.version import VERSION
 
 PREFIX = "zithara_worker"
@@ -29,37 +30,28 @@ BREAKER_STATES = ("closed", "half-open", "open")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Depth:
-    """Messages of one topic in one status, and the age of the oldest, seconds. Status: Magento's name, lower case."""
-
-    topic: str
-    status: str
-    messages: int
-    oldest_age_seconds: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """What is looked at, not counted. `depths`: None when the queues could not be read; `audit_writable`: no audit."""
+    """Values that are read at each scrape, not counted."""
 
     ready: bool = True
     database_up: bool = True
     shop_enabled: bool = True
-    #: Topic -> whether an operator paused it; topic -> living workers that serve it, of the whole fleet
+    #: Topic -> whether an operator paused it
     paused: Mapping[str, bool] = field(default_factory=dict)
-    living: Mapping[str, int] = field(default_factory=dict)
     concurrency: int = 0
     breakers: Mapping[str, str] = field(default_factory=dict)
     throttled_seconds: Mapping[str, float] = field(default_factory=dict)
     token_refreshes: int = 0
-    depths: tuple[Depth, ...] | None = None
-    depths_read_seconds: float = 0.0
+    #: None: the queues could not be read
+    topics: Sequence[TopicStatus] | None = None
+    read_seconds: float = 0.0
+    #: None: no audit file is configured
     audit_writable: bool | None = None
     audit_lines: int = 0
     audit_lines_lost: int = 0
 
 
-class Exposition(Collector):
+class PrometheusMetrics(Collector):
     """What a scrape gets. `numbers` and `state` are asked at every scrape, in its thread."""
 
     def __init__(self, numbers: Callable[[], Numbers], state: Callable[[], State]) -> None:
@@ -103,7 +95,7 @@ def _from_state(state: State) -> Iterator[Metric]:
             "Workers of the whole fleet that serve the topic and were seen within 30 seconds.",
             labels=["topic"],
         ),
-        {(topic,): float(workers) for topic, workers in sorted(state.living.items())},
+        {(each.topic,): float(each.workers) for each in sorted(state.topics or (), key=lambda each: each.topic)},
     )
     yield _labelled(
         GaugeMetricFamily(
@@ -122,14 +114,15 @@ def _from_state(state: State) -> Iterator[Metric]:
         {(target,): seconds for target, seconds in sorted(state.throttled_seconds.items())},
     )
     yield _counter("token_refreshes", "Access tokens asked of the API.", state.token_refreshes)
-    if state.depths is not None:
+    if state.topics is not None:
+        counts = {(topic.topic, status): each for topic in state.topics for status, each in _counts(topic).items()}
         yield _labelled(
             GaugeMetricFamily(
                 f"{PREFIX}_queue_messages",
                 "Messages on the queue, completed ones left out.",
                 labels=["topic", "status"],
             ),
-            {(each.topic, each.status): float(each.messages) for each in state.depths},
+            {labels: float(messages) for labels, (messages, _) in counts.items()},
         )
         yield _labelled(
             GaugeMetricFamily(
@@ -137,15 +130,25 @@ def _from_state(state: State) -> Iterator[Metric]:
                 "Since the oldest message of a status was last touched; 0 when there is none.",
                 labels=["topic", "status"],
             ),
-            {(each.topic, each.status): each.oldest_age_seconds for each in state.depths},
+            {labels: round(oldest or 0.0, 3) for labels, (_, oldest) in counts.items()},
         )
-        yield _gauge("queue_read_seconds", "What the last count of the queues took.", state.depths_read_seconds)
+        yield _gauge("queue_read_seconds", "What the last count of the queues took.", state.read_seconds)
     if state.audit_writable is not None:
         yield _gauge("audit_writable", "1 when the audit file can be written.", float(state.audit_writable))
         yield _counter("audit_lines", "Lines written to the audit file.", state.audit_lines)
         yield _counter(
             "audit_lines_lost", "Lines given up as the audit file could not be written.", state.audit_lines_lost
         )
+
+
+def _counts(topic: TopicStatus) -> dict[str, tuple[int, float | None]]:
+    """Magento's name of a status, lower case -> messages, and the age of the oldest in seconds."""
+    return {
+        "new": (topic.new, topic.oldest_new_seconds),
+        "in_progress": (topic.in_progress, topic.oldest_in_progress_seconds),
+        "retry_required": (topic.retry, topic.oldest_retry_seconds),
+        "error": (topic.error, topic.oldest_error_seconds),
+    }
 
 
 def _from_numbers(numbers: Numbers) -> Iterator[Metric]:

@@ -15,10 +15,8 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
-from zithara_worker.monitor.fleet import BUCKETS_MS
+from zithara_worker.monitor.rates import BUCKETS_MS, HISTORY_MINUTES
 from zithara_worker.queue import failures
-
-MINUTES_KEPT = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +45,7 @@ class MinuteCounters:
             topics = self._minutes.get(minute)
             if topics is None:
                 topics = self._minutes[minute] = {}
-                while len(self._minutes) > MINUTES_KEPT:
+                while len(self._minutes) > HISTORY_MINUTES:
                     self._minutes.popitem(last=False)
             counts = topics.get(topic)
             if counts is None:

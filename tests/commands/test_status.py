@@ -1,0 +1,136 @@
+"""What `status` prints: its report, its live screen and its JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from support.fleet import NOW, counted, fleet_status, register, topic_status, worker_status
+
+from zithara_worker.commands.rendering import fit, plain_length, printable, sparkline, table
+from zithara_worker.commands.status import as_json, picture, report
+from zithara_worker.database.session import Database
+from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, OutcomeKind
+from zithara_worker.monitor.fleet import read_fleet
+from zithara_worker.monitor.rates import Minute
+from zithara_worker.queue.operator import pause
+from zithara_worker.sandbox.publisher import stored_body
+from zithara_worker.sandbox.shop import Shop
+
+
+def plain(lines: list[str]) -> list[str]:
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in lines]
+
+
+def test_messages_in_progress_without_a_lease_are_told_after_a_while(shop: Shop, database: Database) -> None:
+    shop.publish_order()
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3")
+    assert not any("doctor" in line for line in report(read_fleet(database, {}), width=80))
+    shop.make_older(minutes=5)
+    assert any("1 in progress that no worker here holds" in line for line in report(read_fleet(database, {}), width=80))
+
+
+def test_a_breaker_that_is_not_closed_is_told_with_its_reason() -> None:
+    api = {"breaker": "open", "why": "http_503", "next_probe_seconds": 12.0, "throttled_seconds": 0}
+    hook = {"breaker": "closed", "throttled_seconds": 61}
+    lines = report(fleet_status(workers=(worker_status(targets={"api": api, "webhook": hook, "x": 1}),)), width=80)
+    assert any("api open (http_503), probe in 12s webhook throttled 1m01s" in line for line in plain(lines))
+
+
+def test_a_topic_without_a_queue_is_told() -> None:
+    lines = report(fleet_status((topic_status(topic=TOPIC_CART, queue=None),)), width=80)
+    assert any("cart: the shop has no queue for it" in line for line in plain(lines))
+
+
+def test_the_fields_of_the_json_are_these() -> None:
+    """Programs read them: a field may be added, none goes away or changes its meaning."""
+    value = as_json(fleet_status((topic_status(minutes=()),), (worker_status(),)))
+    rates = {"done_per_minute", "failure_rate", "p50_ms", "p95_ms", "p99_ms"}
+    assert value.keys() == {"at", "topics", "workers", "total"}
+    assert value["topics"][0].keys() == rates | {
+        *("topic", "queue", "new", "in_progress", "retry", "error", "complete", "oldest_new_seconds"),
+        *("oldest_in_progress_seconds", "oldest_retry_seconds", "oldest_error_seconds", "retry_due_seconds", "workers"),
+        *("groups_in_flight", "groups_waiting", "leases_expired", "drain_seconds", "pause", "paused", "history"),
+    }
+    assert value["workers"][0].keys() == {
+        *("id", "host", "pid", "version", "topics", "started_at", "last_seen_seconds", "alive", "registered"),
+        *("in_flight", "held", "metrics_address", "targets"),
+    }
+    assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}
+
+
+def test_minutes_without_any_outcome_are_left_out_of_the_json() -> None:
+    newest = int(NOW // 60)
+    minutes = (Minute(minute=newest, answered=3, superseded=2), Minute(minute=newest - 2, retried=1, failed=4))
+    (topic,) = as_json(fleet_status((topic_status(minutes=minutes),)))["topics"]
+    assert topic["history"] == [
+        {"minute": newest - 2, "done": 0, "retried": 1, "failed": 4, "p95_ms": None},
+        {"minute": newest, "done": 5, "retried": 0, "failed": 0, "p95_ms": None},
+    ]
+
+
+def test_json_says_what_the_table_says(shop: Shop, database: Database) -> None:
+    shop.publish_samples()
+    register(database, minutes=counted({OutcomeKind.DELIVERED: 5}))
+    pause(database, [TOPIC_ORDER], by="anna@shop1", reason="import", audit=lambda lines: None)
+    value = json.loads(json.dumps(as_json(read_fleet(database, {}))))
+    orders = next(each for each in value["topics"] if each["topic"] == TOPIC_ORDER)
+    assert (orders["new"], orders["paused"], orders["pause"]["reason"]) == (2, True, "import")
+    assert value["total"]["new"] == len(shop.rows()) and value["total"]["workers_alive"] == 1
+    assert [minute["done"] for minute in value["total"]["history"]] == [5]
+    assert value["workers"][0]["started_at"].endswith("Z")
+
+
+def test_a_report_fits_80_columns_and_a_wide_one_shows_more(shop: Shop, database: Database) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(3)])
+    shop.make_older(minutes=3000)
+    trouble = {OutcomeKind.DELIVERED: 500, OutcomeKind.FAILED: 77}
+    register(database, "shop1-7-abcd", minutes=counted(trouble, ms=1234.5), in_flight=123)
+    found = read_fleet(database, {})
+    narrow, wide = report(found, width=80), report(found, width=120)
+    assert max(plain_length(line) for line in narrow) <= 80
+    assert "P99" not in "".join(narrow) and "P99" in "".join(wide)
+
+
+def test_a_picture_fits_its_window_whatever_its_size(shop: Shop, database: Database) -> None:
+    for number in range(9):
+        register(database, f"shop1-{number}-abcd")
+    found = read_fleet(database, {})
+    for rows in (5, 10, 24, 60):
+        lines = picture(found, "", columns=80, rows=rows, plain=False)
+        assert len(lines) == rows and "q quit" in lines[-1]
+    assert "enlarge" in "".join(picture(found, "", columns=80, rows=12, plain=False))
+    assert "gone away" in picture(found, "server has gone away", columns=80, rows=24, plain=False)[0]
+    assert len(picture(None, "server has gone away", columns=80, rows=24, plain=False)) == 24
+
+
+def test_colours_can_be_refused(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = read_fleet(database, {})
+    assert "\x1b[" in "".join(report(found, width=80))
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in "".join(report(found, width=80))
+
+
+def test_sparklines_show_nothing_little_and_most() -> None:
+    assert sparkline([0, 1, 50, 100]) == " ▁▄█"
+    assert sparkline([0, 1, 50, 100], plain=True) == " _=#"
+    assert sparkline([0, 0]) == "  "
+
+
+def test_what_a_server_wrote_cannot_steer_the_terminal() -> None:
+    assert "\x1b" not in printable("red \x1b[31m\x9b31m\r\n")
+    assert printable("abcdef", width=4) == "abc…"
+
+
+def test_a_styled_line_is_cut_by_its_columns() -> None:
+    assert plain_length(fit("\x1b[31mabcdef\x1b[0mgh", 3)) == 3
+    assert fit("\x1b[31mabc\x1b[0m", 3) == "\x1b[31mabc\x1b[0m"
+
+
+def test_columns_are_aligned_under_their_heads() -> None:
+    assert table(("A", "NUMBER"), [("long name", "1"), ("b", "\x1b[31m12\x1b[0m")]) == [
+        "A          NUMBER",
+        "long name       1",
+        "b              \x1b[31m12\x1b[0m",
+    ]

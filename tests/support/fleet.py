@@ -1,0 +1,83 @@
+"""Values of the read model, and rows of zithara_worker, with defaults."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from zithara_worker.database.session import Database
+from zithara_worker.messages import TOPIC_ORDER, TOPICS, Outcome, OutcomeKind
+from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
+from zithara_worker.monitor.rates import Minute, history, rates
+from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
+
+NOW = 1_800_000_000.0
+
+
+def topic_status(*, minutes: tuple[Minute, ...] = (), **changes: Any) -> TopicStatus:
+    """Of a topic with an empty queue and one worker, started an hour ago, that did `minutes`."""
+    hour = history(minutes, NOW)
+    given: dict[str, Any] = {
+        "topic": TOPIC_ORDER,
+        "queue": "zithara_order_queue",
+        "new": 0,
+        "in_progress": 0,
+        "retry": 0,
+        "error": 0,
+        "complete": None,
+        "oldest_new_seconds": None,
+        "oldest_in_progress_seconds": None,
+        "oldest_retry_seconds": None,
+        "oldest_error_seconds": None,
+        "retry_due_seconds": None,
+        "workers": 1,
+        "groups_in_flight": 0,
+        "groups_waiting": 0,
+        "leases_expired": 0,
+        "rates": rates(hour, NOW, NOW - 3600),
+        "drain_seconds": None,
+        "pause": None,
+        "history": hour,
+    }
+    return TopicStatus(**{**given, **changes})
+
+
+def worker_status(**changes: Any) -> WorkerStatus:
+    given: dict[str, Any] = {
+        "id": "w1",
+        "host": "shop1",
+        "pid": 4711,
+        "version": "0.1.0",
+        "topics": (TOPIC_ORDER,),
+        "started_utc": NOW - 7200,
+        "last_seen_seconds": 2.0,
+        "alive": True,
+        "registered": True,
+        "in_flight": 16,
+        "held": {},
+        "metrics_address": "127.0.0.1:9209",
+        "targets": {"api": {"breaker": "closed"}},
+        "minutes": {},
+    }
+    return WorkerStatus(**{**given, **changes})
+
+
+def fleet_status(topics: tuple[TopicStatus, ...] = (), workers: tuple[WorkerStatus, ...] = ()) -> FleetStatus:
+    hour = history((minute for topic in topics for minute in topic.history), NOW)
+    return FleetStatus(at_utc=NOW, topics=topics, workers=workers, rates=rates(hour, NOW, NOW - 3600), history=hour)
+
+
+def register(database: Database, worker_id: str = "shop1-7-abcd", **told: Any) -> Registry:
+    """A worker of all topics that has just written its row."""
+    registry = Registry(database, Identity(id=worker_id, host="shop1", pid=7, version="1.0", topics=TOPICS))
+    registry.seen(**{"in_flight": 0, "metrics_address": None, "state": {}, "minutes": {}, **told})
+    return registry
+
+
+def counted(outcomes: dict[OutcomeKind, int], *, topic: str = TOPIC_ORDER, ms: float = 75.0) -> dict[str, Any]:
+    """What a worker writes that had these outcomes in this minute."""
+    counters = MinuteCounters(time.time)
+    for kind, number in outcomes.items():
+        for _ in range(number):
+            counters.count(topic, Outcome(kind=kind, duration_ms=ms))
+    return counters.minutes()
