@@ -82,8 +82,14 @@ The first three count only if an administrator has set them; the module's built-
 range for the worker is left out, with a warning. Credentials or a webhook URL that cannot be used are an error,
 because going on without them would lose or mislead events.
 
-These settings, `zithara_webhook/general/enabled` and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are
-taken from the first of these that has them, in the default scope (websites and stores are not read):
+Two switches have no key here, and are obeyed within 5 seconds:
+
+- `zithara_webhook/general/enabled = 0` stops taking messages until it is 1 again
+- `zithara_webhook/general/debug = 1` logs at DEBUG, whatever `[logging] level` or `--log-level` says; when it is 0 or
+  deleted, that level is in force again
+
+All these settings and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are taken from the first of these that
+has them, in the default scope (websites and stores are not read):
 
 1. `app/etc/env.php`, `system` -> `default` (`bin/magento config:set --lock-env`)
 2. `core_config_data` (`bin/magento config:set`, or the admin)

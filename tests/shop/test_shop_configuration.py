@@ -17,6 +17,7 @@ from zithara_worker.shop.deployment_config import DeploymentConfig, SettingsFile
 LIFETIME = f"system/mysqlmq/{NEW_LIFETIME}"
 RETRY_LIMIT = "zithara_webhook/general/retry_limit"
 ENABLED = "zithara_webhook/general/enabled"
+DEBUG = "zithara_webhook/general/debug"
 
 
 def settings_php(php: str, path: str = LIFETIME) -> str:
@@ -139,6 +140,18 @@ def test_a_locked_switch_is_obeyed(shop: Shop, etc: Path, read: Read, php: str, 
     assert read().enabled is enabled
 
 
+@pytest.mark.parametrize(
+    ("php", "debug"), [("1", True), ("'1'", True), ("true", True), ("0", False), ("''", True), ("getenv('D')", True)]
+)
+def test_a_locked_debug_switch_is_obeyed(shop: Shop, etc: Path, read: Read, php: str, debug: bool) -> None:
+    assert not read().debug
+    shop.set_config(DEBUG, "1")
+    (etc / "env.php").write_text(settings_php(php, DEBUG))
+    found = read()
+    assert found.debug is debug
+    assert [unknown.place for unknown in found.unknown] == ([None] if "getenv" in php else [])
+
+
 def test_websites_and_stores_are_not_read(etc: Path, read: Read) -> None:
     (etc / "env.php").write_text(settings_php("0", ENABLED).replace("'default'", "'websites'"))
     assert read().enabled
@@ -188,7 +201,8 @@ def test_of_a_file_that_could_never_be_read_each_setting_is_unknown(etc: Path, r
     found = read()
     assert found.new_messages_lifetime_minutes == SHORTEST_LIFETIME
     assert found.enabled
-    assert f"{etc}/config.php system/default/{LIFETIME} (line 1): the file cannot be read" in found.unknown[-4].why
+    whys = [unknown.why for unknown in found.unknown]
+    assert any(f"{etc}/config.php system/default/{LIFETIME} (line 1): the file cannot be read" in why for why in whys)
 
 
 def test_without_files_the_table_has_the_word(shop: Shop) -> None:

@@ -48,6 +48,7 @@ _SWITCHES = {
     "zithara_webhook/queue/batch_size": ("worker", "batch_size"),
 }
 _ENABLED = "zithara_webhook/general/enabled"
+_DEBUG = "zithara_webhook/general/debug"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,8 @@ class ShopConfiguration:
     """
 
     enabled: bool
+    #: Whether the shop wants the worker to log at DEBUG now
+    debug: bool = False
     active_config_id: int | None
     config_ids: frozenset[int]
     webhook_url: str | None
@@ -111,9 +114,10 @@ def read_configuration(database: Database, files: DeploymentConfig | None) -> Sh
         for key in ("client_id", "client_secret"):
             if active[key]:
                 values["zithara", key] = (str(active[key]), source)
-    enabled = settings.first(_ENABLED)
+    enabled, debug = settings.first(_ENABLED), settings.first(_DEBUG)
     return ShopConfiguration(
         enabled=enabled is None or enabled[0] != "0",
+        debug=debug is not None and debug[0] == "1",
         active_config_id=int(active["config_id"]) if active else None,
         config_ids=frozenset(int(row["config_id"]) for row in rows),
         webhook_url=(active["webhook_url"] or None) if active else None,
@@ -127,7 +131,7 @@ def read_configuration(database: Database, files: DeploymentConfig | None) -> Sh
         values=values,
         unknown=tuple(
             UnknownSetting(place=_SWITCHES.get(path), why=why)
-            for path in (*_SWITCHES, _ENABLED, *(f"system/mysqlmq/{name}" for name in _CLEANUP))
+            for path in (*_SWITCHES, _ENABLED, _DEBUG, *(f"system/mysqlmq/{name}" for name in _CLEANUP))
             if (why := settings.unknown(path)) is not None
         ),
     )

@@ -56,6 +56,29 @@ class PoisonPill:
         return version != self._first[0]
 
 
+class DebugSwitch:
+    """Logs at DEBUG while the shop's zithara_webhook/general/debug is on, and at the configured level otherwise.
+
+    Sets the level of the package's own logger, which overrides the configured one of the root logger. So a reload keeps
+    the switch, other libraries stay as quiet as they were, and a level that an embedding program has set comes back.
+    """
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("zithara_worker")
+        #: The package's level from before the shop switched DEBUG on; None while it is off
+        self._before: int | None = None
+
+    def set(self, *, on: bool) -> None:
+        if on and self._before is None:
+            self._before = self._logger.level
+            self._logger.setLevel(logging.DEBUG)
+            log.info("the shop asks for debug logs: logging at DEBUG from now on", extra={"event": "debug_on"})
+        elif not on and self._before is not None:
+            log.info("the shop no longer asks for debug logs", extra={"event": "debug_off"})
+            self._logger.setLevel(self._before)
+            self._before = None
+
+
 class Duties:
     """Runs what is due, and keeps what it found.
 
@@ -72,6 +95,7 @@ class Duties:
         configuration: ShopConfiguration,
         files: DeploymentConfig | None,
         poison_pill: PoisonPill,
+        debug: DebugSwitch,
         states: Callable[[], Mapping[str, Any]],
         minutes: Callable[[], Mapping[str, Any]],
         metrics_address: str | None,
@@ -84,6 +108,7 @@ class Duties:
         self._registry = registry
         self._files = files
         self._poison_pill = poison_pill
+        self._debug = debug
         self._in_force = configuration
         self._latest = configuration
         self._states = states
@@ -172,6 +197,7 @@ class Duties:
         self._look_at_shop.set(self._monotonic())
         self._latest = read_configuration(self._database, self._files)
         self._on_configuration(self._latest)
+        self._debug.set(on=self._latest.debug)
         consumable = self._latest.consumable
         if not consumable and (self.consumable or self._complain.due(self._monotonic())):
             self._complain.set(self._monotonic())

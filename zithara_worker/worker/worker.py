@@ -65,7 +65,7 @@ from zithara_worker.shop.configuration import (
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
-from zithara_worker.worker.duties import Duties, PoisonPill
+from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
 from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.loop import Loop, Wish
 from zithara_worker.worker.outcomes import log_settled
@@ -150,6 +150,7 @@ class Worker:
         self._topics: Sequence[str] = ()
         self._reload = Reload(self._prepare_next, monotonic=monotonic)
         self._poison_pill = PoisonPill()
+        self._debug = DebugSwitch()
         self._in_force: _Ready | None = None
         self._next: _Ready | None = None
         self._inbox: SimpleQueue[tuple[Message, Outcome] | Wish] = SimpleQueue()
@@ -196,6 +197,7 @@ class Worker:
             log.info("stopped", extra={"event": "stopped", "why": end.value})
             return end
         finally:
+            self._debug.set(on=False)
             self._endpoints.close()
             if self._next is not None:
                 self._next.database.close()
@@ -442,6 +444,7 @@ class Worker:
                     configuration=shop,
                     files=ready.files,
                     poison_pill=self._poison_pill,
+                    debug=self._debug,
                     states=lambda: _states(courier),
                     minutes=self._minute_counters.minutes,
                     metrics_address=self._endpoints.address,
