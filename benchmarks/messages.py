@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from itertools import cycle, islice
 from pathlib import Path
 
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.sandbox.fixtures import Fate, fixture_messages
 from zithara_worker.sandbox.php_json import php_json_encode
+from zithara_worker.topics import TOPIC_ORDER
 
 RECORDED = Path(__file__).parents[1] / "tests" / "fixtures" / "plugin-cases.jsonl"
 TOPIC = TOPIC_ORDER

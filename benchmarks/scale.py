@@ -14,7 +14,7 @@ from functools import partial
 
 from benchmarks import messages
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_CART, Outcome, OutcomeKind
+from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
@@ -23,6 +23,7 @@ from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.topics import TOPIC_CART
 
 #: Messages of one batch, and how many batches are timed.
 BATCH = 100

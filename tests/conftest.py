@@ -14,13 +14,13 @@ from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPICS
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.fixtures import FixtureMessage, fixture_messages
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
+from zithara_worker.topics import TOPICS
 from zithara_worker.worker.worker import Limits
 
 PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import ENVIRONMENT_PREFIX, KEYS, QUEUES, SECTIONS, Key, written
 from zithara_worker.settings.sources import DEFAULT_FILE
+from zithara_worker.topics import SHORT_NAMES, TOPICS
 
 
 def configuration_page() -> str:
@@ -19,9 +19,15 @@ def configuration_page() -> str:
         parts.append(f"## [{section}]\n\n| key | meaning | value | default |\n| --- | --- | --- | --- |\n")
         parts += [_table_row(key) for key in KEYS if key.section == section]
         parts.append("\n")
-    example = TOPICS[0]
-    variable = f"{ENVIRONMENT_PREFIX}{QUEUES}_{example.replace('.', '_')}".upper()
-    parts.append(_AFTER.format(example=example, variable=variable))
+    variable = f"{ENVIRONMENT_PREFIX}{QUEUES}_".upper()
+    parts.append(
+        _AFTER.format(
+            example=TOPICS[0],
+            short=", ".join(f"`{name}`" for name in SHORT_NAMES),
+            variable=variable + TOPICS[0].replace(".", "_").upper(),
+            short_variable=variable + SHORT_NAMES[0].upper(),
+        )
+    )
     return "".join(parts)
 
 
@@ -62,8 +68,9 @@ you give replaces the shop's whole address, port included.
 _AFTER = """\
 ## [queues]
 
-The keys are topics, the values the names of their queues; only needed where a queue is called differently from what the
-PHP module declares. In the environment the dots of the topic become underscores: `{variable}`.
+The keys are topics, by their full or their short names ({short}); the values are the
+names of their queues. Only needed where a queue is not called as the PHP module declares it. In the environment the
+dots of a full name become underscores: `{variable}`, or `{short_variable}`.
 
     [queues]
     {example} = my_order_queue

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import click
 
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, SECTIONS, Key, written
 from zithara_worker.settings.sources import DEFAULT_FILE
+from zithara_worker.topics import TOPIC_TABLE
 from zithara_worker.version import VERSION
 
 #: Exit code -> when (`zithara_worker.commands.root`).
@@ -189,8 +189,8 @@ def _key(key: Key) -> Iterator[str]:
 
 
 def _topic_list() -> Iterator[str]:
-    for topic in TOPICS:
-        yield from (".IP", rf".B {_escaped(topic)}")
+    for topic in TOPIC_TABLE.values():
+        yield from (".IP", rf".BR {_escaped(topic.name)} {_quoted(f', or {topic.short_name}')}")
     yield ".PP"
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from support.processes import WorkerProcess
 
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_ORDER
 
 Config = Callable[..., Path]
 

@@ -15,7 +15,6 @@ from support.waiting import eventually
 
 from zithara_worker import Worker
 from zithara_worker.database import session as database
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
@@ -24,6 +23,7 @@ from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import Cut, Wire
+from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.worker.worker import configure
 
 Config = Callable[..., Path]

@@ -14,9 +14,9 @@ import trustme
 from support.processes import WorkerProcess
 from support.raw_server import RawServer, answer, filling_answer, read_request
 
-from zithara_worker.messages import TOPIC_CART
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART
 
 CARTS = 100
 OK, REFUSED = "200 OK", "422 Unprocessable Content"

@@ -12,9 +12,9 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_ORDER
 
 Config = Callable[..., Path]
 

@@ -13,10 +13,10 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, TOPICS
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply, in_turn
 from zithara_worker.sandbox.session import worker_command
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
 Config = Callable[..., Path]
 QUICK = {"worker": {"poll_interval": "0.05"}}

@@ -10,10 +10,10 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_CART
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART
 
 
 @pytest.mark.parametrize(("count", "megabytes"), [(6, 10), (60, 1)])

@@ -17,12 +17,12 @@ from support.processes import WorkerProcess
 from support.terminal import Terminal
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import worker_command, write_config
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 Config = Callable[..., Path]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -9,9 +9,9 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPIC_WEBHOOK
 
 Config = Callable[..., Path]
 

@@ -22,10 +22,10 @@ from chaos.operator import Operator
 from chaos.php import PhpConsumer
 from chaos.publishers import Published, PublisherThread, groups, publish_witnesses
 from chaos.world import Blow, Poison, World
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import interruptible
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER
 
 #: Longest time for the last messages once all is calm. The longest way: a lease, a retry's delay, a breaker's pause.
 DRAIN_SECONDS = 120.0

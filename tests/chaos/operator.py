@@ -9,8 +9,8 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-from zithara_worker.messages import TOPICS
 from zithara_worker.sandbox.session import worker_command
+from zithara_worker.topics import TOPICS
 
 #: Between two acts; how long a topic stays paused.
 ACT_SECONDS = (2.0, 5.0)

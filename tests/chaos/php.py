@@ -11,9 +11,8 @@ from typing import NamedTuple
 
 from support.php import find_php
 
-from zithara_worker.messages import TOPIC_WEBHOOK
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import WEBHOOK
 
 SCRIPT = Path(__file__).parent.parent / "php" / "consumer.php"
 #: Between reading a message and taking it, seconds at most: the window in which a worker may be faster.
@@ -32,10 +31,9 @@ class PhpConsumer(threading.Thread):
 
     def __init__(self, shop: Shop, *, seed: int) -> None:
         super().__init__(name="php-consumer", daemon=True)
-        side = PHP_SIDE[TOPIC_WEBHOOK]
         self._command = [
             find_php(), "-d", "display_errors=0", str(SCRIPT), "--",
-            str(shop.server.socket_path), shop.name, side.queue, side.consumer, "step",
+            str(shop.server.socket_path), shop.name, WEBHOOK.queue, WEBHOOK.php_consumer, "step",
         ]  # fmt: skip
         self._random = random.Random(seed)
         self._stop_asked = threading.Event()

@@ -14,11 +14,10 @@ import pymysql.err
 
 from chaos.world import Poison
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.publisher import Publisher
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_TABLE, TOPIC_WEBHOOK
 
 #: Topic -> share of the groups. Orders and webhooks are never coalesced: each of their messages must arrive.
 TOPIC_SHARES = {TOPIC_ORDER: 0.5, TOPIC_WEBHOOK: 0.1, TOPIC_CUSTOMER: 0.2, TOPIC_CART: 0.2}
@@ -129,7 +128,7 @@ class PublisherThread(threading.Thread):
             row = publisher.publish(group.topic, self._payload(group))
             ids.append(row.message_id)
             self._published.groups[row.message_id] = group
-            key = f"{PHP_SIDE[group.topic].queue}-{row.message_id}"
+            key = f"{TOPIC_TABLE[group.topic].queue}-{row.message_id}"
             if poison:
                 self._published.poison[key] = poison
             else:

@@ -16,7 +16,6 @@ from support.workers import settings_of
 from zithara_worker import Settings, Worker
 from zithara_worker.commands.failed import as_record, export_records, full_record
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS
 from zithara_worker.monitor.registry import Identity, Registry
 from zithara_worker.processors import ShopContext
 from zithara_worker.queue import failures, operator
@@ -26,6 +25,7 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS
 from zithara_worker.worker.worker import Limits
 
 Consume = Callable[[], None]

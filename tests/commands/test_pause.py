@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.queue.operator import pause, resume
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 
 def test_a_paused_topic_stays_on_the_queue_and_the_others_go_on(

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from zithara_worker.commands.preview import preview_body, preview_lines
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_WEBHOOK
 from zithara_worker.processors import ShopContext
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_WEBHOOK
 
 BASE_URL = "https://pos-api.zithara.com/v1"
 CUSTOMER = {"platform_customer_id": "301", "email": "c301@example.com", "phone_number": "9876543210"}

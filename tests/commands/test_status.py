@@ -11,12 +11,13 @@ from support.fleet import NOW, counted, fleet_status, register, topic_status, wo
 from zithara_worker.commands.rendering import fit, plain_length, printable, sparkline, table
 from zithara_worker.commands.status import as_json, picture, report
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, OutcomeKind
+from zithara_worker.messages import OutcomeKind
 from zithara_worker.monitor.fleet import read_fleet
 from zithara_worker.monitor.rates import Minute
 from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 
 def plain(lines: list[str]) -> list[str]:

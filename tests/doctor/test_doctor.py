@@ -22,15 +22,15 @@ from zithara_worker.doctor.api import checks as api_checks
 from zithara_worker.doctor.host import log_files, run_command
 from zithara_worker.doctor.queues import cron
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import TOPIC_ORDER, TOPICS
 from zithara_worker.monitor.registry import Identity, Registry
 from zithara_worker.queue.operator import pause
+from zithara_worker.queue.settle import message_code
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, Secret, ZitharaSettings
 from zithara_worker.settings.sources import Configured
-from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.topics import TOPIC_ORDER, TOPIC_TABLE, TOPICS
 from zithara_worker.worker.worker import complete
 
 Examine = Callable[..., dict[str, Finding]]
@@ -308,7 +308,7 @@ def test_a_user_who_may_read_the_locks_learns_whether_php_holds_them(shop: Shop,
         found = examine(database=root)
         assert found["php_consumers.in_progress"].found.startswith("PHP consumers hold 1 messages")
         assert "in_progress" not in found
-        code = message_code(PHP_SIDE[TOPIC_ORDER].consumer, selected.message_id)
+        code = message_code(TOPIC_TABLE[TOPIC_ORDER].php_consumer, selected.message_id)
         shop.query("DELETE FROM {prefix}queue_lock WHERE message_code = %s", (code,))
         assert examine(database=root)["in_progress"].found.startswith("nobody holds 1 messages")
     finally:
@@ -437,9 +437,7 @@ def test_programs_of_supervisor_are_found_with_their_topics_and_state(tmp_path: 
     folder = tmp_path / "supervisor" / "conf.d"
     folder.mkdir(parents=True)
     assert programs(tmp_path)["programs"].level is Level.WARNING
-    (folder / "order.conf").write_text(
-        "[program:zithara-order]\ncommand=/usr/bin/zithara-worker consume zithara.order.events\n"
-    )
+    (folder / "order.conf").write_text("[program:zithara-order]\ncommand=/usr/bin/zithara-worker consume order\n")
     assert "zithara.cart.events" in programs(tmp_path)["programs"].found
     (folder / "rest.conf").write_text("[program:zithara-all]\ncommand=/usr/bin/zithara-worker consume --all\n")
     running = "zithara-order RUNNING pid 7, uptime 1:00\nzithara-all:zithara-all_00 RUNNING pid 8, uptime 1:00\n"

@@ -33,7 +33,7 @@ from support.workers import LEASE_SECONDS, Clock, StepWorker, settings_of
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import TOPIC_CUSTOMER, TOPIC_ORDER, Message, OutcomeKind
+from zithara_worker.messages import Message, OutcomeKind
 from zithara_worker.processors import supersedes
 from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
@@ -43,6 +43,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer, Selected
 from zithara_worker.sandbox.publisher import Published, Publisher
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CUSTOMER, TOPIC_ORDER
 
 TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER)
 #: What is sent of the last one always fails.

@@ -11,12 +11,13 @@ from support.workers import Clock, StepWorker
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS, OutcomeKind
+from zithara_worker.messages import OutcomeKind
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, read_fleet
 from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPICS
 
 
 def topic(found: FleetStatus, name: str) -> TopicStatus:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, Outcome, OutcomeKind
+from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.rates import (
     BUCKETS_MS,
     NO_REQUESTS,
@@ -18,6 +18,7 @@ from zithara_worker.monitor.rates import (
     total,
 )
 from zithara_worker.monitor.registry import MinuteCounters
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 NOW = 600_030.0
 

@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 ANYWHERE = {"listen": "127.0.0.1:0"}
 

@@ -11,9 +11,9 @@ import pytest
 from sample_configuration import PASSWORD_FILE, packaged_configuration
 from zithara_worker.commands.config import sample_file
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, WorkerSettings
 from zithara_worker.settings.sources import load
+from zithara_worker.topics import TOPICS
 from zithara_worker.version import VERSION
 
 DEBIAN = Path(__file__).parents[2] / "packaging" / "deb" / "debian"

@@ -9,8 +9,7 @@ from xml.etree import ElementTree
 
 from support.php import find_php
 
-from zithara_worker.messages import TOPICS
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_TABLE, TOPICS
 
 MODULE = Path(__file__).parent.parent.parent / "packaging" / "magento"
 SCHEMA = "{http://www.w3.org/2001/XMLSchema-instance}noNamespaceSchemaLocation"
@@ -42,14 +41,14 @@ def test_each_topic_is_bound_to_its_queue_on_an_exchange_of_the_database() -> No
     (exchange,) = read("queue_topology.xml", "urn:magento:framework-message-queue:etc/topology.xsd")
     assert (exchange.get("name"), exchange.get("type"), exchange.get("connection")) == ("magento-db", "topic", "db")
     bound = {each.get("topic"): (each.get("destinationType"), each.get("destination")) for each in exchange}
-    assert bound == {topic: ("queue", PHP_SIDE[topic].queue) for topic in TOPICS}
+    assert bound == {topic: ("queue", TOPIC_TABLE[topic].queue) for topic in TOPICS}
     assert max(Counter(each.get("id") for each in exchange).values()) == 1
 
 
 def test_the_consumers_are_the_modules_own_on_the_same_queues() -> None:
     consumers = read("queue_consumer.xml", "urn:magento:framework-message-queue:etc/consumer.xsd")
     found = {each.get("name"): (each.get("queue"), each.get("connection")) for each in consumers}
-    assert found == {side.consumer: (side.queue, "db") for side in PHP_SIDE.values()}
+    assert found == {topic.php_consumer: (topic.queue, "db") for topic in TOPIC_TABLE.values()}
     assert all("::process" in each.get("handler", "") for each in consumers)
 
 

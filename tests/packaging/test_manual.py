@@ -12,8 +12,8 @@ import pytest
 
 from manual import command_manual, configuration_manual
 from zithara_worker.commands.root import command
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, SECTIONS
+from zithara_worker.topics import TOPICS
 
 GENERATED = Path(__file__).parents[2] / "packaging" / "generated"
 

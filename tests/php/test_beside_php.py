@@ -16,20 +16,19 @@ from support.processes import WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker import Worker
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import ORDER, TOPIC_ORDER
 from zithara_worker.worker import worker as app
 from zithara_worker.worker.worker import configure
 
 Config = Callable[..., Path]
 Php = Callable[..., Any]
 QUICK = {"worker": {"poll_interval": "0.05"}}
-QUEUE, CONSUMER = PHP_SIDE[TOPIC_ORDER]
+QUEUE, CONSUMER = ORDER.queue, ORDER.php_consumer
 
 
 def order(increment_id: str, **overrides: Any) -> str:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, Event
+from zithara_worker.messages import Event
 from zithara_worker.processors import supersedes
 from zithara_worker.sandbox import examples
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 
 
 def customer(**payload: Any) -> Event:

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zithara_worker.messages import TOPIC_ORDER, Event, Rejection
+from zithara_worker.messages import Event, Rejection
 from zithara_worker.processors import decode, reasons
 from zithara_worker.processors.decoding import MAX_DEPTH
+from zithara_worker.topics import TOPIC_ORDER
 
 
 def rejected(body: str) -> Rejection:

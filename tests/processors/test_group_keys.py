@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS, Event, Rejection
+from zithara_worker.messages import Event, Rejection
 from zithara_worker.processors import identify, reasons
 from zithara_worker.processors.groups import MAX_LENGTH, entity_key
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
 
 def key_of(topic: str, message: Any, message_id: int = 5) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from zithara_worker.messages import TOPIC_ORDER, Event, Rejection, Request
+from zithara_worker.messages import Event, Rejection, Request
 from zithara_worker.processors import ShopContext, process, reasons
+from zithara_worker.topics import TOPIC_ORDER
 
 
 def message(**parts: Any) -> dict[str, Any]:

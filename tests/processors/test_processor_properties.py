@@ -12,18 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zithara_worker.messages import (
-    TOPIC_CART,
-    TOPIC_CUSTOMER,
-    TOPIC_ORDER,
-    TOPIC_WEBHOOK,
-    TOPICS,
-    Event,
-    Rejection,
-    Request,
-    Skip,
-)
+from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.processors import PROCESSORS, InventedPhone, Processor, ShopContext, identify, process, reasons
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
 SHOP = ShopContext(
     webhook_url="https://hooks.example.com/zithara",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from zithara_worker.messages import TOPIC_WEBHOOK, Event, Rejection, Request, Skip, Target
+from zithara_worker.messages import Event, Rejection, Request, Skip, Target
 from zithara_worker.processors import ShopContext, process, reasons
+from zithara_worker.topics import TOPIC_WEBHOOK
 
 
 def message(**fields: Any) -> dict[str, Any]:

@@ -13,10 +13,11 @@ from support.workers import Clock, StepWorker, failures_of, groups_of, operator_
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.logs.masking import masked
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, Event, Message, OutcomeKind, Rejection
+from zithara_worker.messages import Event, Message, OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER
 
 GUARANTEES = pytest.mark.parametrize("skip_locked", [True, False], ids=["skip-locked", "compare-and-set"])
 

@@ -9,10 +9,11 @@ from pathlib import Path
 from support.processes import WorkerProcess
 from support.workers import Clock, StepWorker
 
-from zithara_worker.messages import TOPIC_ORDER, Event, Outcome, OutcomeKind
+from zithara_worker.messages import Event, Outcome, OutcomeKind
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_ORDER
 
 DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
 

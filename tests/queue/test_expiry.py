@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from support.workers import StepWorker
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.queue import message_queue
 from zithara_worker.queue.message_queue import ExpiryGuard
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 LIFETIME_MINUTES = 10080
 

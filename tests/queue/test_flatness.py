@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from support.workers import Clock, StepWorker
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, Event
+from zithara_worker.messages import Event
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 MANY = 20_000
 

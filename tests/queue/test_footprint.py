@@ -14,9 +14,10 @@ import pytest
 from support.waiting import eventually
 from support.workers import LEASE_SECONDS, Clock, StepWorker
 
-from zithara_worker.messages import TOPIC_ORDER, OutcomeKind
+from zithara_worker.messages import OutcomeKind
 from zithara_worker.sandbox.publisher import Publisher
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_ORDER
 
 CLAIMED = 20
 

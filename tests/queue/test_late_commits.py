@@ -7,9 +7,10 @@ from collections.abc import Callable
 import pytest
 from support.workers import Clock, StepWorker, groups_of
 
-from zithara_worker.messages import TOPIC_CUSTOMER, OutcomeKind
+from zithara_worker.messages import OutcomeKind
 from zithara_worker.processors import supersedes
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CUSTOMER
 
 
 @pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])

@@ -6,10 +6,11 @@ from collections.abc import Callable
 
 from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, pending
 
-from zithara_worker.messages import TOPIC_CART, OutcomeKind, Rejection
+from zithara_worker.messages import OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART
 
 
 def test_two_renewals_within_one_second_both_count_every_lease(shop: Shop, worker: StepWorker) -> None:

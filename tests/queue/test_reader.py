@@ -9,10 +9,11 @@ from contextlib import contextmanager
 import pytest
 from support.workers import Clock, StepWorker, groups_of
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, Event, Message, OutcomeKind
+from zithara_worker.messages import Event, Message, OutcomeKind
 from zithara_worker.processors import outline, supersedes
 from zithara_worker.queue import backlog, reader
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 INDEX = pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])
 

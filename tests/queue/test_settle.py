@@ -8,14 +8,14 @@ import pytest
 from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, operator_retries, pending
 
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, Message, Outcome, OutcomeKind
+from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.processors import supersedes
-from zithara_worker.queue.settle import Settlement
+from zithara_worker.queue.settle import Settlement, message_code
 from zithara_worker.queue.statuses import EDGES, Status
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPIC_TABLE
 
-ORDER_CONSUMER = PHP_SIDE[TOPIC_ORDER].consumer
+ORDER_CONSUMER = TOPIC_TABLE[TOPIC_ORDER].php_consumer
 
 
 def lock_codes(shop: Shop) -> set[str]:
@@ -400,7 +400,7 @@ def test_older_snapshots_complete_with_the_newest_once_it_has_arrived(
     worker.deliver([message])
 
     assert shop.statuses() == [4, 4, 4]
-    consumer = PHP_SIDE[TOPIC_CART].consumer
+    consumer = TOPIC_TABLE[TOPIC_CART].php_consumer
     assert lock_codes(shop) == {message_code(consumer, cart.message_id) for cart in carts}
     assert worker.claim() == []
 
@@ -484,7 +484,7 @@ def test_an_older_snapshot_that_ended_in_error_elsewhere_keeps_its_end_and_its_r
 
     assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
     assert failures_of(shop) == {old.relation_id: (2, "test", 1)}
-    assert lock_codes(shop) == {message_code(PHP_SIDE[TOPIC_CART].consumer, new.message_id)}
+    assert lock_codes(shop) == {message_code(TOPIC_TABLE[TOPIC_CART].php_consumer, new.message_id)}
 
 
 def test_an_older_snapshot_that_ends_in_error_while_the_newer_one_is_on_its_way_keeps_its_reason(
@@ -498,7 +498,7 @@ def test_an_older_snapshot_that_ends_in_error_while_the_newer_one_is_on_its_way_
     set_status(shop, old.relation_id, Status.ERROR)
     worker.deliver([message])
     assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
-    assert lock_codes(shop) == {message_code(PHP_SIDE[TOPIC_CART].consumer, new.message_id)}
+    assert lock_codes(shop) == {message_code(TOPIC_TABLE[TOPIC_CART].php_consumer, new.message_id)}
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.FAILED, OutcomeKind.RELEASED])

@@ -9,11 +9,11 @@ import pymysql
 import pytest
 
 from zithara_worker.errors import ShopError
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 
 
 def test_every_recorded_message_is_stored_byte_for_byte(shop: Shop, plugin_cases: list[FixtureMessage]) -> None:

@@ -13,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import (
     BASE_URLS,
     KEY_AT,
     KEYS,
     SECTIONS,
-    TOPIC_WORDS,
     DatabaseSettings,
     LoggingSettings,
     MetricsSettings,
@@ -29,7 +27,6 @@ from zithara_worker.settings.sections import (
     WorkerSettings,
     ZitharaSettings,
     split_address,
-    topic_name,
     written,
 )
 
@@ -205,10 +202,6 @@ def test_without_a_burst_the_bucket_holds_one_second(rate: float, burst: int, si
 
 
 # ---------------------------------------------------------------- topics and queues
-
-
-def test_the_short_names_are_those_of_the_modules_topics() -> None:
-    assert {topic_name(word) for word in TOPIC_WORDS} == set(TOPICS)
 
 
 def test_topics_go_by_short_or_full_names_and_count_once() -> None:

@@ -141,6 +141,25 @@ def test_queues_are_named_by_topic_in_file_and_environment(configured: Load) -> 
     assert found.source("queues", "zithara.order.events") == "environment ZITHARA_WORKER_QUEUES_ZITHARA_ORDER_EVENTS"
 
 
+def test_the_environment_too_may_name_a_queue_by_the_short_name_of_its_topic(configured: Load) -> None:
+    found = configured(environ={"ZITHARA_WORKER_QUEUES_CART": "carts"})
+    assert found.settings.queues == {"zithara.cart.events": "carts"}
+
+
+@pytest.mark.parametrize(
+    ("ini", "environ"),
+    [
+        ("[queues]\nzithara.cart.events = one\ncart = two\n", {}),
+        ("", {"ZITHARA_WORKER_QUEUES_CART": "one", "ZITHARA_WORKER_QUEUES_ZITHARA_CART_EVENTS": "two"}),
+    ],
+)
+def test_a_queue_given_under_both_names_of_its_topic_is_refused(
+    configured: Load, ini: str, environ: dict[str, str]
+) -> None:
+    with pytest.raises(ConfigurationError, match="gives the same topic a queue; remove one of the two"):
+        configured(ini, environ=environ)
+
+
 def test_a_value_is_taken_as_it_is(configured: Load) -> None:
     found = configured('[database]\npassword = 50%(x)s $HOME "q" # ; =\n')
     assert found.settings.database.password.reveal() == '50%(x)s $HOME "q" # ; ='

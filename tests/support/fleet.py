@@ -6,10 +6,11 @@ import time
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_ORDER, TOPICS, Outcome, OutcomeKind
+from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
 from zithara_worker.monitor.rates import Minute, history, rates
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
+from zithara_worker.topics import TOPIC_ORDER, TOPICS
 
 NOW = 1_800_000_000.0
 

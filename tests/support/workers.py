@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_ORDER, Event, Message, Outcome, OutcomeKind, Pending, Rejection
+from zithara_worker.messages import Event, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.processors import identify
 from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
@@ -19,6 +19,7 @@ from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.publisher import Published
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.topics import TOPIC_ORDER
 
 LEASE_SECONDS = 60.0
 

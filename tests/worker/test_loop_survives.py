@@ -14,7 +14,7 @@ from worker.test_outage import FastClock, running, settings_for
 
 from zithara_worker import Worker
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPIC_ORDER, Request, Target
+from zithara_worker.messages import Request, Target
 from zithara_worker.processors.decoding import MAX_DEPTH
 from zithara_worker.queue.held import ABANDONED_SECONDS, Held
 from zithara_worker.queue.message_queue import MessageQueue
@@ -22,6 +22,7 @@ from zithara_worker.queue.renewal import Renewal
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.worker.worker import _clock
 from zithara_worker.zithara.answers import BODY_LIMIT
 

@@ -11,7 +11,6 @@ from functools import partial
 from support.waiting import eventually
 
 from zithara_worker import Settings, Worker
-from zithara_worker.messages import TOPIC_ORDER
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, Secret, WorkerSettings, ZitharaSettings
@@ -50,9 +49,10 @@ def settings_for(shop: Shop, api: FakeZithara, **worker: object) -> Settings:
 
 @contextmanager
 def running(worker: Worker) -> Iterator[threading.Thread]:
-    """The worker as an embedding program would run it: in a thread, with an event that stops it."""
+    """The worker as an embedding program would run it: in a thread, with an event that stops it, and a topic's short
+    name."""
     stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=([TOPIC_ORDER],), kwargs={"stop": stop})
+    thread = threading.Thread(target=worker.run, args=(["order"],), kwargs={"stop": stop})
     thread.start()
     try:
         yield thread

@@ -23,25 +23,12 @@ from support.workers import Clock, StepWorker
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pace import TokenBucket, delay_before
-from zithara_worker.messages import (
-    TOPIC_CART,
-    TOPIC_CUSTOMER,
-    TOPIC_ORDER,
-    TOPIC_WEBHOOK,
-    TOPICS,
-    Evidence,
-    Lease,
-    Message,
-    Outcome,
-    OutcomeKind,
-    Rejection,
-    Request,
-    Target,
-)
+from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Rejection, Request, Target
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import RetrySettings
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 from zithara_worker.worker.outcomes import Outcomes
 from zithara_worker.worker.worker import GATES
 

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from zithara_worker.messages import TOPIC_ORDER, Evidence, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
+from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.worker.outcomes import Outcomes, log_settled
 
 FAILED = Outcome(kind=OutcomeKind.RETRY, reason="http_500", detail="busy", http_status=500, duration_ms=12.34)

@@ -10,9 +10,9 @@ import click
 
 from zithara_worker.commands.root import Context
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS, written
 from zithara_worker.settings.sources import Configured
+from zithara_worker.topics import TOPICS
 
 
 @click.command()

@@ -9,7 +9,7 @@ import os
 import click
 
 from zithara_worker.commands.root import Context, topic_argument
-from zithara_worker.messages import TOPICS
+from zithara_worker.topics import SHORT_NAMES, TOPICS
 
 #: glibc's mallopt(3): the parameters' numbers, and the bytes from which freed memory goes back to the system.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -59,7 +59,7 @@ def consume(
         raise click.UsageError("give topics or --all, not both")
     wanted = TOPICS if every else topics or context.configured.settings.worker.topics
     if not wanted:
-        raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all, or set [worker] topics")
+        raise click.UsageError(f"which topics? Give some of {', '.join(SHORT_NAMES)}, or --all, or set [worker] topics")
 
     from zithara_worker.monitor.service_manager import ServiceManager
     from zithara_worker.worker.worker import Limits, Worker

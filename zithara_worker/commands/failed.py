@@ -22,7 +22,6 @@ from zithara_worker.commands.failed_selection import (
     queues_of,
     selecting,
     selection_of,
-    short_name,
     summary_lines,
 )
 from zithara_worker.commands.operating import shop_database
@@ -39,6 +38,7 @@ from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import remedy
 from zithara_worker.shop.configuration import read_configuration
+from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso
 from zithara_worker.zithara.api import encoded, idempotency_key
 

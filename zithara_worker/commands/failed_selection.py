@@ -12,13 +12,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from zithara_worker.commands.rendering import Duration, printable, table
-from zithara_worker.commands.root import Context
+from zithara_worker.commands.root import Context, topic_option
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPICS
 from zithara_worker.queue.failures import FailureCount, Selection
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import REMEDIES, remedy
+from zithara_worker.topics import TOPICS, short_name
 from zithara_worker.units import duration
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
             metavar="CODE",
             help="Only what failed with this reason.",
         ),
-        click.option("--topic", "topics", type=click.Choice(TOPICS), multiple=True, help="Only of this topic."),
+        topic_option(),
     ):
         add = option(add)
     return add
@@ -125,7 +125,3 @@ def summary_lines(found: Sequence[FailureCount]) -> list[str]:
         ],
         left=(0, 1),
     )
-
-
-def short_name(topic: str) -> str:
-    return topic.removeprefix("zithara.").removesuffix(".events")

@@ -12,14 +12,14 @@ from zithara_worker.commands.operating import audit_file, operator_name, shop_da
 from zithara_worker.commands.rendering import printable
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.logs.escaping import escaped
-from zithara_worker.messages import TOPICS
 from zithara_worker.queue import operator
+from zithara_worker.topics import SHORT_NAMES, TOPICS
 from zithara_worker.units import moment
 
 
 def _wanted(topics: tuple[str, ...], every: bool) -> tuple[str, ...]:
     if every == bool(topics):
-        raise click.UsageError(f"which topics? Give some of {', '.join(TOPICS)}, or --all")
+        raise click.UsageError(f"which topics? Give some of {', '.join(SHORT_NAMES)}, or --all")
     return TOPICS if every else tuple(dict.fromkeys(topics))
 
 

@@ -15,8 +15,8 @@ import click
 
 from zithara_worker.commands.signals import Signals
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sources import Configured
+from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 from zithara_worker.version import VERSION
 
 EXIT_FAILED = 1
@@ -102,14 +102,32 @@ def command(ctx: click.Context, config_file: Path | None, log_level: str | None,
     ctx.obj = context
 
 
+#: A topic under its short or its full name; a slip gets the list of both.
+_TOPIC = click.Choice([*SHORT_NAMES, *TOPICS])
+
+
 def topic_argument(*, many: bool = False) -> Callable[[Any], Any]:
-    """TOPIC, one of the module's four; a slip gets the list."""
+    """TOPIC; the command is called with its full name."""
     return click.argument(
         "topics" if many else "topic",
-        type=click.Choice(TOPICS),
+        type=_TOPIC,
+        callback=lambda _ctx, _param, given: tuple(map(full_name, given)) if many else full_name(given),
         metavar="[TOPIC]..." if many else "TOPIC",
         nargs=-1 if many else 1,
         required=not many,
+    )
+
+
+def topic_option() -> Callable[[Any], Any]:
+    """--topic TOPIC, as often as wanted; the command is called with the full names."""
+    return click.option(
+        "--topic",
+        "topics",
+        type=_TOPIC,
+        callback=lambda _ctx, _param, given: tuple(map(full_name, given)),
+        multiple=True,
+        metavar="TOPIC",
+        help="Only of this topic.",
     )
 
 

@@ -19,6 +19,7 @@ from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.logs.escaping import escaped
 from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, read_fleet
 from zithara_worker.monitor.rates import Minute
+from zithara_worker.topics import short_name
 from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
@@ -218,7 +219,7 @@ def _topics(found: FleetStatus, width: int) -> list[str]:
     rows = []
     for topic in found.topics:
         cells = {
-            "TOPIC": _short(topic.topic),
+            "TOPIC": short_name(topic.topic),
             "NEW": count(topic.new),
             "ACTIVE": count(topic.in_progress),
             "RETRY": _colour("yellow" if topic.retry else "", count(topic.retry)),
@@ -251,7 +252,7 @@ def _drain(topic: TopicStatus) -> str:
 
 def _notes(found: FleetStatus) -> Iterator[str]:
     for topic in found.topics:
-        name = _short(topic.topic)
+        name = short_name(topic.topic)
         if topic.queue is None:
             yield _colour("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
         elif not topic.workers and found.workers:
@@ -292,8 +293,8 @@ def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
         return [_colour("red", "no worker is running: start one with 'zithara-worker consume --all'", bold=True)]
     rows = []
     for worker in workers:
-        held = " ".join(f"{_short(topic)} {number}" for topic, number in sorted(worker.held.items()))
-        serves = ",".join(_short(topic) for topic in worker.topics) or "-"
+        held = " ".join(f"{short_name(topic)} {number}" for topic, number in sorted(worker.held.items()))
+        serves = ",".join(short_name(topic) for topic in worker.topics) or "-"
         rows.append(
             [
                 printable(worker.host, width=18),
@@ -329,10 +330,6 @@ def _targets(worker: WorkerStatus) -> str:
         if each.throttled_seconds:
             said.append(_colour("yellow", f"{target} throttled {duration(each.throttled_seconds)}"))
     return " ".join(said) or "ok"
-
-
-def _short(topic: str) -> str:
-    return topic.removeprefix("zithara.").removesuffix(".events")
 
 
 def _colour(name: str, text: str, *, bold: bool = False) -> str:

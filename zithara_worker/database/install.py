@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from zithara_worker.database import schema, statements
 from zithara_worker.database.session import Database
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ def install(database: Database) -> Installed:
     before = schema.upgrade(database)
     database.run_script(statements.script("schema.sql", prefix=prefix))
     database.run_script(statements.script("queues.sql", prefix=prefix))
-    names = [side.queue for side in PHP_SIDE.values()]
+    names = [topic.queue for topic in TOPIC_TABLE.values()]
     found = {str(row["name"]): int(row["id"]) for row in database.rows("queues_by_name", names=names)}
     return Installed(
         tables=tuple(prefix + table for table in TABLES),

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import LoggingSettings
+from zithara_worker.topics import TOPICS, full_name
 
 #: Runs a command; its standard output whatever its exit code, None when there is no such command or it hangs.
 Run = Callable[[Sequence[str]], "str | None"]
@@ -45,7 +45,8 @@ def programs(etc: Path, run: Run) -> Iterator[Finding]:
     served: set[str] = set()
     stopped: list[str] = []
     for name, arguments in found.items():
-        served |= set(TOPICS) if "--all" in arguments else {topic for topic in TOPICS if topic in arguments}
+        words = arguments.split()
+        served |= set(TOPICS) if "--all" in words else {full_name(word) for word in words}
         state = _state(name, run)
         if state not in (None, "RUNNING", "active"):
             stopped.append(f"{name} ({state})")

@@ -9,13 +9,13 @@ from typing import Any
 from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError, ShopError
-from zithara_worker.messages import TOPICS
 from zithara_worker.monitor import fleet
 from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, find_queues, queues_present
+from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
 from zithara_worker.shop.deployment_config import started_by_cron
-from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.topics import TOPIC_TABLE, TOPICS, short_name
 from zithara_worker.units import duration
 
 #: Message ids back from the newest in which messages without a queue are looked for.
@@ -43,11 +43,6 @@ def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
         yield ok("queues", ", ".join(queue.name for queue in found))
 
 
-def word(topic: str) -> str:
-    """'order' for zithara.order.events."""
-    return topic.removeprefix("zithara.").removesuffix(".events")
-
-
 def present(database: Database, overrides: Mapping[str, str]) -> list[QueueRow]:
     """The queues that there are; none is no error here, `rows` tells it."""
     try:
@@ -59,7 +54,7 @@ def present(database: Database, overrides: Mapping[str, str]) -> list[QueueRow]:
 def published(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
     """Whether the PHP side publishes to the database queue at all, and when it last did."""
     for queue in queues:
-        check = f"published.{word(queue.topic)}"
+        check = f"published.{short_name(queue.topic)}"
         newest = database.rows("newest_of_queue", queue_id=queue.queue_id)
         if not newest:
             yield warning(
@@ -143,10 +138,10 @@ def _held_by_php(
 ) -> set[int] | None:
     """Those of `found` whose lock a PHP consumer has written. None: this user may not read queue_lock."""
     codes = {
-        message_code(PHP_SIDE[queue.topic].consumer, int(row["message_id"])): id
+        message_code(TOPIC_TABLE[queue.topic].php_consumer, int(row["message_id"])): id
         for id, row in found.items()
         for queue in queues
-        if queue.queue_id == int(row["queue_id"]) and queue.topic in PHP_SIDE
+        if queue.queue_id == int(row["queue_id"]) and queue.topic in TOPIC_TABLE
     }
     if not codes:
         return set()
@@ -256,7 +251,7 @@ def paused(database: Database, now: float) -> Iterator[Finding]:
     for pause in operator.paused(database).values():
         since = duration(now - pause.paused_at_utc)
         yield warning(
-            f"paused.{word(pause.topic)}",
+            f"paused.{short_name(pause.topic)}",
             f"paused by {pause.paused_by} {since} ago: {pause.reason or 'no reason given'}",
             f"'zithara-worker resume {pause.topic}'",
         )

@@ -14,11 +14,11 @@ from decimal import Decimal
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import TOPICS
 from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
+from zithara_worker.topics import TOPICS
 
 #: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0

@@ -15,6 +15,7 @@ from importlib import resources
 
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
 from zithara_worker.monitor.health import judge_fleet
+from zithara_worker.topics import short_name
 from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
 
@@ -137,7 +138,7 @@ def _workers(fleet: FleetStatus) -> str:
 def _worker(worker: WorkerStatus, now: float) -> str:
     reports = sorted(worker.target_reports, key=lambda each: each.target)
     down = [f"{each.target} {each.breaker}" for each in reports if each.breaker != "closed"]
-    topics = ", ".join(each.removeprefix("zithara.").removesuffix(".events") for each in worker.topics)
+    topics = ", ".join(short_name(each) for each in worker.topics)
     address = f"<small>{escape(worker.metrics_address)}</small>" if worker.metrics_address else ""
     return _row(
         f"{escape(worker.host)}{address}",

@@ -10,22 +10,13 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import (
-    TOPIC_CART,
-    TOPIC_CUSTOMER,
-    TOPIC_ORDER,
-    TOPIC_WEBHOOK,
-    TOPICS,
-    Event,
-    Rejection,
-    Request,
-    Skip,
-)
+from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.processors import cart, customer, groups, order, reasons, webhook
 from zithara_worker.processors.coalescing import outline, supersedes
 from zithara_worker.processors.context import InventedPhone, ShopContext
 from zithara_worker.processors.decoding import decode
 from zithara_worker.processors.order import as_create
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
 __all__ = [
     "PROCESSORS",

@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from zithara_worker.messages import Event, Request, Skip, Target
+from zithara_worker.messages import Event, Request, Skip
 from zithara_worker.processors import fields, groups, reasons
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import international, repaired_indian
+from zithara_worker.topics import CART
 
 
 def group_key(event: Event, message_id: int) -> str:
     """One group for a cart, whichever shape its messages have: platform_cart_id is the quote's entity_id."""
     cart = fields.row_or_nothing(event.payload.get("cart"))
     quote = fields.row_or_nothing(event.payload.get("quote"))
-    found = groups.entity_key("cart", cart.get("platform_cart_id"), quote.get("entity_id"))
+    found = groups.entity_key(CART.entity, cart.get("platform_cart_id"), quote.get("entity_id"))
     return found or groups.own_key(message_id)
 
 
@@ -34,7 +35,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
     body = build(message, shop)
     if body is None:
         return Skip(reason=reasons.CART_WITHOUT_ITEMS)
-    return Request(target=Target.API, method="POST", path="/cart", json=body)
+    return Request(target=CART.target, method="POST", path=CART.path, json=body)
 
 
 def _saved_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:

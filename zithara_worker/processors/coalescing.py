@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from zithara_worker.messages import TOPIC_CUSTOMER, Event
+from zithara_worker.messages import Event
 from zithara_worker.processors.fields import Row, row_or_nothing
+from zithara_worker.topics import TOPIC_CUSTOMER
 
 
 def supersedes(newer: Event, older: Event) -> bool:

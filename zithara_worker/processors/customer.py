@@ -6,15 +6,16 @@ The observers CustomerSave, CustomerEdit and CustomerAddressSave publish the cus
 from __future__ import annotations
 
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import Event, Request, Target
+from zithara_worker.messages import Event, Request
 from zithara_worker.processors import fields, groups, reasons
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international, looks_invented, observers_whatsapp
+from zithara_worker.topics import CUSTOMER
 
 
 def group_key(event: Event, message_id: int) -> str:
-    return groups.entity_key("customer", event.payload.get("platform_customer_id")) or groups.own_key(message_id)
+    return groups.entity_key(CUSTOMER.entity, event.payload.get("platform_customer_id")) or groups.own_key(message_id)
 
 
 def process(event: Event, shop: ShopContext) -> Request:
@@ -45,7 +46,7 @@ def process(event: Event, shop: ShopContext) -> Request:
             )
         if shop.invented_phone == "omit":
             del customer["phone_number"]
-    return Request(target=Target.API, method="POST", path="/customer", json=customer, warnings=warnings)
+    return Request(target=CUSTOMER.target, method="POST", path=CUSTOMER.path, json=customer, warnings=warnings)
 
 
 def _country(attributes: Row) -> str:

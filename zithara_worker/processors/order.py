@@ -11,13 +11,12 @@ from __future__ import annotations
 from typing import Any
 
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import Event, Request, Target
+from zithara_worker.messages import Event, Request
 from zithara_worker.processors import fields, groups, reasons
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international
-
-_PATH = "/order"
+from zithara_worker.topics import ORDER
 
 #: Magento's states and statuses that have another name at Zithara, by their lower-cased text; the rest are passed on.
 _ZITHARA_STATUS = {
@@ -30,7 +29,7 @@ _ZITHARA_STATUS = {
 
 def group_key(event: Event, message_id: int) -> str:
     order = fields.row_or_nothing(event.payload.get("order"))
-    return groups.entity_key("order", order.get("increment_id")) or groups.own_key(message_id)
+    return groups.entity_key(ORDER.entity, order.get("increment_id")) or groups.own_key(message_id)
 
 
 def process(event: Event, shop: ShopContext) -> Request:
@@ -45,14 +44,14 @@ def process(event: Event, shop: ShopContext) -> Request:
     order_part = _order_part(message, order, order_id, payment, billing, created_at)
 
     if not fields.is_empty(message.get("is_update")):
-        return Request(target=Target.API, method="PATCH", path=_PATH, json=order_part)
+        return Request(target=ORDER.target, method="PATCH", path=ORDER.path, json=order_part)
     body = {
         "customer": _customer(order, billing),
         "order_line_item": _line_items(message),
         "order": order_part,
         "transactions": [_transaction(order, order_id, payment, created_at)],
     }
-    return Request(target=Target.API, method="POST", path=_PATH, json=body)
+    return Request(target=ORDER.target, method="POST", path=ORDER.path, json=body)
 
 
 def as_create(event: Event) -> Event:

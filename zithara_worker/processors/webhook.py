@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import Event, Request, Skip, Target
+from zithara_worker.messages import Event, Request, Skip
 from zithara_worker.processors import fields, groups, reasons
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
+from zithara_worker.topics import CART, CUSTOMER, ORDER, WEBHOOK
 
 #: What may stand in an HTTP header: a line break would end it.
 _HEADER_VALUE = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?")
@@ -30,9 +31,9 @@ def group_key(event: Event, message_id: int) -> str:
     """
     payload = fields.row_or_nothing(event.payload.get("payload"))
     return (
-        groups.entity_key("order", *_order_ids(payload))
-        or groups.entity_key("cart", *_nested_ids(payload, "quote_id", "quote"))
-        or groups.entity_key("customer", *_nested_ids(payload, "customer_id", "customer"))
+        groups.entity_key(ORDER.entity, *_order_ids(payload))
+        or groups.entity_key(CART.entity, *_nested_ids(payload, "quote_id", "quote"))
+        or groups.entity_key(CUSTOMER.entity, *_nested_ids(payload, "customer_id", "customer"))
         or groups.own_key(message_id)
     )
 
@@ -60,7 +61,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
     if isinstance(payload, dict) and isinstance(payload.get("custom_attributes"), list):
         payload = {**payload, "custom_attributes": fields.as_object(payload["custom_attributes"])}
     return Request(
-        target=Target.WEBHOOK,
+        target=WEBHOOK.target,
         method="POST",
         path=shop.webhook_url,
         json=payload,

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
-from zithara_worker.messages import TOPICS
 from zithara_worker.queue.statuses import Status
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_TABLE, TOPICS
 
 #: json.dumps escapes DEL. An even number of backslashes before it belongs to escaped backslashes.
 _ESCAPED_DEL = re.compile(r"(?<!\\)((?:\\\\)*)\\u007f")
@@ -87,7 +86,7 @@ def _names(topic: str, overrides: Mapping[str, str]) -> tuple[str, ...]:
     """The names that a topic's queue may have, the preferred one first."""
     if topic in overrides:
         return (overrides[topic],)
-    return (PHP_SIDE[topic].queue, topic) if topic in PHP_SIDE else (topic,)
+    return (TOPIC_TABLE[topic].queue, topic) if topic in TOPIC_TABLE else (topic,)
 
 
 def _no_queue(database: Database, topics: Sequence[str], overrides: Mapping[str, str]) -> ShopError:

@@ -7,6 +7,7 @@ and done again with a closer look, never forced.
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from zithara_worker.queue import failures
 from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.statuses import EDGES, Status
-from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.topics import TOPIC_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,8 +180,8 @@ class Settle:
     def _write_complete(self, complete: Sequence[Settlement]) -> dict[int, int]:
         """Completes them, with the older snapshots that go with them: those, relation id -> message id."""
         superseded = self._superseded(complete)
-        if self._write_php_locks and self._topic in PHP_SIDE:
-            consumer = PHP_SIDE[self._topic].consumer
+        if self._write_php_locks and self._topic in TOPIC_TABLE:
+            consumer = TOPIC_TABLE[self._topic].php_consumer
             message_ids = [each.message.message_id for each in complete] + [*superseded.values()]
             codes = sorted(message_code(consumer, message_id) for message_id in message_ids)
             self._database.insert_rows("php_locks", [(code,) for code in codes])
@@ -321,6 +322,11 @@ def hands_over(settlement: Settlement) -> bool:
     if kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED):
         return bool(message.supersedes or message.behind)
     return kind is OutcomeKind.DELIVERED and bool(message.behind)
+
+
+def message_code(php_consumer: str, message_id: int) -> str:
+    """The code that a PHP consumer looks up in queue_lock (Magento\\Framework\\MessageQueue\\MessageController)."""
+    return hashlib.md5(f"{php_consumer}-{message_id}".encode(), usedforsecurity=False).hexdigest()
 
 
 def _has_history(message: Message) -> bool:

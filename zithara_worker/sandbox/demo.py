@@ -19,12 +19,12 @@ from itertools import zip_longest
 from pathlib import Path
 
 from zithara_worker.errors import ZitharaWorkerError
-from zithara_worker.messages import TOPIC_CART, TOPIC_ORDER, TOPICS
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
 from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command
 from zithara_worker.sandbox.shop import QueueRow
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
 #: Width of the two columns of an example, characters, and the lines of it that are shown.
 _COLUMN, _LINES = 58, 26

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 
 _ADDRESS = {
     "firstname": "Ananya",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import TOPIC_WEBHOOK
+from zithara_worker.topics import TOPIC_WEBHOOK
 
 
 class Fate(Enum):

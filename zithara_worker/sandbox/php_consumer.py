@@ -11,8 +11,9 @@ from typing import Any
 
 import pymysql
 
+from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
-from zithara_worker.topics import PHP_SIDE, message_code
+from zithara_worker.topics import TOPIC_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class PhpConsumer:
     def __init__(self, connection: pymysql.connections.Connection[Any], topic: str, *, prefix: str = "") -> None:
         self._connection = connection
         self._prefix = prefix
-        self.queue, self.name = PHP_SIDE[topic]
+        self.queue, self.name = TOPIC_TABLE[topic].queue, TOPIC_TABLE[topic].php_consumer
 
     def select(self) -> Selected | None:
         """The oldest message that is NEW or RETRY_REQUIRED, None when there is none."""

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import pymysql
 
 from zithara_worker.errors import ShopError
-from zithara_worker.messages import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.php_json import php_json_encode
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_TABLE, TOPIC_WEBHOOK
 
 
 class Published(NamedTuple):
@@ -109,5 +108,5 @@ class Publisher:
 
 def _queue_of(topic: str) -> str:
     """As the worker resolves it: the module's name, else a queue named like the topic."""
-    known = PHP_SIDE.get(topic)
+    known = TOPIC_TABLE.get(topic)
     return known.queue if known else topic

@@ -18,7 +18,7 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer
 from zithara_worker.sandbox.publisher import Publisher
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_TABLE
 
 #: system/mysqlmq/*, Magento's defaults in minutes (MysqlMq/etc/config.xml).
 _SUCCESSFUL_MESSAGES_LIFETIME = 10080
@@ -76,8 +76,8 @@ class Shop(Publisher):
             cursor.execute(f"CREATE USER '{self.user}'@'%%' IDENTIFIED BY %s", (self.password,))
         self.run_script("magento_queue.sql")
         # setup:upgrade makes these rows for the module's topology, though it names another connection.
-        for side in PHP_SIDE.values():
-            self.add_queue(side.queue)
+        for topic in TOPIC_TABLE.values():
+            self.add_queue(topic.queue)
         if self._with_worker_tables:
             self.run_script("schema.sql")
             self.grant_worker()

@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name, short_name
 
 T = TypeVar("T")
 #: What becomes of a telephone number that the PHP module made up.
@@ -26,8 +27,6 @@ InventedPhone = Literal["send", "omit", "reject"]
 BASE_URLS: Mapping[str, str] = MappingProxyType(
     {"production": "https://pos-api.zithara.com/v1", "development": "https://dev-pos-api.zithara.com/v1"}
 )
-#: What people may call the module's topics in the configuration: cart is zithara.cart.events.
-TOPIC_WORDS = ("order", "customer", "cart", "webhook")
 ENVIRONMENT_PREFIX = "ZITHARA_WORKER_"
 #: The section whose keys are topics; it has no entries in KEYS.
 QUEUES = "queues"
@@ -304,35 +303,26 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(word for word in re.split(r"[,\s]+", text) if word)
 
 
-def topic_name(word: str) -> str:
-    """zithara.cart.events for 'cart'; anything else as it is."""
-    return f"zithara.{word}.events" if word in TOPIC_WORDS else word
-
-
-_TOPIC_NAMES = tuple(topic_name(word) for word in TOPIC_WORDS)
-
-
 def _topics() -> Kind:
     def accept(value: Any) -> tuple[str, ...]:
-        topics = tuple(topic_name(word) for word in _only(tuple)(value))
-        if not set(topics) <= set(_TOPIC_NAMES):
+        topics = tuple(full_name(word) for word in _only(tuple)(value))
+        if not set(topics) <= set(TOPICS):
             raise ValueError
         return tuple(dict.fromkeys(topics))
 
     return Kind(
-        wants=f"some of {', '.join(TOPIC_WORDS)} (or their full names, such as {_TOPIC_NAMES[0]}), separated by commas",
+        wants=f"some of {', '.join(SHORT_NAMES)} (or their full names, such as {TOPICS[0]}), separated by commas",
         parse=_words,
         accept=accept,
     )
 
 
 def _topic_words() -> Kind:
-    words = dict(zip(_TOPIC_NAMES, TOPIC_WORDS, strict=True))
     topics = _topics()
     return Kind(
         wants=topics.wants,
         parse=topics.parse,
-        accept=lambda value: tuple(words[topic] for topic in topics.accept(value)),
+        accept=lambda value: tuple(short_name(topic) for topic in topics.accept(value)),
     )
 
 
@@ -613,7 +603,7 @@ class Settings:
             if (problem := queue_problem(topic, queue))
         ]
         # A copy that nobody else holds: what is frozen shall stay so.
-        queues = {topic_name(topic): queue for topic, queue in self.queues.items()}
+        queues = {full_name(topic): queue for topic, queue in self.queues.items()}
         if len(queues) < len(self.queues):
             problems.append(f"[{QUEUES}] gives a queue to a topic twice, under its short and its full name: remove one")
         if problems:
@@ -623,8 +613,8 @@ class Settings:
 
 def queue_problem(topic: str, queue: str) -> str:
     """What is wrong with a line of [queues], "" if nothing is."""
-    if topic_name(topic) not in _TOPIC_NAMES:
-        return f"the key must be one of the topics {', '.join(_TOPIC_NAMES)}"
+    if full_name(topic) not in TOPICS:
+        return f"the key must be one of the topics {', '.join(TOPICS)}"
     if not queue or len(queue) > _QUEUE_NAME_LENGTH:
         return f"must be the name of the topic's queue, 1 to {_QUEUE_NAME_LENGTH} characters"
     return ""

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import TOPICS
 from zithara_worker.settings.sections import (
     ENVIRONMENT_PREFIX,
     KEY_AT,
@@ -27,9 +26,9 @@ from zithara_worker.settings.sections import (
     Key,
     Settings,
     queue_problem,
-    topic_name,
     written,
 )
+from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 
 DEFAULT_FILE = Path("/etc/zithara-worker/zithara-worker.conf")
 #: The source of a value that nobody gave.
@@ -186,8 +185,11 @@ def _from_file(path: Path, errors: list[str], warnings: list[str], *, optional: 
             source = f"{path} [{section}] {name}"
             if "\n" in text:
                 errors.append(f"{source}: the value goes on in the next line, which is indented: a value is one line")
-            else:
-                found[section, topic_name(name) if section == QUEUES else name] = (text, source)
+                continue
+            place = (section, full_name(name) if section == QUEUES else name)
+            if place in found:
+                errors.append(f"{source}: {found[place][1]} gives the same topic a queue; remove one of the two")
+            found[place] = (text, source)
     secrets = [f"[{key.section}] {key.name}" for key in KEYS if key.secret and found.get(key.place, ("", ""))[0]]
     if secrets and mode & stat.S_IROTH:
         warnings.append(
@@ -213,11 +215,17 @@ def _malformed(error: configparser.Error) -> Iterator[str]:
 
 def _from_environment(environ: Mapping[str, str], errors: list[str]) -> Values:
     known: dict[str, Place] = {key.environment: key.place for key in KEYS}
-    known |= {f"{ENVIRONMENT_PREFIX}{QUEUES}_{topic.replace('.', '_')}".upper(): (QUEUES, topic) for topic in TOPICS}
+    known |= {
+        f"{ENVIRONMENT_PREFIX}{QUEUES}_{name.replace('.', '_')}".upper(): (QUEUES, full_name(name))
+        for name in (*TOPICS, *SHORT_NAMES)
+    }
     found: dict[Place, tuple[str, str]] = {}
     for variable, text in environ.items():
         if variable in known:
-            found[known[variable]] = (text, f"environment {variable}")
+            place, source = known[variable], f"environment {variable}"
+            if place in found:
+                errors.append(f"{source}: {found[place][1]} gives the same topic a queue; remove one of the two")
+            found[place] = (text, source)
         elif variable.startswith(ENVIRONMENT_PREFIX) and not _SERVICE_LINK.match(
             variable.removeprefix(ENVIRONMENT_PREFIX)
         ):

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.shop.php_array import Unknown, Value, read_returned_array
-from zithara_worker.topics import PHP_SIDE
+from zithara_worker.topics import TOPIC_TABLE
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +163,7 @@ def _at(value: Value, *way: str | int) -> Value:
 def started_by_cron(path: Path) -> tuple[str, ...]:
     """The names of the module's consumers that cron would start. Raises ConfigurationError when nobody can tell."""
     shop: Any = read_returned_array(path)
-    ours = tuple(side.consumer for side in PHP_SIDE.values())
+    ours = tuple(topic.php_consumer for topic in TOPIC_TABLE.values())
     runner = shop.get("cron_consumers_runner") if isinstance(shop, dict) else None
     if not isinstance(runner, dict):
         return ours

@@ -18,16 +18,7 @@ from typing import Protocol
 
 from zithara_worker.delivery.reasons import LATE, SHOP_UNREAD
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.messages import (
-    Claimed,
-    Event,
-    Message,
-    Outcome,
-    OutcomeKind,
-    Rejection,
-    Request,
-    Skip,
-)
+from zithara_worker.messages import Claimed, Event, Message, Outcome, OutcomeKind, Rejection, Request, Skip
 from zithara_worker.monitor.health import LoopStatus
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager

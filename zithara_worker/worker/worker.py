@@ -30,20 +30,7 @@ from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
 from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.audit import AuditFile
-from zithara_worker.messages import (
-    TOPIC_CART,
-    TOPIC_CUSTOMER,
-    TOPIC_ORDER,
-    TOPIC_WEBHOOK,
-    TOPICS,
-    Event,
-    Message,
-    Outcome,
-    Rejection,
-    Request,
-    Skip,
-    Target,
-)
+from zithara_worker.messages import Event, Message, Outcome, Rejection, Request, Skip
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
@@ -63,6 +50,7 @@ from zithara_worker.shop.configuration import (
     read_configuration,
 )
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
+from zithara_worker.topics import TOPIC_TABLE, TOPICS, full_name
 from zithara_worker.version import VERSION
 from zithara_worker.worker.audit import DeliveryAudit
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
@@ -78,15 +66,8 @@ __all__ = ["Limits", "Worker", "complete", "configure", "open_database"]
 
 log = logging.getLogger(__name__)
 
-#: What [worker] coalesce calls the topics.
-_KINDS = {"cart": TOPIC_CART, "customer": TOPIC_CUSTOMER, "order": TOPIC_ORDER, "webhook": TOPIC_WEBHOOK}
 #: Topic -> the gates that its requests pass: known before a message is read, since nothing is claimed for a shut one.
-GATES = {
-    TOPIC_ORDER: targets_of(Target.API, "/order"),
-    TOPIC_CUSTOMER: targets_of(Target.API, "/customer"),
-    TOPIC_CART: targets_of(Target.API, "/cart"),
-    TOPIC_WEBHOOK: targets_of(Target.WEBHOOK, ""),
-}
+GATES = {name: targets_of(topic.target, topic.path) for name, topic in TOPIC_TABLE.items()}
 #: Of a delivery thread. Some hundred calls from C into Python and back overran 256 KB, which ends the process.
 #: Less than a huge page, which the kernel could otherwise put behind every thread.
 _STACK_BYTES = 1024 * 1024
@@ -175,14 +156,15 @@ class Worker:
     def run(
         self, topics: Sequence[str] = TOPICS, *, stop: threading.Event | None = None, limits: Limits | None = None
     ) -> End:
-        """Runs until the end; why it ended. `stop`: an event that stops it, set by whoever embeds it.
+        """Runs until the end; why it ended. `topics`: full or short names. `stop`: an event that stops it, set
+        by whoever embeds it.
 
         Waits for a database that is away. Raises ConfigurationError and ShopError for what only a person can mend.
         """
         if stop is not None:
             threading.Thread(target=self._stop_after, args=(stop,), name="stop-watch", daemon=True).start()
         limits = limits or Limits()
-        self._topics = topics
+        self._topics = tuple(full_name(topic) for topic in topics)
         end = End.STOPPED
         try:
             ready = self._first()
@@ -402,7 +384,7 @@ class Worker:
             targets=sorted({gate for row in rows for gate in GATES[row.topic]}),
         )
         context = _Context(settings, shop, self._utc, on_webhook_url=lambda: courier.forget(WEBHOOK))
-        coalesced = {_KINDS[kind] for kind in settings.worker.coalesce}
+        coalesced = {full_name(word) for word in settings.worker.coalesce}
         queues = [
             (
                 MessageQueue(
