@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -98,3 +100,16 @@ def test_each_line_has_its_own_answer_as_soon_as_it_is_read(shop: ShopContext) -
 def test_every_answer_is_one_line_of_json(shop: ShopContext) -> None:
     for body in (stored(CUSTOMER), "nonsense", stored({**CUSTOMER, "first_name": "प्रिया\u2028"})):
         assert "\n" not in json.dumps(preview_body(TOPIC_CUSTOMER, body, shop=shop, base_url=BASE_URL), allow_nan=False)
+
+
+def test_a_preview_needs_neither_database_driver_nor_http_client() -> None:
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys(('pymysql', 'httpx', 'tenacity')))\n"
+        f"sys.argv[1:] = ['preview', '{TOPIC_CUSTOMER}']\n"
+        "from zithara_worker.commands import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=stored(CUSTOMER), capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["group"] == "customer:301"

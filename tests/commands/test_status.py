@@ -8,8 +8,8 @@ import re
 import pytest
 from support.fleet import NOW, counted, fleet_status, register, topic_status, worker_status
 
-from zithara_worker.commands.rendering import fit, plain_length, printable, sparkline, table
 from zithara_worker.commands.status import as_json, picture, report
+from zithara_worker.commands.terminal import fit, plain_length, printable, sparkline, table
 from zithara_worker.database.session import Database
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.monitor.fleet import read_fleet

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
-from zithara_worker.commands import rendering
-from zithara_worker.commands.rendering import printable
+from zithara_worker.commands import terminal
+from zithara_worker.commands.terminal import print_json, printable
 from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.escaping import blanked, escaped
 from zithara_worker.settings.sections import LoggingSettings
@@ -40,8 +41,14 @@ def test_no_log_line_steers_a_terminal(form: str, character: str) -> None:
     assert character not in stream.getvalue() and "Traceback" in stream.getvalue()
 
 
-@pytest.mark.parametrize("command", ["preview", "doctor", "failed", "pause", "status"])
-def test_every_command_escapes_what_it_prints_as_json(command: str) -> None:
-    source = (Path(rendering.__file__).parent / f"{command}.py").read_text(encoding="utf-8")
-    printed = [line for line in source.splitlines() if "click.echo(" in line and "json.dumps(" in line]
-    assert printed and all("click.echo(escaped(json.dumps(" in line for line in printed)
+def test_commands_escape_what_they_print_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"name": f"a\x9bb {HINDI}"}
+    print_json(value)
+    printed = capsys.readouterr().out
+    assert "\x9b" not in printed and HINDI in printed and json.loads(printed) == value
+
+
+def test_every_command_prints_json_in_that_way() -> None:
+    sources = {path.name: path.read_text(encoding="utf-8") for path in Path(terminal.__file__).parent.glob("*.py")}
+    printing = {name for name, source in sources.items() if re.search(r"echo\([^\n]*json\.dumps", source)}
+    assert printing == {"terminal.py"}

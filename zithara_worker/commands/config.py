@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from typing import NamedTuple
 
 import click
 
 from zithara_worker.commands.root import Context
+from zithara_worker.commands.terminal import print_json
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS, written
 from zithara_worker.settings.sources import Configured
@@ -29,23 +29,19 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
       zithara-worker config
       zithara-worker config --sample > zithara-worker.conf
     """
-    from zithara_worker.shop.configuration import read_configuration
+    from zithara_worker.shop.configuration import complete, read_configuration
     from zithara_worker.shop.deployment_config import deployment_config
-    from zithara_worker.worker.worker import complete, open_database
 
     if sample:
         click.echo(sample_file(), nl=False)
         return
     configured = context.configured
-    database = open_database(configured.settings)
     try:
-        configured = complete(
-            configured, read_configuration(database, deployment_config(configured.settings.magento.root))
-        )
+        with context.database() as database:
+            shop = read_configuration(database, deployment_config(configured.settings.magento.root))
+        configured = complete(configured, shop)
     except (ConfigurationError, DatabaseUnavailable, ShopError) as error:
         click.echo(f"without what the shop's database says: {error}", err=True)
-    finally:
-        database.close()
     for warning in configured.warnings:
         click.echo(f"warning: {warning}", err=True)
     found = rows(configured)
@@ -53,7 +49,7 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
         sections: dict[str, dict[str, dict[str, str]]] = {}
         for row in found:
             sections.setdefault(row.section, {})[row.key] = {"value": row.value, "source": row.source}
-        click.echo(json.dumps(sections, indent=2))
+        print_json(sections, indent=2)
         return
     width = max(len(f"{row.section}.{row.key}") for row in found)
     for row in found:

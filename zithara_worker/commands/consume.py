@@ -66,7 +66,7 @@ def consume(
 
     context.start_logging()
     service_manager = ServiceManager.from_environment(os.environ)
-    worker = Worker(context.configured, reconfigure=context.again, service_manager=service_manager)
+    worker = Worker(context.configured, reconfigure=context.read_again, service_manager=service_manager)
     context.signals.reach(worker)
     # What has been imported stays: the garbage collector need not look through it again and again (4 % of the CPU).
     gc.freeze()

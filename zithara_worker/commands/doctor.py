@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Iterable
 
 import click
 
-from zithara_worker.commands.operating import shop_database
-from zithara_worker.commands.rendering import printable
 from zithara_worker.commands.root import EXIT_FAILED, Context
+from zithara_worker.commands.terminal import coloured, print_json, printable
 from zithara_worker.doctor import Doctor, Finding, Level, unreadable
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.logs.escaping import escaped
 
 _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 
@@ -33,14 +29,14 @@ def doctor(context: Context, as_json: bool) -> None:
       zithara-worker doctor
       zithara-worker doctor --json | jq -r '.findings[] | select(.level == "failed") | .remedy'
     """
-    from zithara_worker.worker.worker import complete
+    from zithara_worker.shop.configuration import complete
 
     try:
         configured = context.configured
     except ConfigurationError as error:
         found = _print(unreadable(error), as_json)
     else:
-        with shop_database(context) as database:
+        with context.database() as database:
             found = _print(Doctor(configured=configured, database=database, complete=complete).examine(), as_json)
     if any(finding.level is Level.FAILED for finding in found):
         sys.exit(EXIT_FAILED)
@@ -53,7 +49,6 @@ def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
         shown.append(finding)
         if not as_json:
             click.echo(_line(finding))
-            sys.stdout.flush()
     if as_json:
         value = {
             "ok": all(finding.level is not Level.FAILED for finding in shown),
@@ -67,7 +62,7 @@ def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
                 for finding in shown
             ],
         }
-        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
+        print_json(value, indent=2)
     else:
         count = {level: sum(finding.level is level for finding in shown) for level in Level}
         click.echo(", ".join(f"{number} {level.value}" for level, number in count.items()), err=True)
@@ -75,8 +70,6 @@ def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
 
 
 def _line(finding: Finding) -> str:
-    level = f"{finding.level.value:<8}"
-    if not os.environ.get("NO_COLOR"):
-        level = click.style(level, fg=_COLOURS[finding.level], bold=finding.level is Level.FAILED)
+    level = coloured(_COLOURS[finding.level], f"{finding.level.value:<8}", bold=finding.level is Level.FAILED)
     remedy = f" -> {printable(finding.remedy)}" if finding.remedy else ""
     return f"{level} {finding.check:<25} {printable(finding.found)}{remedy}"

@@ -24,13 +24,11 @@ from zithara_worker.commands.failed_selection import (
     selection_of,
     summary_lines,
 )
-from zithara_worker.commands.operating import shop_database
 from zithara_worker.commands.preview import preview_body
-from zithara_worker.commands.rendering import printable, progress, table
 from zithara_worker.commands.root import Context
+from zithara_worker.commands.terminal import print_json, printable, progress, table
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError, ZitharaWorkerError
-from zithara_worker.logs.escaping import escaped
 from zithara_worker.logs.masking import masked, masked_value
 from zithara_worker.processors import ShopContext, identify
 from zithara_worker.queue import failures
@@ -75,7 +73,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
       zithara-worker failed summary
       zithara-worker failed summary --newer-than 1d --json
     """
-    with shop_database(context) as database:
+    with context.database() as database:
         queues = queues_of(database, context, choice)
         found = failures.summary(database, failures.matching(database, selection_of(queues, choice)), queues)
     remedies = {each.reason: remedy(each.reason) for each in found}
@@ -91,7 +89,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
             }
             for each in found
         ]
-        click.echo(escaped(json.dumps(values, ensure_ascii=False, indent=2)))
+        print_json(values, indent=2)
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
@@ -123,11 +121,11 @@ def list_command(
       zithara-worker failed list
       zithara-worker failed list --reason http_400 --older-than 2d --json
     """
-    with shop_database(context) as database:
+    with context.database() as database:
         selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
         found, total = failures.newest(database, selection, limit=limit)
     if as_json:
-        click.echo(escaped(json.dumps([as_record(each) for each in found], ensure_ascii=False, indent=2)))
+        print_json([as_record(each) for each in found], indent=2)
         return
     if not found:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
@@ -170,7 +168,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
       zithara-worker failed show 1234
     """
     zithara = context.configured.settings.zithara
-    with shop_database(context) as database:
+    with context.database() as database:
         queues = queues_of(database, context)
         found, _ = failures.find(database, [queue.queue_id for queue in queues], [id])
         if not found:
@@ -185,7 +183,7 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
         )
         value = full_record(database, found[0], shop=shop, base_url=zithara.base_url, unmasked=unmasked)
     if as_json:
-        click.echo(escaped(json.dumps(value, ensure_ascii=False, indent=2)))
+        print_json(value, indent=2)
         return
     for line in _shown_lines(value):
         click.echo(line)
@@ -212,7 +210,7 @@ def export(
     Example:
       zithara-worker failed export failed-$(date +%F).jsonl
     """
-    with shop_database(context) as database:
+    with context.database() as database:
         selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
         relation_ids = failures.matching(database, selection)
         written = 0

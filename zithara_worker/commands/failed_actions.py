@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import click
 
 from zithara_worker.commands.failed_selection import Choice, queues_of, selecting, selection_of, summary_lines
-from zithara_worker.commands.operating import audit_file, operator_name, shop_database
-from zithara_worker.commands.rendering import progress
-from zithara_worker.commands.root import EXIT_FAILED, Context
+from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
+from zithara_worker.commands.terminal import print_json, progress
 from zithara_worker.database.session import Database
 from zithara_worker.queue import failures, operator
 
@@ -58,7 +56,7 @@ def retry(
       zithara-worker failed retry 1234
       zithara-worker failed retry --all --topic zithara.order.events --reason http_400
     """
-    with shop_database(context) as database, audit_file(context) as audit:
+    with context.database() as database, context.audit() as audit:
         relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="put back on the queue")
         with progress(len(relation_ids), "retrying") as on_progress:
             done = operator.retry(
@@ -72,7 +70,7 @@ def retry(
             "passed": [{"id": id, "newer_id": newer} for id, newer in done.passed],
             "not_failed": not_failed,
         }
-        click.echo(json.dumps(value))
+        print_json(value)
     else:
         click.echo(f"{len(done.retried)} put back on the queue")
         _say_not_failed(not_failed, "neither in ERROR nor discarded")
@@ -122,7 +120,7 @@ def discard(
     """
     if not note.strip():
         raise click.UsageError("--note must say why")
-    with shop_database(context) as database, audit_file(context) as audit:
+    with context.database() as database, context.audit() as audit:
         relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
         with progress(len(relation_ids), "discarding") as on_progress:
             done = operator.discard(
@@ -130,7 +128,7 @@ def discard(
             )
     not_failed = (*done.not_failed, *unknown)
     if as_json:
-        click.echo(json.dumps({"discarded": done.discarded, "not_failed": not_failed}))
+        print_json({"discarded": done.discarded, "not_failed": not_failed})
     else:
         click.echo(f"{len(done.discarded)} discarded")
         _say_not_failed(not_failed, "not in ERROR")

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import wraps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.shell_completion import CompletionItem
 
-from zithara_worker.commands.rendering import Duration, printable, table
 from zithara_worker.commands.root import Context, topic_option
+from zithara_worker.commands.terminal import printable, table
 from zithara_worker.database.session import Database
 from zithara_worker.queue.failures import FailureCount, Selection
 from zithara_worker.queue.queues import QueueRow, queues_present
@@ -21,29 +21,30 @@ from zithara_worker.reasons import REMEDIES, remedy
 from zithara_worker.topics import TOPICS, short_name
 from zithara_worker.units import duration
 
-if TYPE_CHECKING:
-    _ParamType = click.ParamType[str]
-else:
-    _ParamType = click.ParamType  # not generic at run time in click 8.1
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class ReasonCode(_ParamType):
-    """A code of docs/reasons.md."""
+def age(text: str) -> float:
+    """Seconds of '90s', '15m', '2h', '7d', or of a plain number. Raises click.BadParameter."""
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)([smhd]?)", text.strip())
+    if match is None:
+        raise click.BadParameter(f"{text!r} is no duration: write 90s, 15m, 2h or 7d")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
 
-    name = "code"
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        if remedy(str(value)) is None:
-            self.fail(
-                f"{value!r} is no reason code: --reason selects what failed with a code, such as http_400 "
-                "('failed summary' shows those there are); words of your own go into --note",
-                param,
-                ctx,
-            )
-        return str(value)
+def reason_code(text: str) -> str:
+    """A code of docs/reasons.md. Raises click.BadParameter."""
+    if remedy(text) is None:
+        raise click.BadParameter(
+            f"{text!r} is no reason code: --reason selects what failed with a code, such as http_400 "
+            "('failed summary' shows those there are); words of your own go into --note"
+        )
+    return text
 
-    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        return [CompletionItem(code) for code in REMEDIES if code.startswith(incomplete)]
+
+def _complete_reason(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """What the shell's completion offers."""
+    return [code for code in REMEDIES if code.startswith(incomplete)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,13 +72,14 @@ def selecting(command: Callable[..., Any]) -> Callable[..., Any]:
 
     add: Callable[..., Any] = gathered
     for option in (
-        click.option("--newer-than", type=Duration(), metavar="AGE", help="Failed more recently than this."),
-        click.option("--older-than", type=Duration(), metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
+        click.option("--newer-than", type=age, metavar="AGE", help="Failed more recently than this."),
+        click.option("--older-than", type=age, metavar="AGE", help="Failed longer ago: 90s, 15m, 2h, 7d."),
         click.option("--group", metavar="KEY", help="Only of this message group, such as order:000000101."),
         click.option(
             "--reason",
             "reasons",
-            type=ReasonCode(),
+            type=reason_code,
+            shell_complete=_complete_reason,
             multiple=True,
             metavar="CODE",
             help="Only what failed with this reason.",

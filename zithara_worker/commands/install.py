@@ -33,7 +33,6 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
       zithara-worker install --print --from 1
     """
     from zithara_worker.database import install as operations
-    from zithara_worker.worker.worker import open_database
 
     if upgrade_from is not None and not only_print:
         raise click.UsageError("--from needs --print: without it, install sees for itself what is there")
@@ -49,11 +48,8 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
         )
         return
     context.start_logging()
-    database = open_database(settings)
-    try:
+    with context.database() as database:
         installed = operations.install(database)
-    finally:
-        database.close()
     if installed.upgraded_from is not None:
         click.echo(f"schema {installed.upgraded_from} upgraded to {schema.VERSION}; grants: see --print")
     for table in installed.tables:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any
 
 import click
 
-from zithara_worker.commands.operating import audit_file, operator_name, shop_database
-from zithara_worker.commands.rendering import printable
-from zithara_worker.commands.root import Context, topic_argument
-from zithara_worker.logs.escaping import escaped
+from zithara_worker.commands.root import Context, operator_name, topic_argument
+from zithara_worker.commands.terminal import print_json, printable
 from zithara_worker.queue import operator
 from zithara_worker.topics import SHORT_NAMES, TOPICS
 from zithara_worker.units import moment
@@ -48,7 +45,7 @@ def pause(context: Context, topics: tuple[str, ...], every: bool, reason: str, a
       zithara-worker pause zithara.order.events --reason "CRM import until 18:00"
     """
     wanted = _wanted(topics, every)
-    with shop_database(context) as database, audit_file(context) as audit:
+    with context.database() as database, context.audit() as audit:
         _print(operator.pause(database, wanted, by=operator_name(), reason=reason, audit=audit), as_json)
 
 
@@ -63,7 +60,7 @@ def resume(context: Context, topics: tuple[str, ...], every: bool, as_json: bool
       zithara-worker resume zithara.order.events
     """
     wanted = _wanted(topics, every)
-    with shop_database(context) as database, audit_file(context) as audit:
+    with context.database() as database, context.audit() as audit:
         _print(operator.resume(database, wanted, by=operator_name(), audit=audit), as_json)
 
 
@@ -79,7 +76,7 @@ def _print(changes: list[operator.Changed], as_json: bool) -> None:
             }
             for each in changes
         ]
-        click.echo(escaped(json.dumps(values, ensure_ascii=False)))
+        print_json(values)
         return
     for each in changes:
         if each.pause is None:

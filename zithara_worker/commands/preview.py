@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import Any, TextIO
@@ -10,7 +9,7 @@ from typing import Any, TextIO
 import click
 
 from zithara_worker.commands.root import Context, topic_argument
-from zithara_worker.logs.escaping import escaped
+from zithara_worker.commands.terminal import print_json
 from zithara_worker.messages import Event, Rejection, Request, Skip, Target
 from zithara_worker.processors import ShopContext, identify, process
 
@@ -43,7 +42,7 @@ def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
     else:
         answers = iter([preview_body(topic, file.read().rstrip("\r\n"), shop=shop, base_url=base_url)])
     for answer in answers:
-        click.echo(escaped(json.dumps(answer, ensure_ascii=False)))
+        print_json(answer)
 
 
 #: Stands where the token will be: a preview knows none, and would not show one.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TextIO
 
 import click
@@ -26,14 +25,9 @@ def publish(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
       zithara-worker publish zithara.cart.events --jsonl < carts.jsonl
     """
     from zithara_worker.queue import operator
-    from zithara_worker.worker.worker import open_database
 
     context.start_logging()
     texts = (line.rstrip("\r\n") for line in file if line.strip()) if jsonl else [file.read().strip()]
-    database = open_database(context.configured.settings)
-    try:
+    with context.database() as database:
         for message_id in operator.publish(database, topic, texts, context.configured.settings.queues):
             click.echo(message_id)
-    finally:
-        database.close()
-    sys.stdout.flush()

@@ -1,15 +1,17 @@
-"""The command itself: options that all commands share, and exit codes."""
+"""The command itself: the options that all commands share, exit codes, and what commands need of their surroundings."""
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -19,11 +21,15 @@ from zithara_worker.settings.sources import Configured
 from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 from zithara_worker.version import VERSION
 
+if TYPE_CHECKING:  # `preview` runs without the database driver
+    from zithara_worker.database.session import Database
+    from zithara_worker.queue.operator import Audit
+
 EXIT_FAILED = 1
 EXIT_DATABASE = 75
 EXIT_CONFIGURATION = 78
 
-#: Command -> module of this package that defines it under the same name; imported only when it is called.
+#: Command -> the module of this package that defines it; imported only when it is called.
 _COMMANDS = {
     "consume": "consume",
     "publish": "publish",
@@ -39,9 +45,9 @@ _COMMANDS = {
 }
 
 
-@dataclass(slots=False)
+@dataclass
 class Context:
-    """What a command needs to know of how it was called."""
+    """How the program was called, and what follows from it."""
 
     config_file: Path | None
     overrides: dict[tuple[str, str], Any] = field(default_factory=dict)
@@ -49,25 +55,68 @@ class Context:
 
     @cached_property
     def configured(self) -> Configured:
-        """The configuration as far as it goes without a database. Raises ConfigurationError."""
-        return self.again()
+        """The configuration without the settings that stand in the shop's database. Raises ConfigurationError."""
+        return self.read_again()
 
-    def again(self) -> Configured:
-        """Reads the configuration once more."""
-        from zithara_worker.worker.worker import configure
+    def read_again(self) -> Configured:
+        """Reads the configuration once more. Raises ConfigurationError."""
+        from zithara_worker.shop.configuration import configure
 
         return configure(self.config_file, self.overrides, os.environ)
 
     def start_logging(self) -> None:
-        """From here on logs go where the configuration says; warnings about it come first."""
+        """Logs go where the configuration says from now on; warnings about the configuration come first."""
         from zithara_worker.logs import handlers as logs
 
         logs.configure(self.configured.settings.logging)
         logs.warn_of(self.configured.warnings)
 
+    @contextmanager
+    def database(self) -> Iterator[Database]:
+        """A session on the shop's database, closed at the end. It connects with its first statement."""
+        from zithara_worker.database.session import Database
+
+        database = Database(self.configured.settings.database)
+        try:
+            yield database
+        finally:
+            database.close()
+
+    @contextmanager
+    def audit(self) -> Iterator[Audit]:
+        """Takes the audit lines of an operator's action: writes them to the configured file, or drops them.
+
+        Raises ZitharaWorkerError when the file is required and cannot be written, before anything is done.
+        """
+        from zithara_worker.logs.audit import AuditFile
+
+        settings = self.configured.settings.logging
+        if settings.file is not None:
+            self.start_logging()
+        if settings.audit_file is None:
+            yield lambda records: None
+            return
+        file = AuditFile(settings.audit_file, required=settings.audit_required)
+        try:
+            if settings.audit_required and not file.ready():
+                raise ZitharaWorkerError(
+                    f"the audit file {settings.audit_file} cannot be written ({file.problem}) and [logging] "
+                    "audit_required is true: nothing was done; free space or correct its permissions"
+                )
+            yield file.append
+        finally:
+            file.close()
+
+
+def operator_name() -> str:
+    """Who gives the command: 'anna@shop1', 'anna as root@shop1'."""
+    from zithara_worker.logs.audit import current_user
+
+    return f"{current_user()}@{socket.gethostname()}"
+
 
 class Commands(click.Group):
-    """Commands that are imported when they are called: `preview` needs no database driver, `--help` needs nothing."""
+    """Imports each command when it is needed, so that `preview` runs without the database driver."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -107,7 +156,7 @@ _TOPIC = click.Choice([*SHORT_NAMES, *TOPICS])
 
 
 def topic_argument(*, many: bool = False) -> Callable[[Any], Any]:
-    """TOPIC; the command is called with its full name."""
+    """Adds the argument TOPIC, or several as `topics` if `many`; the command gets full names."""
     return click.argument(
         "topics" if many else "topic",
         type=_TOPIC,
@@ -137,9 +186,9 @@ def _fail(text: str, code: int) -> NoReturn:
 
 
 def main(signals: Signals) -> NoReturn:
-    """Runs the command: every expected error is one clear text on stderr and an exit code, never a traceback.
+    """Runs the command. An expected error is one text on standard error and an exit code, never a traceback.
 
-    `signals`: caught already, where the command is `consume`.
+    `signals`: already caught, if the command is `consume`.
     """
     try:
         command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)

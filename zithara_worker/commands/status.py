@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +10,18 @@ from typing import Any
 
 import click
 
-from zithara_worker.commands.operating import shop_database
-from zithara_worker.commands.rendering import plain_length, printable, sparkline, table
 from zithara_worker.commands.root import Context
+from zithara_worker.commands.terminal import (
+    Screen,
+    ScreenEvent,
+    coloured,
+    plain_length,
+    print_json,
+    printable,
+    sparkline,
+    table,
+)
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.logs.escaping import escaped
 from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, read_fleet
 from zithara_worker.monitor.rates import Minute
 from zithara_worker.topics import short_name
@@ -48,7 +53,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
       zithara-worker status --watch
       zithara-worker status --json | jq .total.error
     """
-    with shop_database(context) as database:
+    with context.database() as database:
 
         def read() -> FleetStatus:
             return read_fleet(database, context.configured.settings.queues, full=full)
@@ -56,7 +61,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
         if not watch:
             found = read()
             if as_json_:
-                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
+                print_json(as_json(found))
             else:
                 click.echo("\n".join(report(found, width=_width(), plain=_plain())))
         elif as_json_ or not sys.stdout.isatty():
@@ -72,26 +77,23 @@ def _repeat(read: Callable[[], FleetStatus], interval: float, *, as_json_: bool)
             began = time.monotonic()
             found = read()
             if as_json_:
-                click.echo(escaped(json.dumps(as_json(found), ensure_ascii=False)))
+                print_json(as_json(found))
             else:
                 click.echo("\n".join([*report(found, width=80, plain=_plain()), ""]))
-            sys.stdout.flush()
             time.sleep(_pause(interval, time.monotonic() - began))
     except KeyboardInterrupt:
         return
 
 
 def _live(read: Callable[[], FleetStatus], interval: float) -> None:
-    from zithara_worker.commands.screen import Heard, Screen
-
     found: FleetStatus | None = None
     problem = ""
     try:
         with Screen() as screen:
-            heard = Heard.REFRESH
+            event = ScreenEvent.REFRESH
             due = 0.0
-            while heard is not Heard.QUIT:
-                if heard is Heard.REFRESH or time.monotonic() >= due:
+            while event is not ScreenEvent.QUIT:
+                if event is ScreenEvent.REFRESH or time.monotonic() >= due:
                     began = time.monotonic()
                     try:
                         found, problem = read(), ""
@@ -100,7 +102,7 @@ def _live(read: Callable[[], FleetStatus], interval: float) -> None:
                     due = time.monotonic() + _pause(interval, time.monotonic() - began)
                 columns, rows = screen.size
                 screen.draw(picture(found, problem, columns=columns, rows=rows, plain=_plain()))
-                heard = screen.wait(due - time.monotonic())
+                event = screen.wait(due - time.monotonic())
     except KeyboardInterrupt:
         return
 
@@ -176,13 +178,13 @@ def picture(found: FleetStatus | None, problem: str, *, columns: int, rows: int,
     """A whole screen: the report, cut to the height, and a last line that says how to leave."""
     lines: list[str] = []
     if problem:
-        lines += [_colour("red", printable(problem), bold=True), ""]
+        lines += [coloured("red", printable(problem), bold=True), ""]
     if found is not None:
         lines += report(found, width=columns, plain=plain)
-    foot = _colour("bright_black", "q quit   any key refresh" + ("   (not up to date)" if problem and found else ""))
+    foot = coloured("bright_black", "q quit   any key refresh" + ("   (not up to date)" if problem and found else ""))
     if len(lines) > rows - 1:
         hidden = len(lines) - (rows - 2)
-        lines = [*lines[: rows - 2], _colour("bright_black", f"{hidden} more lines: enlarge the window")]
+        lines = [*lines[: rows - 2], coloured("bright_black", f"{hidden} more lines: enlarge the window")]
     return [*lines, *[""] * (rows - 1 - len(lines)), foot]
 
 
@@ -202,9 +204,9 @@ def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
 
 def _heading(found: FleetStatus, width: int) -> Iterator[str]:
     alive = len(found.alive)
-    left = _colour("", "zithara-worker", bold=True) + f"  {moment(found.at_utc)} UTC"
+    left = coloured("", "zithara-worker", bold=True) + f"  {moment(found.at_utc)} UTC"
     word = "worker" if alive == 1 else "workers"
-    right = _colour("green" if alive else "red", f"{alive} {word} alive", bold=not alive)
+    right = coloured("green" if alive else "red", f"{alive} {word} alive", bold=not alive)
     yield left + " " * max(2, width - plain_length(left) - plain_length(right)) + right
 
 
@@ -222,13 +224,13 @@ def _topics(found: FleetStatus, width: int) -> list[str]:
             "TOPIC": short_name(topic.topic),
             "NEW": count(topic.new),
             "ACTIVE": count(topic.in_progress),
-            "RETRY": _colour("yellow" if topic.retry else "", count(topic.retry)),
+            "RETRY": coloured("yellow" if topic.retry else "", count(topic.retry)),
             "DUE IN": duration(topic.retry_due_seconds),
-            "ERROR": _colour("red" if topic.error else "", count(topic.error), bold=bool(topic.error)),
+            "ERROR": coloured("red" if topic.error else "", count(topic.error), bold=bool(topic.error)),
             "COMPLETE": count(topic.complete),
             "OLDEST": duration(topic.oldest_new_seconds),
             "DONE/MIN": rate(topic.rates.done_per_minute),
-            "FAILS": _colour(
+            "FAILS": coloured(
                 "red" if (topic.rates.failure_rate or 0) >= 0.05 else "", percent(topic.rates.failure_rate)
             ),
             "P50": milliseconds(topic.rates.p50_ms),
@@ -237,16 +239,16 @@ def _topics(found: FleetStatus, width: int) -> list[str]:
             "DRAIN": _drain(topic),
         }
         rows.append([cells[name] for name in head])
-    return table([_colour("bright_black", name) for name in head], rows)
+    return table([coloured("bright_black", name) for name in head], rows)
 
 
 def _drain(topic: TopicStatus) -> str:
     if topic.pause is not None:
-        return _colour("magenta", "paused")
+        return coloured("magenta", "paused")
     if topic.queue is None:
-        return _colour("red", "no queue")
+        return coloured("red", "no queue")
     if topic.drain_seconds is None:
-        return _colour("yellow", "stalled")
+        return coloured("yellow", "stalled")
     return duration(topic.drain_seconds)
 
 
@@ -254,22 +256,22 @@ def _notes(found: FleetStatus) -> Iterator[str]:
     for topic in found.topics:
         name = short_name(topic.topic)
         if topic.queue is None:
-            yield _colour("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
+            yield coloured("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
         elif not topic.workers and found.workers:
             start = f"start one with 'zithara-worker consume {topic.topic}'"
-            yield _colour("red", f"{name}: no living worker serves it; {start}", bold=True)
+            yield coloured("red", f"{name}: no living worker serves it; {start}", bold=True)
         if topic.pause is not None:
             since = duration(found.at_utc - topic.pause.paused_at_utc)
             reason = f": {printable(topic.pause.reason)}" if topic.pause.reason else ""
-            yield _colour("magenta", f"{name}: paused by {printable(topic.pause.paused_by)} {since} ago{reason}")
+            yield coloured("magenta", f"{name}: paused by {printable(topic.pause.paused_by)} {since} ago{reason}")
         if topic.groups_waiting and topic.retry_due_seconds is not None:
             groups = "1 group waits" if topic.groups_waiting == 1 else f"{topic.groups_waiting} groups wait"
             yield f"{name}: {groups}, next due in {duration(topic.retry_due_seconds)}"
         if topic.leases_expired:
-            yield _colour("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
+            yield coloured("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
         # The counts are not of one moment: only what has been so for a while is worth a word.
         if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
-            yield _colour(
+            yield coloured(
                 "yellow",
                 f"{name}: {topic.in_progress - topic.groups_in_flight} in progress that no worker here holds "
                 f"(oldest {duration(topic.oldest_in_progress_seconds)}); see 'zithara-worker doctor'",
@@ -283,14 +285,14 @@ def _history(found: FleetStatus, width: int, *, plain: bool) -> Iterator[str]:
         ("failed", "red", [float(each.failed + each.retried) for each in minutes], lambda top: f"{count(top)}/min"),
         ("p95", "cyan", [each.percentile_ms(0.95) or 0.0 for each in minutes], milliseconds),
     )
-    yield _colour("bright_black", f"LAST {len(minutes)} MINUTES")
+    yield coloured("bright_black", f"LAST {len(minutes)} MINUTES")
     for name, colour, values, top in lines:
-        yield f"{name:<7}{_colour(colour, sparkline(values, plain=plain))}  max {top(max(values))}"
+        yield f"{name:<7}{coloured(colour, sparkline(values, plain=plain))}  max {top(max(values))}"
 
 
 def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
     if not workers:
-        return [_colour("red", "no worker is running: start one with 'zithara-worker consume --all'", bold=True)]
+        return [coloured("red", "no worker is running: start one with 'zithara-worker consume --all'", bold=True)]
     rows = []
     for worker in workers:
         held = " ".join(f"{short_name(topic)} {number}" for topic, number in sorted(worker.held.items()))
@@ -308,14 +310,14 @@ def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
             ]
         )
     head = ["WORKER", "PID", "UP", "SEEN", "ACTIVE", "HOLDS", "TOPICS", "STATE"]
-    return table([_colour("bright_black", name) for name in head], rows, left=(0, 5, 6, 7))
+    return table([coloured("bright_black", name) for name in head], rows, left=(0, 5, 6, 7))
 
 
 def _seen(worker: WorkerStatus) -> str:
     if worker.alive:
-        return _colour("green" if worker.registered else "yellow", duration(worker.last_seen_seconds))
+        return coloured("green" if worker.registered else "yellow", duration(worker.last_seen_seconds))
     late = worker.last_seen_seconds >= DEAD_AFTER_SECONDS
-    return _colour("red" if late else "yellow", f"{duration(worker.last_seen_seconds)} dead")
+    return coloured("red" if late else "yellow", f"{duration(worker.last_seen_seconds)} dead")
 
 
 def _targets(worker: WorkerStatus) -> str:
@@ -326,14 +328,7 @@ def _targets(worker: WorkerStatus) -> str:
         if each.breaker != "closed":
             why = f" ({printable(each.why, width=60)})" if each.why else ""
             probe = duration(each.next_probe_seconds)
-            said.append(_colour("red", f"{target} {printable(each.breaker)}{why}, probe in {probe}"))
+            said.append(coloured("red", f"{target} {printable(each.breaker)}{why}, probe in {probe}"))
         if each.throttled_seconds:
-            said.append(_colour("yellow", f"{target} throttled {duration(each.throttled_seconds)}"))
+            said.append(coloured("yellow", f"{target} throttled {duration(each.throttled_seconds)}"))
     return " ".join(said) or "ok"
-
-
-def _colour(name: str, text: str, *, bold: bool = False) -> str:
-    """Styled, unless NO_COLOR is set (no-color.org) or there is nothing to say."""
-    if os.environ.get("NO_COLOR") or not text or not (name or bold):
-        return text
-    return click.style(text, fg=name or None, bold=bold or None)

@@ -11,10 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zithara_worker.database import locks
-from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError, ShopError, ZitharaWorkerError
 from zithara_worker.settings import sources
 from zithara_worker.settings.sections import Secret
@@ -22,6 +21,9 @@ from zithara_worker.settings.sources import Configured, Place, Values
 from zithara_worker.shop.deployment_config import DeploymentConfig, read_env_php
 from zithara_worker.shop.encryption import decrypt, is_encrypted
 from zithara_worker.shop.php_array import Unknown
+
+if TYPE_CHECKING:  # `preview` reads the configuration without the database driver
+    from zithara_worker.database.session import Database
 
 #: The row of zithara_lock of whoever asks the API for a new token.
 TOKEN_LOCK = "token"  # noqa: S105 - a name, and no password
