@@ -117,7 +117,7 @@ def test_bodies_and_answers_nested_as_deep_as_can_be_pass_through_a_delivery_thr
     )
     text = '{"order":' + "[" * (MAX_DEPTH - 1) + "]" * (MAX_DEPTH - 1) + "}"
     monkeypatch.setattr(
-        "zithara_worker.worker.worker.process",
+        "zithara_worker.worker.starting.process",
         lambda event, context: Request(target=Target.API, method="POST", path="/order", json=event.payload),
     )
     shop.publish_body(TOPIC_ORDER, json.dumps(text))

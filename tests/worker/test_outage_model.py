@@ -22,15 +22,16 @@ from support.workers import Clock, StepWorker
 
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import TokenBucket, delay_before
+from zithara_worker.delivery.pace import TokenBucket
 from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Rejection, Request, Target
+from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import RetrySettings
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
-from zithara_worker.worker.outcomes import Outcomes
-from zithara_worker.worker.worker import GATES
+from zithara_worker.worker.building import TARGETS
+from zithara_worker.worker.outcomes import Outcomes, TopicState
 
 MINUTE, HOUR = 60.0, 3600.0
 #: A healthy message whose path serves is delivered within so long: two probes at their slowest, and some.
@@ -179,18 +180,18 @@ class World:
             bucket=TokenBucket(rate=0, burst=1, clock=lambda: self.now, wait=stopping.wait),
             stopping=stopping,
             clock=lambda: self.now,
-            targets={gate for topic in topics for gate in GATES[topic]},
+            targets={gate for topic in topics for gate in TARGETS[topic]},
         )
-        policy = RetrySettings(limit=limit)
+        self.topics = {queue.queue_id: TopicState(queue, TARGETS[queue.topic]) for queue in self.queues}  # type: ignore[arg-type]
         self.outcomes = Outcomes(
-            queues=[(queue, GATES[queue.topic][-1]) for queue in self.queues],  # type: ignore[misc]
+            self.topics,
             outages=self.courier,
             create=lambda event: Rejection(code="unused", detail="no order is absent here"),
-            delay_before=lambda attempt: delay_before(attempt, policy, 0.0),
-            attempt_limit=limit,
-            minute_counters=MinuteCounters(lambda: 0.0),
+            policy=RetrySettings(limit=limit),
+            jitter=lambda: 0.0,
             monotonic=lambda: self.now,
-            on_settled=lambda _: None,
+            minute_counters=MinuteCounters(lambda: 0.0),
+            metrics=WorkerMetrics(monotonic=lambda: self.now, utc=lambda: self.now),
         )
         self._fresh_first = dict.fromkeys(topics, True)
         self._being_sent: Row | None = None
@@ -207,7 +208,7 @@ class World:
         assert self._being_sent is not None
         self.sent += 1
         self.now += 0.001
-        gates = GATES[self._being_sent.topic]
+        gates = TARGETS[self._being_sent.topic]
         fault = next((self.faults[gate] for gate in gates if gate in self.faults), self._being_sent.fault)
         return ANSWERS[fault] if fault else SERVED
 
@@ -226,7 +227,7 @@ class World:
 
     def _next_events(self) -> list[float]:
         events = [row.not_before for queue in self.queues for row in queue.rows if row.status == "pending"]
-        openings = [self.courier.next_opening_seconds(gate) for queue in self.queues for gate in GATES[queue.topic]]
+        openings = [self.courier.next_opening_seconds(gate) for queue in self.queues for gate in TARGETS[queue.topic]]
         return [
             moment + 0.001
             for moment in [*(each for each in events if each), *(self.now + each for each in openings if each > 0)]
@@ -236,7 +237,7 @@ class World:
     def _turn(self, queue: MemoryQueue) -> bool:
         """One turn of the loop for one queue; whether it sent anything."""
         room, limited = self._concurrency, False
-        for gate in GATES[queue.topic]:
+        for gate in TARGETS[queue.topic]:
             allowance = self.courier.allowance(gate)
             limited = limited or allowance is not None
             room = room if allowance is None else min(room, allowance)
@@ -249,8 +250,7 @@ class World:
             self._being_sent = queue.rows[message.id]
             self.now += 0.001
             results.append((message, self.courier.deliver(message, REQUESTS[queue.topic])))
-        settled = queue.settle([self.outcomes.settlement(message, outcome) for message, outcome in results])
-        self.outcomes.settled(queue.queue_id, settled)
+        self.outcomes.settled(self.topics[queue.queue_id], queue.settle(self.outcomes.decide(results)), 0.0)
         self.outcomes.catch_up(())
         return self.sent > before
 
@@ -258,7 +258,7 @@ class World:
         return [row for queue in self.queues for row in queue.rows if (row.fault is not None) is poison]
 
     def is_down(self, topic: str) -> bool:
-        return any(gate in self.faults for gate in GATES[topic])
+        return any(gate in self.faults for gate in TARGETS[topic])
 
 
 class Outages(RuleBasedStateMachine):
@@ -286,13 +286,13 @@ class Outages(RuleBasedStateMachine):
     @rule(number=st.integers(0, 3), fault=st.sampled_from(HOST_FAULTS))
     def a_host_goes_down(self, number: int, fault: str) -> None:
         self._rest()
-        self.world.faults[GATES[self._topic(number)][0]] = fault
+        self.world.faults[TARGETS[self._topic(number)][0]] = fault
 
     @precondition(lambda self: not self.world.faults)
     @rule(number=st.integers(0, 3), fault=st.sampled_from(PATH_FAULTS))
     def a_path_goes_down(self, number: int, fault: str) -> None:
         self._rest()
-        self.world.faults[GATES[self._topic(number)][-1]] = fault
+        self.world.faults[TARGETS[self._topic(number)][-1]] = fault
 
     @precondition(lambda self: self.world.faults)
     @rule()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from zithara_worker.messages import Message, OutcomeKind
-from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.queue.settle import Settled
 
 Key = TypeVar("Key")
 
@@ -73,16 +73,9 @@ class WorkerMetrics:
         self._lock = threading.Lock()
         self._claimed_at: dict[int, float] = {}
         self._numbers = Numbers()
-        self._tell_decided: Callable[[Sequence[Settlement]], None] | None = None
 
-    def expect(
-        self, topics: Sequence[str], *, tell_decided: Callable[[Sequence[Settlement]], None] | None = None
-    ) -> None:
-        """A loop over these topics begins with nothing in hand; their counters exist from now on, as zero.
-
-        `tell_decided`: is told what is decided, before it is written (the audit).
-        """
-        self._tell_decided = tell_decided
+    def expect(self, topics: Sequence[str]) -> None:
+        """A loop over these topics begins with nothing in hand; their counters exist from now on, as zero."""
         with self._lock:
             self._claimed_at.clear()
             numbers = self._numbers
@@ -105,10 +98,6 @@ class WorkerMetrics:
             numbers.in_flight[topic] += len(messages)
             for message in messages:
                 self._claimed_at[message.id] = now
-
-    def decided(self, settlements: Sequence[Settlement]) -> None:
-        if self._tell_decided is not None:
-            self._tell_decided(settlements)
 
     def settled(self, topic: str, settled: Settled, seconds: float) -> None:
         now, utc = self._monotonic(), self._utc()

@@ -1,14 +1,13 @@
-"""The timed duties of a turn: poll, sweep, the shop's switches, the registry, the expiry guard.
+"""The timed duties of a turn: poll, sweep, the shop's switches, the row in zithara_worker, the expiry guard.
 
-All in the loop's own session. Each says what it found; the loop decides what to claim and when to end.
+They use the loop's own session. Each keeps what it found; the loop decides what to claim and when to end.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.registry import Registry
@@ -19,15 +18,16 @@ from zithara_worker.worker.ending import End
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two looks at the shop's switches, two entries in the registry, two rounds of the expiry guard.
+#: Seconds between two reads of the shop's switches, two updates of the row in zithara_worker, two rounds of the expiry
+#: guard.
 SHOP_INTERVAL = 5.0
 REGISTRY_INTERVAL = 5.0
 EXPIRY_INTERVAL = 600.0
-#: Polls from one sweep to the next, at least: with 1 an idle worker asks 10.5 times a second, with 2 8 times.
+#: Polls from one sweep to the next, at least. An idle worker sends 10.5 queries a second with 1, and 8 with 2.
 SWEEP_POLLS = 2
-#: A sweep may take this share of the time, and so may a round of the expiry guard.
+#: Share of the time that sweeps may take, and as much for the expiry guard.
 SWEEP_SHARE = 0.02
-#: Seconds that a lasting condition stays silent between two log lines.
+#: Seconds between two log lines about a condition that lasts.
 LOG_INTERVAL = 60.0
 
 
@@ -46,7 +46,8 @@ class Timer:
 
 
 class PoisonPill:
-    """Whether the shop has asked its consumers to restart since this process began: the first version seen counts."""
+    """Whether the shop asked its consumers to restart since this process began. The first version that is seen is the
+    one to compare with, so this lives as long as the process."""
 
     def __init__(self) -> None:
         self._first: tuple[str | None] | None = None
@@ -80,58 +81,54 @@ class DebugSwitch:
 
 
 class Duties:
-    """Runs what is due, and keeps what it found.
+    """Runs the duties that are due.
 
-    `states` tells the breakers' states for the registry, `minutes` the counters. `configuration`: what the settings in
-    force were made from; a change of it asks for a reload.
+    `shop`: what the settings in force were made from; when it changes, a reload is wanted. `files`: the shop's
+    configuration files, None where there are none. `register`: updates the row in zithara_worker, with the number of
+    messages in hand. `on_shop`: is told the shop's configuration each time it is read.
     """
 
     def __init__(
         self,
         database: Database,
-        *,
         queues: Sequence[MessageQueue],
-        registry: Registry,
-        configuration: ShopConfiguration,
+        *,
+        shop: ShopConfiguration,
         files: DeploymentConfig | None,
         poison_pill: PoisonPill,
         debug: DebugSwitch,
-        states: Callable[[], Mapping[str, Any]],
-        minutes: Callable[[], Mapping[str, Any]],
-        metrics_address: str | None,
-        on_configuration: Callable[[ShopConfiguration], None],
+        registry: Registry,
+        register: Callable[[int], None],
+        on_shop: Callable[[ShopConfiguration], None],
         monotonic: Callable[[], float],
         poll_interval_seconds: float,
     ) -> None:
         self._database = database
         self._queues = {queue.queue_id: queue for queue in queues}
-        self._registry = registry
+        self._in_force = self._latest = shop
         self._files = files
         self._poison_pill = poison_pill
         self._debug = debug
-        self._in_force = configuration
-        self._latest = configuration
-        self._states = states
-        self._minutes = minutes
-        self._metrics_address = metrics_address
-        self._on_configuration = on_configuration
+        self._registry = registry
+        self._register = register
+        self._on_shop = on_shop
         self._monotonic = monotonic
         self._poll = Timer(poll_interval_seconds)
         self._sweep = Timer(SWEEP_POLLS * poll_interval_seconds)
         self._look_at_shop = Timer(SHOP_INTERVAL)
-        self._register = Timer(REGISTRY_INTERVAL)
+        self._registration = Timer(REGISTRY_INTERVAL)
         self._guard = Timer(EXPIRY_INTERVAL)
         self._expiry = ExpiryGuard(database, self._queues)
         self._complain = Timer(LOG_INTERVAL)
-        self._sweep_turn = 0
+        self._next_swept = 0
         self._generation = 0
-        #: Whether the shop wants its messages delivered at all
+        #: Whether the shop wants its messages to be delivered at all
         self.consumable = True
-        #: Paused topics
+        #: Those of its topics that are paused
         self.paused: frozenset[str] = frozenset()
-        #: Whether the shop differs from what the settings in force were made from
-        self.changed = False
-        #: Why the loop should end, as the shop wishes
+        #: Whether the shop's configuration differs from the one that the settings in force were made from
+        self.shop_changed = False
+        #: Why the shop wants the loop to end
         self.end: End | None = None
 
     @property
@@ -143,8 +140,9 @@ class Duties:
         """When the next poll is due, on the monotonic clock."""
         return self._poll.next_at
 
-    def run(self, now: float, *, in_flight: int) -> None:
+    def run(self, *, in_hand: int) -> None:
         """Does what is due. Raises DatabaseUnavailable."""
+        now = self._monotonic()
         if self._look_at_shop.due(now):
             self.look_at_shop()
         if self._poll.due(now):
@@ -154,24 +152,20 @@ class Duties:
                 queue.recheck()
         if self._sweep.due(now):
             self._sweep_one()
-        if self._register.due(now):
-            self._register.set(now)
-            self._registry.seen(
-                in_flight=in_flight,
-                metrics_address=self._metrics_address,
-                state=self._states(),
-                minutes=self._minutes(),
-            )
+        if self._registration.due(now):
+            self._registration.set(now)
+            self._register(in_hand)
         if self._guard.due(now):
             self._guard_expiry()
 
     def poll(self) -> None:
-        """One statement: is there anything newer, due or expired, what is paused, has the shop asked for a restart?"""
-        rows = self._database.rows("pulse", queue_ids=sorted(self._queues))
+        """One statement for all queues: is there anything newer, due or expired, which topics are paused, has the shop
+        asked for a restart?"""
+        own = frozenset(queue.topic for queue in self._queues.values())
         paused: frozenset[str] = frozenset()
         pill: str | None = None
-        for row in rows:
-            paused = frozenset(str(row["paused"] or "").split(",")) - {""}
+        for row in self._database.rows("pulse", queue_ids=sorted(self._queues)):
+            paused = own & set(str(row["paused"] or "").split(","))
             pill = None if row["poison_pill"] is None else str(row["poison_pill"])
             self._queues[int(row["queue_id"])].update_from_poll(
                 newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"])
@@ -185,50 +179,68 @@ class Duties:
         self.paused = paused
         if self._poison_pill.is_changed(pill):
             log.info("the shop asked its consumers to restart", extra={"event": "poison_pill"})
-            self.end = self.end or End.POISON_PILL
+            self.end = End.POISON_PILL
+
+    def nothing_left(self) -> bool:
+        """Whether no queue has a message that could be claimed now. Looks everywhere before it says so. Raises
+        DatabaseUnavailable."""
+        if not self.consumable:
+            return True
+        self.poll()
+        for queue in self._queues.values():
+            if queue.topic in self.paused:
+                continue
+            if queue.may_have_work or queue.suspects_wait:
+                return False
+            queue.sweep_all()
+            queue.recheck()
+            if queue.may_have_work or queue.suspects_wait:
+                return False
+        return True
 
     def reconnected(self) -> bool:
-        """Whether the session is another one than at the last call (never for the first)."""
+        """Whether the session is another one than at the last call; False at the first call."""
         before, self._generation = self._generation, self._database.generation
         return before != 0 and before != self._generation
 
     def look_at_shop(self) -> None:
-        """Reads the shop's settings and rows afresh, and obeys its switches. Raises DatabaseUnavailable, ShopError."""
+        """Reads the shop's configuration afresh and obeys its switches. Raises DatabaseUnavailable, ShopError."""
         self._look_at_shop.set(self._monotonic())
-        self._latest = read_configuration(self._database, self._files)
-        self._on_configuration(self._latest)
-        self._debug.set(on=self._latest.debug)
-        consumable = self._latest.consumable
-        if not consumable and (self.consumable or self._complain.due(self._monotonic())):
+        latest, in_force = read_configuration(self._database, self._files), self._in_force
+        self._latest = latest
+        self._on_shop(latest)
+        self._debug.set(on=latest.debug)
+        if not latest.consumable and (self.consumable or self._complain.due(self._monotonic())):
             self._complain.set(self._monotonic())
             log.warning(
                 "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration): "
                 "messages stay in the queue",
                 extra={"event": "shop_disabled"},
             )
-        elif consumable and not self.consumable:
+        elif latest.consumable and not self.consumable:
             log.info("the shop has switched Zithara on again", extra={"event": "shop_enabled"})
-        self.consumable = consumable
-        latest, in_force = self._latest, self._in_force
-        changed = consumable and (latest.values, latest.unknown) != (in_force.values, in_force.unknown)
-        if changed and not self.changed:
+        self.consumable = latest.consumable
+        # The settings of a shop that is switched off may be incomplete: they are read when it is switched on.
+        changed = latest.consumable and (latest.values, latest.unknown) != (in_force.values, in_force.unknown)
+        if changed and not self.shop_changed:
             log.info(
                 "the shop's credentials or settings changed: reading the configuration again",
                 extra={"event": "shop_changed"},
             )
-        self.changed = changed
+        self.shop_changed = changed
 
     def _sweep_one(self) -> None:
-        """Queues take turns, so that an idle worker stays quiet however many topics it serves."""
+        """Sweeps one queue; the queues take turns, so that the cost does not grow with the number of topics."""
         before = self._monotonic()
         queues = list(self._queues.values())
-        queues[self._sweep_turn % len(queues)].sweep()
-        self._sweep_turn += 1
+        queues[self._next_swept % len(queues)].sweep()
+        self._next_swept += 1
         now = self._monotonic()
         self._sweep.set(now, max(self._sweep.interval, (now - before) / SWEEP_SHARE))
 
     def _guard_expiry(self) -> None:
-        """A slice of it, and the next one so much later that all of them take a small share of the time."""
+        """One slice of the guard's round. The next one comes so much later that all of them take SWEEP_SHARE of the
+        time."""
         before = self._monotonic()
         self._registry.forget_old()
         over = self._expiry.run_slice(self._latest.new_messages_lifetime_minutes)

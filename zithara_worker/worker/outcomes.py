@@ -1,95 +1,112 @@
-"""What an outcome means for its message: which settlement, which attempt, what is given back; and its line in the log.
-
-Pure but for the log, and what is given back or woken: whoever calls it writes the settlements and says
-what was written.
+"""What an outcome means for its message: the settlement, the attempt, what is given back, and its lines in log and
+audit file. Writes nothing to the queue but what is given back: `settling` writes the settlements.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Container, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
+from zithara_worker.delivery.pace import delay_before
+from zithara_worker.delivery.reasons import LATE
 from zithara_worker.logs import handlers as logs
+from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
+from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.settings.sections import RetrySettings
 from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 
 log = logging.getLogger(__name__)
 
-
-#: Settled failures that are remembered for each queue, for what an outage may still turn out to be.
+#: Settled failures to remember for each queue; each may still turn out to belong to an outage.
 REMEMBERED = 10_000
+
+_LEVELS = {
+    OutcomeKind.DELIVERED: logging.INFO,
+    OutcomeKind.SKIPPED: logging.INFO,
+    OutcomeKind.RELEASED: logging.DEBUG,
+    OutcomeKind.FAILED: logging.ERROR,
+}
+
+
+@dataclass(slots=True)
+class TopicState:
+    """One queue in the loop. `targets`: those of its messages, the host first, the path last."""
+
+    queue: MessageQueue
+    targets: tuple[str, ...]
+    #: Settled failures since the last success on the path, each with the time: their attempts are given back if the
+    #: path turns out to serve nobody
+    failures_since_success: deque[tuple[float, Settlement]] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
+    #: Relation id -> a failure without a witness, with its time: tried again as soon as another group is served
+    unwitnessed: dict[int, tuple[float, Message]] = field(default_factory=dict)
+
+    @property
+    def path(self) -> str:
+        return self.targets[-1]
 
 
 class Outages(Protocol):
-    """Who knows where nobody is served, and who was served last; by gate."""
+    """The part of `Courier` that tells an outage from the fault of a message."""
 
-    def is_open(self, gate: str) -> bool: ...
-    def served_since(self, gate: str, since: float) -> bool: ...
-    def served_others_since(self, gate: str, group: str, failed_at: float) -> bool: ...
-
-
-class _Failing:
-    """Failures of one queue that may still turn out to be the path's. Times: when they were settled."""
-
-    def __init__(self, queue: MessageQueue, path: str) -> None:
-        self.queue = queue
-        #: The gate of the path that the queue's messages take
-        self.path = path
-        #: Since anybody was served: given back if the path turns out to serve nobody
-        self.streak: deque[tuple[float, Settlement]] = deque(maxlen=REMEMBERED)
-        #: Relation id -> what nobody witnessed: tried again as soon as another group is served
-        self.unwitnessed: dict[int, tuple[float, Message]] = {}
+    def is_open(self, target: str) -> bool: ...
+    def served_since(self, target: str, since: float) -> bool: ...
+    def served_others_since(self, target: str, group: str, failed_at: float) -> bool: ...
 
 
 class Outcomes:
-    """One for the queues of a loop, in its thread. `delay_before`: seconds to wait after the n-th failed attempt.
+    """Judges the outcomes of all queues of one loop, in its thread.
 
-    `create`: the request that creates the order of an
-    update. `queues`: each with the gate of the path that its messages take. `monotonic`: the clock of leases.
+    `topics`: by queue id. `create`: the request that creates the order of an update. `jitter`: a random number in
+    [-1, 1]. `monotonic`: the clock of leases. `audit`: None where no audit file is wanted.
 
-    A failure that an outage would explain leads to ERROR only if it is proven that the message is to blame: at least
-    once it failed again while others were served. The first failure proves nothing, so no message has less than two
-    attempts. What is not proven is tried again as soon as another group is served, or after five minutes.
+    A failure that an outage would explain ends in ERROR only if the message is proven to be at fault: it failed at
+    least once again while others were served. The first failure proves nothing, so every message has two attempts or
+    more. A message that is not proven to be at fault is tried again as soon as another group is served, or after five
+    minutes.
     """
 
     def __init__(
         self,
+        topics: Mapping[int, TopicState],
         *,
-        queues: Sequence[tuple[MessageQueue, str]],
         outages: Outages,
         create: Callable[[Event], Request | Skip | Rejection],
-        delay_before: Callable[[int], float],
-        attempt_limit: int,
-        minute_counters: MinuteCounters,
+        policy: RetrySettings,
+        jitter: Callable[[], float],
         monotonic: Callable[[], float],
-        on_settled: Callable[[Sequence[Settlement]], None],
+        minute_counters: MinuteCounters,
+        metrics: WorkerMetrics,
+        audit: DeliveryAudit | None = None,
     ) -> None:
-        self._failing = {queue.queue_id: _Failing(queue, path) for queue, path in queues}
+        self._topics = topics
         self._outages = outages
         self._create = create
-        self._delay_before = delay_before
-        self._attempt_limit = attempt_limit
-        self._minute_counters = minute_counters
+        self._policy = policy
+        self._jitter = jitter
         self._monotonic = monotonic
-        self._on_settled = on_settled
+        self._minute_counters = minute_counters
+        self._metrics = metrics
+        self._audit = audit
 
     def of_absent_order(self, message: Message, outcome: Outcome) -> Outcome | Request:
-        """For an update whose order the API does not know: unchanged while an older message of the order is pending,
-        else the create to send at once for the same message, else FAILED. Other outcomes unchanged. Raises
-        DatabaseUnavailable.
+        """For an update whose order the API does not know: the outcome unchanged while an older message of the order is
+        pending, else the create to send for the same message, else FAILED. Other outcomes are returned unchanged.
+        Raises DatabaseUnavailable.
 
-        The body is read again: a create made beforehand would cost every update, and a decoded body its memory.
+        The body is read again here. To build each create in advance would cost every update, and to keep the decoded
+        bodies would cost their memory.
         """
         if outcome.reason != ORDER_NOT_FOUND_YET:
             return outcome
-        queue = self._failing[message.queue_id].queue
+        queue = self._topics[message.queue_id].queue
         if queue.has_older_pending(message):
             return outcome
         content = queue.read_again(message)
@@ -98,25 +115,33 @@ class Outcomes:
             return create
         return replace(outcome, kind=OutcomeKind.FAILED, reason=ORDER_NOT_FOUND)
 
+    def decide(self, results: Sequence[tuple[Message, Outcome]]) -> list[Settlement]:
+        """The settlements of these results, with their lines in the audit file."""
+        decided = [self.settlement(message, outcome) for message, outcome in results]
+        if self._audit is not None and decided:
+            # Before the queue is written: a crash between the two leaves a line too many, never one too few.
+            self._audit.append(decided)
+        return decided
+
     def settlement(self, message: Message, outcome: Outcome) -> Settlement:
-        """What shall be written for an outcome: applies the attempts limit and the retry policy."""
+        """What is to be written for an outcome, by the limit of attempts and the delay between them."""
         if outcome.kind is OutcomeKind.RELEASED:
             return Settlement(message=message, outcome=outcome, delay_seconds=outcome.retry_after_seconds or 0.0)
         if outcome.kind is not OutcomeKind.RETRY:
             return Settlement(message=message, outcome=outcome)
-        unsure = outcome.evidence is Evidence.PATH
-        if unsure and self._outages.is_open(self._failing[message.queue_id].path):
-            # The path served nobody any more when this one failed.
+        by_outage = outcome.evidence is Evidence.PATH
+        if by_outage and self._outages.is_open(self._topics[message.queue_id].path):
+            # The breaker opened while this request was under way.
             return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.RELEASED))
         attempt = message.attempts + 1
-        witnessed = not unsure or (outcome.witnessed and attempt > 1)
+        witnessed = not by_outage or (outcome.witnessed and attempt > 1)
         proven = witnessed or message.attempts - message.unwitnessed > 1
-        if proven and attempt >= self._attempt_limit:
+        if proven and attempt >= self._policy.limit:
             detail = f"gave up after {attempt} attempts; the last: {outcome.detail}"
             return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.FAILED, detail=detail))
-        delay = self._delay_before(attempt)
+        delay = delay_before(attempt, self._policy, self._jitter())
         if not proven:
-            # Perhaps it is an outage, and in a quiet shop no other message tells when that is over.
+            # It may be an outage, and in a quiet shop no other message shows when that is over.
             delay = min(delay, MAX_PAUSE_SECONDS)
         return Settlement(
             message=message,
@@ -125,12 +150,12 @@ class Outcomes:
             unwitnessed=not witnessed and attempt > 1,
         )
 
-    def settled(self, queue_id: int, settled: Settled) -> int:
-        """Learns what was written for a queue; how many messages were settled for good or for a retry."""
-        failing, now = self._failing[queue_id], self._monotonic()
-        count = 0
+    def settled(self, topic: TopicState, settled: Settled, seconds: float) -> None:
+        """Logs and counts what was written for a queue, and remembers its failures. `seconds`: how long that took."""
+        self._metrics.settled(topic.queue.topic, settled, seconds)
+        now = self._monotonic()
         for message in settled.lost:
-            failing.unwitnessed.pop(message.id, None)
+            topic.unwitnessed.pop(message.id, None)
             log.warning(
                 "lease lost before the outcome could be written; another worker delivers it again",
                 extra={"event": "settle_lost", **message.log_fields},
@@ -138,85 +163,124 @@ class Outcomes:
         for each in settled.done:
             message, outcome = each.message, each.outcome
             if outcome.kind is not OutcomeKind.RELEASED:
-                count += 1
-                failing.unwitnessed.pop(message.id, None)
+                topic.unwitnessed.pop(message.id, None)
             self._minute_counters.count(message.topic, outcome, superseded=len(message.supersedes))
             if outcome.kind is OutcomeKind.RETRY and outcome.evidence is Evidence.PATH:
-                failing.streak.append((now, each))
-                if not outcome.witnessed and len(failing.unwitnessed) < REMEMBERED:
-                    failing.unwitnessed[message.id] = (now, message)
-        self._on_settled(settled.done)
-        return count
+                topic.failures_since_success.append((now, each))
+                if not outcome.witnessed and len(topic.unwitnessed) < REMEMBERED:
+                    topic.unwitnessed[message.id] = (now, message)
+        log_settled(settled.done)
 
     def catch_up(self, in_hand: Container[int]) -> None:
-        """Does what the latest outcomes mean for messages that are settled already. Raises DatabaseUnavailable.
+        """Does what the latest outcomes mean for messages that were settled before. Raises DatabaseUnavailable.
 
-        `in_hand`: relation ids. What is on its way again is IN_PROGRESS, and can be given nothing back before it is
-        settled.
+        `in_hand`: relation ids of claimed messages. They are IN_PROGRESS again, so nothing is given back to them before
+        they are settled.
         """
-        for failing in self._failing.values():
-            if failing.streak:
-                self._refund(failing, in_hand)
-            if failing.unwitnessed:
-                self._wake(failing, in_hand)
+        for topic in self._topics.values():
+            if topic.failures_since_success:
+                self._refund(topic, in_hand)
+            if topic.unwitnessed:
+                self._wake(topic, in_hand)
 
-    def _refund(self, failing: _Failing, in_hand: Container[int]) -> None:
+    def _refund(self, topic: TopicState, in_hand: Container[int]) -> None:
         """Gives back the attempts of failures that turned out to be the beginning of an outage."""
-        streak = failing.streak
-        while streak and self._outages.served_since(failing.path, streak[0][0]):
-            streak.popleft()
-        refundable = [each for _, each in streak if each.message.id not in in_hand]
-        if refundable and self._outages.is_open(failing.path):
-            # Newest first: a message that failed several times in the streak gives them back one by one.
-            refunded = failing.queue.refund(reversed(refundable))
-            failing.streak = deque((each for each in streak if each[1].message.id in in_hand), maxlen=REMEMBERED)
+        failures = topic.failures_since_success
+        while failures and self._outages.served_since(topic.path, failures[0][0]):
+            failures.popleft()
+        refundable = [each for _, each in failures if each.message.id not in in_hand]
+        if refundable and self._outages.is_open(topic.path):
+            # Newest first: a message that failed several times gets its attempts back one after another.
+            refunded = topic.queue.refund(reversed(refundable))
+            topic.failures_since_success = deque(
+                (each for each in failures if each[1].message.id in in_hand), maxlen=REMEMBERED
+            )
             log.info(
                 "outage recognised: attempts given back",
-                extra={"event": "refunded", "queue": failing.queue.name, "count": refunded},
+                extra={"event": "refunded", "queue": topic.queue.name, "count": refunded},
             )
 
-    def _wake(self, failing: _Failing, in_hand: Container[int]) -> None:
-        """Others are served: whose failure nobody witnessed is tried at once, while that is known."""
+    def _wake(self, topic: TopicState, in_hand: Container[int]) -> None:
+        """Makes failures without a witness due once others are served, because the next try has a witness then."""
         woken = [
             message
-            for failed_at, message in failing.unwitnessed.values()
-            if message.id not in in_hand
-            and self._outages.served_others_since(failing.path, message.group_key, failed_at)
+            for failed_at, message in topic.unwitnessed.values()
+            if message.id not in in_hand and self._outages.served_others_since(topic.path, message.group_key, failed_at)
         ]
         if woken:
-            failing.queue.wake(woken)
+            topic.queue.wake(woken)
             for message in woken:
-                del failing.unwitnessed[message.id]
+                del topic.unwitnessed[message.id]
 
 
 def log_settled(settlements: Sequence[Settlement]) -> None:
-    """One line a message, with its outcome: INFO what went well, WARNING what comes again, ERROR what does not."""
+    """One line for each message: INFO if it is done, WARNING if it is tried again, ERROR if it is given up."""
     with logs.together():
         for each in settlements:
-            _log_one_settled(each)
+            level = _LEVELS.get(each.outcome.kind, logging.WARNING)
+            if log.isEnabledFor(level):
+                log.log(level, "message %s", each.outcome.kind.value, extra=_log_fields(each))
 
 
-def _log_one_settled(settlement: Settlement) -> None:
+def _log_fields(settlement: Settlement) -> dict[str, Any]:
     message, outcome = settlement.message, settlement.outcome
-    kind = outcome.kind.value
-    level = {"delivered": logging.INFO, "skipped": logging.INFO, "failed": logging.ERROR}.get(kind, logging.WARNING)
-    if kind == "released":
-        level = logging.DEBUG
-    if not log.isEnabledFor(level):
-        return
-    fields: dict[str, Any] = {"event": kind, **message.log_fields}
+    delivered = outcome.kind is OutcomeKind.DELIVERED
+    fields: dict[str, Any] = {"event": outcome.kind.value, **message.log_fields}
     if outcome.duration_ms is not None:
         fields["duration_ms"] = round(outcome.duration_ms, 1)
     if outcome.http_status is not None:
         fields["http_status"] = outcome.http_status
     if outcome.reason:
         fields["reason"] = outcome.reason
-    if outcome.detail and kind != "delivered":
+    if outcome.detail and not delivered:
         fields["detail"] = outcome.detail
     if settlement.unwitnessed:
         fields["unwitnessed"] = message.unwitnessed + 1
-    if kind == "retry":
+    if outcome.kind is OutcomeKind.RETRY:
         fields["delay_seconds"] = round(settlement.delay_seconds, 1)
-    if message.supersedes and kind == "delivered":
+    if message.supersedes and delivered:
         fields["superseded"] = [older.message_id for older in message.supersedes]
-    log.log(level, "message %s", kind, extra=fields)
+    return fields
+
+
+class DeliveryAudit:
+    """The lines of one worker in the audit file: one for each attempt, and for each message that ends without one.
+
+    A line says which message it was, never what was in it: the request is named by its SHA-256.
+    """
+
+    def __init__(self, file: AuditFile, *, worker_id: str) -> None:
+        self._file = file
+        self._worker_id = worker_id
+
+    def append(self, settlements: Iterable[Settlement]) -> None:
+        self._file.append([self._line(each) for each in settlements if _is_audited(each.outcome)])
+
+    def _line(self, settlement: Settlement) -> dict[str, Any]:
+        message, outcome = settlement.message, settlement.outcome
+        line: dict[str, Any] = {
+            "kind": "delivery",
+            "worker": self._worker_id,
+            "topic": message.topic,
+            "queue": message.queue_name,
+            "message_id": message.message_id,
+            "id": message.id,
+            "group": message.group_key,
+            "attempt": message.attempts + 1,
+            "outcome": outcome.kind.value,
+            "reason": outcome.reason or None,
+            "endpoint": outcome.endpoint or None,
+            "http_status": outcome.http_status,
+            "duration_ms": None if outcome.duration_ms is None else round(outcome.duration_ms, 1),
+            "request_sha256": outcome.request_sha256 or None,
+        }
+        if message.supersedes and outcome.kind is OutcomeKind.DELIVERED:
+            line["superseded"] = [older.message_id for older in message.supersedes]
+        return line
+
+
+def _is_audited(outcome: Outcome) -> bool:
+    """False for a message that was put back before anything was sent."""
+    if outcome.kind in (OutcomeKind.RELEASED, OutcomeKind.LEASE_LOST):
+        return bool(outcome.endpoint) or outcome.reason == LATE
+    return True
