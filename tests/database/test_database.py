@@ -11,11 +11,11 @@ import pytest
 from support.workers import settings_of
 
 from zithara_worker.database import session as database_module
+from zithara_worker.database.server_errors import translated
 from zithara_worker.database.session import (
     ANSWER_TIMEOUT,
     STATEMENT_TIMEOUT,
     Database,
-    _translated,
     knows_skip_locked,
 )
 from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
@@ -273,7 +273,7 @@ def test_every_error_of_the_driver_becomes_one_of_ours() -> None:
     assert len(kinds) >= 10
     for kind in kinds:
         for arguments in ((), ("text",), *((code, "text") for code in (0, 3, *range(1000, 5000)))):
-            assert isinstance(_translated(kind(*arguments)), ZitharaWorkerError)
+            assert isinstance(translated(kind(*arguments)), ZitharaWorkerError)
 
 
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b"\x01\x00\x00\x00\x0a", b"\x00\x00\x00\x00", b""])

@@ -14,7 +14,7 @@ from worker.test_outage import running, settings_for
 
 from zithara_worker import Worker
 from zithara_worker.database import schema, statements
-from zithara_worker.database.install import TABLES, install, script_text
+from zithara_worker.database.schema import TABLES, install, script_text
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.sandbox.api import FakeZithara
@@ -67,10 +67,10 @@ def test_an_upgraded_shop_has_the_tables_of_a_new_one(
 ) -> None:
     old = make_old(prefix)
     root = open_root(old)
-    assert schema.installed(root) == 1
+    assert schema.installed_version(root) == 1
     assert install(root).upgraded_from == 1
     assert definitions(old) == definitions(shop)
-    assert schema.installed(root) == schema.VERSION
+    assert schema.installed_version(root) == schema.VERSION
     assert install(root).upgraded_from is None
     assert definitions(old) == definitions(shop)
 

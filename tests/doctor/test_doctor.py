@@ -15,6 +15,7 @@ import trustme
 from support.workers import settings_of
 
 from zithara_worker import Settings
+from zithara_worker.database import schema
 from zithara_worker.database.session import Database
 from zithara_worker.doctor import Doctor, Finding, Level, host, unreadable
 from zithara_worker.doctor import database as database_checks
@@ -179,7 +180,7 @@ def test_each_privilege_that_is_lacking_is_named(shop: Shop, examine: Examine, g
 
 def test_trying_the_privileges_changes_nothing(shop: Shop, database: Database) -> None:
     shop.publish_samples()
-    tables = [*database_checks.MAGENTO_TABLES, *database_checks.TABLES]
+    tables = [*database_checks.MAGENTO_TABLES, *schema.TABLES]
     before = [shop.query(f"CHECKSUM TABLE {{prefix}}{table}") for table in tables]
     assert [finding.level for finding in database_checks.privileges(database)] == [Level.OK]
     assert [shop.query(f"CHECKSUM TABLE {{prefix}}{table}") for table in tables] == before

@@ -32,14 +32,12 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
       zithara-worker install --print --user "'zithara_worker'@'10.0.0.5'"
       zithara-worker install --print --from 1
     """
-    from zithara_worker.database import install as operations
-
     if upgrade_from is not None and not only_print:
         raise click.UsageError("--from needs --print: without it, install sees for itself what is there")
     settings = context.configured.settings
     if only_print:
         click.echo(
-            operations.script_text(
+            schema.script_text(
                 prefix=settings.database.table_prefix,
                 database_name=settings.database.name or "magento",
                 user=user,
@@ -49,7 +47,7 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
         return
     context.start_logging()
     with context.database() as database:
-        installed = operations.install(database)
+        installed = schema.install(database)
     if installed.upgraded_from is not None:
         click.echo(f"schema {installed.upgraded_from} upgraded to {schema.VERSION}; grants: see --print")
     for table in installed.tables:

@@ -1,41 +1,46 @@
-"""The version of the worker's own tables, and the way there from an older one. Knows no table's meaning."""
+"""The worker's own tables: their version, how `install` creates or upgrades them, the grants of the worker's account.
+
+Knows no table's meaning.
+"""
 
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from zithara_worker.database import statements
 from zithara_worker.database.session import Database
 from zithara_worker.errors import SchemaOutdated, ShopError
+from zithara_worker.topics import TOPIC_TABLE
 
-#: What sql/schema.sql makes. A worker goes on with newer tables, and waits where they are older.
+#: The version that sql/schema.sql creates. A worker uses tables of a newer version, and waits where they are older.
 VERSION = 2
+TABLES = (
+    "zithara_message_group",
+    "zithara_delivery_failure",
+    "zithara_worker",
+    "zithara_topic_control",
+    "zithara_lock",
+)
 #: The table whose comment carries the version.
 _MARKED = "zithara_message_group"
 _MARK = re.compile(r"zithara-worker schema (\d+)\Z")
 
 
-def version_of(comment: str) -> int:
-    """The version in a comment of zithara_message_group; 0 when there is none."""
-    mark = _MARK.match(comment)
-    return int(mark[1]) if mark else 0
-
-
-def installed(database: Database) -> int:
-    """The version of the tables that are there; 0 when there are none, or none for this user to see."""
-    rows = database.rows("tables_present", tables=[database.prefix + _MARKED])
-    return version_of(str(rows[0]["comment"])) if rows else 0
+def installed_version(database: Database) -> int:
+    """The version of the tables in the database; 0 if there are none, or this user may not see them."""
+    return _version_of(database.rows("tables_present", tables=[database.prefix + _MARKED]))
 
 
 def require(database: Database) -> None:
-    """Raises SchemaOutdated where an older version of the worker made the tables, ShopError where there are none."""
+    """Raises SchemaOutdated if an older version of the worker made the tables, ShopError if there are none."""
     rows = database.rows("tables_present", tables=[database.prefix + _MARKED])
     if not rows:
         raise ShopError(
             f"there is no table {database.prefix}{_MARKED}, or this user may not see it: run 'zithara-worker install' "
             "as a user who may create tables, then the GRANT statements of its --print"
         )
-    found = version_of(str(rows[0]["comment"]))
+    found = _version_of(rows)
     if 0 < found < VERSION:
         raise SchemaOutdated(
             f"the worker's tables are of schema {found}, this version needs schema {VERSION}: run "
@@ -44,9 +49,53 @@ def require(database: Database) -> None:
         )
 
 
-def upgrade(database: Database) -> int:
-    """Brings older tables to this version, step by step; the version that was there. Leaves out steps taken before."""
-    found = installed(database)
+def _version_of(rows: list[dict[str, object]]) -> int:
+    mark = _MARK.match(str(rows[0]["comment"])) if rows else None
+    return int(mark[1]) if mark else 0
+
+
+# ---------------------------------------------------------------- install
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Installed:
+    """What the database has after `install`: the worker's tables, and the four queues with their ids.
+
+    `upgraded_from`: the older version that was upgraded; None if there was none.
+    """
+
+    tables: tuple[str, ...]
+    queues: tuple[tuple[str, int], ...]
+    optional_index: bool
+    upgraded_from: int | None = None
+
+
+def install(database: Database) -> Installed:
+    """Creates the worker's tables, or upgrades those of an older version in place, and registers the four queues.
+
+    Run again, it changes nothing. Workers need not stop for it. Needs a user who may CREATE and ALTER tables and INSERT
+    into `queue`: the shop's own, or an administrator. Raises ShopError that names the missing privilege.
+    """
+    prefix = database.prefix
+    before = _upgrade(database)
+    database.run_script(statements.script("schema.sql", prefix=prefix))
+    database.run_script(statements.script("queues.sql", prefix=prefix))
+    names = [topic.queue for topic in TOPIC_TABLE.values()]
+    found = {str(row["name"]): int(row["id"]) for row in database.rows("queues_by_name", names=names)}
+    return Installed(
+        tables=tuple(prefix + table for table in TABLES),
+        queues=tuple(sorted(found.items())),
+        optional_index=database.has_pending_index,
+        upgraded_from=before if 0 < before < VERSION else None,
+    )
+
+
+def _upgrade(database: Database) -> int:
+    """Brings older tables to this version, step by step; returns the version from before.
+
+    Skips columns that exist: an upgrade that was interrupted can be run again.
+    """
+    found = installed_version(database)
     for step in range(found + 1, VERSION + 1) if found else ():
         for name, text in statements.named(f"upgrade_{step}.sql").items():
             table, _, column = name.partition(".")
@@ -57,3 +106,19 @@ def upgrade(database: Database) -> int:
 
 def _has_column(database: Database, table: str, column: str) -> bool:
     return bool(database.rows("column_present", table=database.prefix + table, column=column))
+
+
+def script_text(*, prefix: str, database_name: str, user: str, upgrade_from: int | None = None) -> str:
+    """All that `install` would execute, and the grants of a least-privilege account, as SQL to read or to run by hand.
+
+    `user`: an account as the GRANT statement writes it, "'zithara'@'localhost'". `upgrade_from`: only the steps from
+    that version to this one, and all grants, because a grant may be given again.
+    """
+    places = {"prefix": statements.validated_prefix(prefix), "database": f"`{database_name}`", "user": user}
+    if upgrade_from is not None:
+        steps = [f"upgrade_{step}.sql" for step in range(upgrade_from + 1, VERSION + 1)]
+        return "\n".join(statements.fill(statements.read(name), places) for name in (*steps, "grants.sql"))
+    parts = [statements.fill(statements.read(name), places) for name in ("schema.sql", "queues.sql", "grants.sql")]
+    optional = statements.fill(statements.read("optional_index.sql"), places)
+    parts.append("\n".join(f"-- {line}".rstrip() for line in optional.splitlines()))
+    return "\n".join(parts)

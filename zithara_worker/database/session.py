@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 import socket
 import ssl
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +24,8 @@ from pymysql.cursors import Cursor, DictCursor
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from zithara_worker.database import statements
-from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.database.server_errors import NO_SUCH_LOGIN, NO_TLS, RAISED, translated
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError
 from zithara_worker.settings.sections import DatabaseSettings, is_loopback
 
 #: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
@@ -44,74 +44,9 @@ DEFAULT_PORT = 3306
 #: Where Debian, Red Hat and a server built by hand keep their socket.
 SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
 
-_ACCESS_DENIED = {1044, 1045, 1698}
-_NO_PRIVILEGE = {1142, 1143, 1227, 1370}
-_NO_SUCH_TABLE = {1146}
-_NO_SUCH_DATABASE = {1049}
-_WRONG_SHAPE = {1054, 1176}
-#: record changed since last read (MariaDB 11.6+), lock wait timeout, deadlock (Galera's conflicts too), table altered,
-#: conflict found when a group certifies the transaction (Group Replication)
-_CONTENTION = {1020, 1205, 1213, 1412, 3101}
-#: A cluster that changes its primary, has lost its majority or is not in step yet: WSREP not ready, read-only, and what
-#: the hooks of Group Replication say.
-_FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
-#: What pymysql makes of bytes that are not the protocol.
-_GARBLED = (struct.error, IndexError, AssertionError)
-_RAISED = (pymysql.err.Error, OSError, *_GARBLED)
-
 _SHARED = re.compile(r"%\((\w+)\)s")
 
-#: The client's error number for a connection that cannot be encrypted (CR_SSL_CONNECTION_ERROR), and for a way to log
-#: in that it does not know (CR_AUTH_PLUGIN_CANNOT_LOAD).
-_NO_TLS = 2026
-_NO_SUCH_LOGIN = 2059
-
 T = TypeVar("T")
-
-
-def _translated(error: Exception) -> ZitharaWorkerError:
-    """Our error for one of pymysql's, whatever its kind; the caller raises it from the original."""
-    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
-    text = str(error.args[1]) if len(error.args) > 1 else str(error)
-    if code in _CONTENTION:
-        return Contention(text)
-    if code in _ACCESS_DENIED:
-        return DatabaseRefused(
-            f"the database refused the user ({text}): correct [database] user and password, or create the user with "
-            "the grants that 'zithara-worker install --print' shows"
-        )
-    if code == _NO_TLS:
-        return DatabaseRefused(
-            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
-            "Set up TLS on the server, or correct [database] host and port"
-        )
-    if code == _NO_SUCH_LOGIN:
-        return DatabaseRefused(f"logging in to the database: {text}")
-    if code in _NO_SUCH_DATABASE:
-        return DatabaseRefused(f"{text}: correct [database] name")
-    if code in _NO_SUCH_TABLE:
-        return ShopError(
-            f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
-            "correct [database] name and table_prefix"
-        )
-    if code in _NO_PRIVILEGE:
-        return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
-    if code in _WRONG_SHAPE:
-        return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
-    if code in _FAILOVER:
-        return DatabaseUnavailable(
-            f"the database takes no writes now, as a cluster does that changes its primary (error {code}: {text})"
-        )
-    if isinstance(error, _GARBLED):
-        return DatabaseUnavailable(f"database not available: its answer is not understood ({error!r})")
-    if isinstance(
-        error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, pymysql.err.InternalError, OSError)
-    ):
-        return DatabaseUnavailable(f"database not available: {text}")
-    return ShopError(
-        f"the database refuses a statement of this program (error {code}: {text}): run 'zithara-worker doctor'; if it "
-        "finds nothing, report this text"
-    )
 
 
 if TYPE_CHECKING:
@@ -135,7 +70,7 @@ class _Connection(_Base):
 
     def write_packet(self, payload: bytes) -> None:
         if self._encrypted and not self.server_capabilities & CLIENT.SSL:
-            raise pymysql.err.OperationalError(_NO_TLS, f"the server at {self.host}:{self.port} offers no TLS")
+            raise pymysql.err.OperationalError(NO_TLS, f"the server at {self.host}:{self.port} offers no TLS")
         super().write_packet(payload)
 
 
@@ -147,7 +82,7 @@ class _Refused:
 
     def authenticate(self, packet: object) -> NoReturn:
         raise pymysql.err.OperationalError(
-            _NO_SUCH_LOGIN,
+            NO_SUCH_LOGIN,
             f"{self._host} asks for the password in clear ({' or '.join(_IN_CLEAR)}), which it is not told over a "
             "connection without [database] ssl_ca: set it, or use unix_socket",
         )
@@ -229,13 +164,9 @@ class Database:
                 self._connection = self._connected()
                 self.generation += 1
                 self._learn_server()
-            except RuntimeError as error:
-                # pymysql asks for a package that it does not depend on, by its name.
+            except (RuntimeError, *RAISED) as error:
                 self.close()
-                raise DatabaseRefused(f"the database's way to log in needs more: {error}") from error
-            except _RAISED as error:
-                self.close()
-                raise _translated(error) from error
+                raise translated(error) from error
         return self._connection
 
     def _connected(self) -> _Connection:
@@ -358,14 +289,14 @@ class Database:
         try:
             self.statements_sent += 1
             connection.begin()
-        except _RAISED as error:
+        except RAISED as error:
             self._fail(error)
         self._in_transaction = True
         try:
             yield
             self.statements_sent += 1
             connection.commit()
-        except _RAISED as error:
+        except RAISED as error:
             self._rollback()
             self._fail(error)
         except BaseException:
@@ -401,7 +332,7 @@ class Database:
                 self._set_clock(cursor)
                 self.statements_sent += 1
                 return run(cursor)
-        except _RAISED as error:
+        except RAISED as error:
             self._fail(error)
 
     def _rollback(self) -> None:
@@ -410,7 +341,7 @@ class Database:
             return
         try:
             connection.rollback()
-        except _RAISED:
+        except RAISED:
             self.close()
 
     def _set_clock(self, cursor: Cursor) -> None:
@@ -418,10 +349,10 @@ class Database:
             cursor.execute("SET SESSION timestamp = %s", (self._clock(),))
 
     def _fail(self, error: Exception) -> NoReturn:
-        translated = _translated(error)
-        if isinstance(translated, DatabaseUnavailable) and not isinstance(translated, Contention):
+        ours = translated(error)
+        if isinstance(ours, DatabaseUnavailable) and not isinstance(ours, Contention):
             self.close()
-        raise translated from error
+        raise ours from error
 
 
 @lru_cache(maxsize=8)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Callable, Iterator
 
 from zithara_worker.database import schema
-from zithara_worker.database.install import TABLES
 from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ShopError
@@ -32,7 +31,7 @@ PRIVILEGES = (
     ("queue_message_status", ("select", "update")),
     ("queue_lock", ("insert",)),
     ("zithara_webhook_config", ("select", "update")),
-    *((table, ("select", "insert", "update", "delete")) for table in TABLES),
+    *((table, ("select", "insert", "update", "delete")) for table in schema.TABLES),
 )
 _SKEW_SECONDS = 5.0
 
@@ -92,7 +91,7 @@ def magento_tables(database: Database) -> Iterator[Finding]:
 
 
 def worker_tables(database: Database) -> Iterator[Finding]:
-    version = schema.installed(database)
+    version = schema.installed_version(database)
     if 0 < version < schema.VERSION:
         yield failed(
             "tables.worker",
@@ -101,9 +100,9 @@ def worker_tables(database: Database) -> Iterator[Finding]:
             "its --print; no worker, not even one of the older version, need stop for it",
         )
         return
-    rows = database.rows("tables_present", tables=[database.prefix + table for table in TABLES])
+    rows = database.rows("tables_present", tables=[database.prefix + table for table in schema.TABLES])
     found = {str(row["name"]): row for row in rows}
-    missing = [database.prefix + table for table in TABLES if database.prefix + table not in found]
+    missing = [database.prefix + table for table in schema.TABLES if database.prefix + table not in found]
     if missing:
         yield failed(
             "tables.worker",

@@ -1,0 +1,84 @@
+"""Every error of the driver as one of ours.
+
+The server's error number decides who must act: the operator, the shop's administrator, or nobody, because the worker
+waits and tries again. Numbers: MariaDB's and MySQL's error references; those of clusters were measured.
+"""
+
+from __future__ import annotations
+
+import struct
+
+import pymysql
+
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError, ZitharaWorkerError
+
+_ACCESS_DENIED = {1044, 1045, 1698}
+_NO_PRIVILEGE = {1142, 1143, 1227, 1370}
+_NO_SUCH_TABLE = {1146}
+_NO_SUCH_DATABASE = {1049}
+#: Unknown column, unknown index
+_WRONG_SHAPE = {1054, 1176}
+#: Record changed since last read (MariaDB 11.6 and later), lock wait timeout, deadlock (Galera's conflicts too), table
+#: altered, conflict found when a group certifies the transaction (Group Replication)
+_CONTENTION = {1020, 1205, 1213, 1412, 3101}
+#: A cluster that changes its primary, has lost its majority or is not in step yet: WSREP not ready, read-only, and what
+#: the hooks of Group Replication say
+_FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
+#: The client's own numbers: the connection cannot be encrypted (CR_SSL_CONNECTION_ERROR); the server asks for a way to
+#: log in that the client does not offer (CR_AUTH_PLUGIN_CANNOT_LOAD)
+NO_TLS = 2026
+NO_SUCH_LOGIN = 2059
+
+#: What pymysql raises when it receives bytes that are not of the protocol
+_GARBLED = (struct.error, IndexError, AssertionError)
+#: All that a statement or a connection may raise
+RAISED = (pymysql.err.Error, OSError, *_GARBLED)
+
+
+def translated(error: Exception) -> ZitharaWorkerError:
+    """Our error for one of the driver's: one of `RAISED`, or RuntimeError while it connects. The caller raises it from
+    the original."""
+    code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
+    text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    if code in _CONTENTION:
+        return Contention(text)
+    if code in _ACCESS_DENIED:
+        return DatabaseRefused(
+            f"the database refused the user ({text}): correct [database] user and password, or create the user with "
+            "the grants that 'zithara-worker install --print' shows"
+        )
+    if code == NO_TLS:
+        return DatabaseRefused(
+            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
+            "Set up TLS on the server, or correct [database] host and port"
+        )
+    if code == NO_SUCH_LOGIN:
+        return DatabaseRefused(f"logging in to the database: {text}")
+    if code in _NO_SUCH_DATABASE:
+        return DatabaseRefused(f"{text}: correct [database] name")
+    if code in _NO_SUCH_TABLE:
+        return ShopError(
+            f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
+            "correct [database] name and table_prefix"
+        )
+    if code in _NO_PRIVILEGE:
+        return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
+    if code in _WRONG_SHAPE:
+        return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
+    if code in _FAILOVER:
+        return DatabaseUnavailable(
+            f"the database takes no writes now, as a cluster does that changes its primary (error {code}: {text})"
+        )
+    if isinstance(error, RuntimeError):
+        # pymysql names the package that it needs for this way to log in, and does not depend on.
+        return DatabaseRefused(f"the database's way to log in needs more: {error}")
+    if isinstance(error, _GARBLED):
+        return DatabaseUnavailable(f"database not available: its answer is not understood ({error!r})")
+    if isinstance(
+        error, (pymysql.err.InterfaceError, pymysql.err.OperationalError, pymysql.err.InternalError, OSError)
+    ):
+        return DatabaseUnavailable(f"database not available: {text}")
+    return ShopError(
+        f"the database refuses a statement of this program (error {code}: {text}): run 'zithara-worker doctor'; if it "
+        "finds nothing, report this text"
+    )
