@@ -11,7 +11,7 @@ from support.waiting import eventually
 from zithara_worker import Settings
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
+from zithara_worker.monitor.health import Health, LoopStatus, longest_delivery_seconds, worker_health
 from zithara_worker.settings.sections import WorkerSettings, ZitharaSettings
 
 
@@ -24,14 +24,14 @@ def health(oldest: float, allowed: float) -> Health:
         paused=(),
         oldest_request_seconds=oldest,
     )
-    return judge(loop, 0.0, shut={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
+    return worker_health(loop, 0.0, down={}, stopping=False, audit_problem=None, longest_delivery_seconds=allowed)
 
 
 def test_a_delivery_that_no_timeout_explains_is_no_sign_of_life() -> None:
     assert health(240.0, 240.0).live and health(240.0, 240.0).ready
     hanging = health(240.5, 240.0)
     assert not hanging.live and not hanging.ready
-    assert "under way for 240 seconds" in hanging.reasons[0]
+    assert "under way for 4m00s, longer than all timeouts allow" in hanging.reasons[0]
 
 
 def test_what_is_allowed_goes_by_the_timeout_and_the_rate_limit() -> None:

@@ -108,7 +108,7 @@ def test_crowd_is_turned_away_and_comes_in_later(listeners: ExitStack) -> None:
     address = started(listeners, routes={"/": slow, "/quick": lambda accept: Reply(body=b"ok")}).address
     crowd = [
         threading.Thread(target=httpx.get, args=(f"http://{address}/",), kwargs={"timeout": 20})
-        for _ in range(server.MOST_AT_ONCE)
+        for _ in range(server.MAX_CONNECTIONS)
     ]
     for each in crowd:
         each.start()
@@ -153,12 +153,14 @@ def test_a_client_that_drips_bytes_has_no_more_time_than_one_that_is_silent(
         dripping.join()
 
 
-def test_slow_clients_in_all_places_make_room_for_a_request(listeners: ExitStack) -> None:
+def test_slow_clients_on_all_connections_give_way_to_a_request(listeners: ExitStack) -> None:
     address = started(listeners).address
-    slow = [listeners.enter_context(socket.create_connection(address.split(":"))) for _ in range(server.MOST_AT_ONCE)]
+    slow = [
+        listeners.enter_context(socket.create_connection(address.split(":"))) for _ in range(server.MAX_CONNECTIONS)
+    ]
     for wire in slow:
         wire.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-    for _ in range(3 * server.MOST_AT_ONCE):
+    for _ in range(3 * server.MAX_CONNECTIONS):
         assert httpx.get(f"http://{address}/").text == "hello"
 
 

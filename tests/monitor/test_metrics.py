@@ -13,7 +13,7 @@ from support.fleet import topic_status
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
-from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, judge
+from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, worker_health
 from zithara_worker.monitor.prometheus import PrometheusMetrics, State
 from zithara_worker.queue.settle import Settled, Settlement
 
@@ -219,7 +219,7 @@ def loop_status(**changes: Any) -> LoopStatus:
 
 
 def test_working_worker_is_live_and_ready() -> None:
-    health = judge(loop_status(), 1001.0, shut={}, stopping=False, audit_problem=None)
+    health = worker_health(loop_status(), 1001.0, down={}, stopping=False, audit_problem=None)
     assert health.as_json() == {"live": True, "ready": True, "reasons": [], "notes": []}
 
 
@@ -230,31 +230,31 @@ def test_working_worker_is_live_and_ready() -> None:
         ({"consumable": False}, {}, "switched Zithara off"),
         ({}, {"stopping": True}, "stopping"),
         ({}, {"audit_problem": "No space left on device"}, r"audit file cannot be written \(No space left"),
-        ({}, {"shut": {"api": "HTTP 503"}, "serves_none": True}, r"api is taken to be down \(HTTP 503\)"),
+        ({}, {"down": {"api": "HTTP 503"}, "delivers_nothing": True}, r"deliveries to api are stopped .*\(HTTP 503\)"),
     ],
 )
 def test_worker_that_cannot_deliver_is_live_but_not_ready(
     changes: dict[str, Any], facts: dict[str, Any], reason: str
 ) -> None:
-    given: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None, **facts}
-    health = judge(loop_status(**changes), 1001.0, **given)
+    given: dict[str, Any] = {"down": {}, "stopping": False, "audit_problem": None, **facts}
+    health = worker_health(loop_status(**changes), 1001.0, **given)
     assert health.live and not health.ready
     assert len(health.reasons) == 1 and re.search(reason, health.reasons[0])
 
 
 def test_one_host_of_two_being_down_is_only_a_note() -> None:
-    shut = {"webhook": "no connection"}
-    health = judge(loop_status(paused=(CART,)), 1001.0, shut=shut, stopping=False, audit_problem=None)
+    down = {"webhook": "no connection"}
+    health = worker_health(loop_status(paused=(CART,)), 1001.0, down=down, stopping=False, audit_problem=None)
     assert health.ready and len(health.notes) == 2 and "resume" in health.notes[1]
 
 
 def test_loop_that_does_not_turn_is_not_live() -> None:
-    facts: dict[str, Any] = {"shut": {}, "stopping": False, "audit_problem": None}
-    assert judge(loop_status(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
-    stuck = judge(loop_status(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
+    facts: dict[str, Any] = {"down": {}, "stopping": False, "audit_problem": None}
+    assert worker_health(loop_status(), 1000.0 + 5.0 + STUCK_SECONDS, **facts).live
+    stuck = worker_health(loop_status(), 1000.1 + 5.0 + STUCK_SECONDS, **facts)
     assert not stuck.live and not stuck.ready and "restart" in stuck.reasons[0]
 
 
 def test_worker_that_has_not_reached_the_database_yet_is_live() -> None:
-    health = judge(None, 1000.0, shut={}, stopping=False, audit_problem=None)
+    health = worker_health(None, 1000.0, down={}, stopping=False, audit_problem=None)
     assert health.live and not health.ready and "database" in health.reasons[0]

@@ -94,7 +94,7 @@ class _Outline(HTMLParser):
 
 def test_page_says_how_the_queue_is() -> None:
     words = " ".join(_Outline(rendered(fleet())).text.split())
-    for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "its breaker is half-open"):
+    for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "stopped deliveries to webhook"):
         assert expected in words, expected
 
 
@@ -165,7 +165,7 @@ def with_topic(seen: FleetStatus, **changes: Any) -> FleetStatus:
 
 def test_banner_is_green_when_every_topic_is_served_and_no_queue_is_late() -> None:
     document = rendered(healthy())
-    assert 'class="good">Every topic is served' in document and "needs a look" not in document
+    assert 'class="good">Every topic is served' in document and "needs attention" not in document
 
 
 def test_a_topic_without_a_queue_and_a_worker_without_a_row_are_not_shown() -> None:
@@ -180,7 +180,7 @@ def test_a_topic_without_a_queue_and_a_worker_without_a_row_are_not_shown() -> N
     ("changes", "told"),
     [
         ({"workers": 0}, f"no living worker serves {TOPIC}: start one"),
-        ({"oldest_new_seconds": 1200.0}, f"{TOPIC} is late, its oldest new message waits for 20"),
+        ({"oldest_new_seconds": 1200.0}, f"{TOPIC} is late, its oldest new message has waited for 20m00s"),
         ({"pause": paused(TOPIC, "anna")}, f"topic {TOPIC} is paused"),
     ],
 )
@@ -192,16 +192,18 @@ def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(change
 def test_banner_tells_the_breakers_of_all_living_workers() -> None:
     seen = fleet()
     (running,) = seen.workers
-    assert "webhook is taken to be down by worker shop1 4711, its breaker is half-open: probes" in rendered(seen)
+    told = "worker shop1 4711 has stopped deliveries to webhook until a probe succeeds, its breaker is half-open"
+    assert f"{told}</p>" in rendered(seen)
     targets = {"webhook": {"breaker": "half-open", "why": "http_503 <down>"}}
-    told = replace(seen, workers=(replace(running, targets=targets),))
-    assert "half-open (http_503 &lt;down&gt;): probes" in rendered(told)
+    assert f"{told} (http_503 &lt;down&gt;)</p>" in rendered(
+        replace(seen, workers=(replace(running, targets=targets),))
+    )
     dead = replace(seen, workers=(running, replace(running, id="w2", pid=4712, alive=False)))
     assert "worker shop1 4712" not in rendered(dead)
 
 
 def test_a_pause_that_health_tells_too_is_told_once() -> None:
-    note = f"topic {TOPIC} is paused: 'zithara-worker resume {TOPIC}' goes on"
+    note = f"topic {TOPIC} is paused: continue it with 'zithara-worker resume {TOPIC}'"
     document = rendered(with_topic(healthy(), pause=paused(TOPIC, "anna")), notes=(note,))
     assert document.count("is paused:") == 1
 
@@ -229,7 +231,7 @@ def chromium(directory: Path, *arguments: str) -> str:
 
 @pytest.mark.parametrize(("name", "width", "height"), [("desk", 1280, 1100), ("phone", 390, 1700)])
 def test_browser_shows_the_page_without_complaint(tmp_path: Path, name: str, width: int, height: int) -> None:
-    document = rendered(fleet(), notes=("webhook is taken to be down",)).encode()
+    document = rendered(fleet(), notes=("the worker is stopping",)).encode()
     listener = Listener(
         "127.0.0.1:0",
         {"/": lambda accept: Reply(content_type="text/html; charset=utf-8", body=document, headers=page.HEADERS)},
@@ -250,4 +252,4 @@ def test_browser_runs_nothing_that_came_with_a_message(tmp_path: Path) -> None:
     listener.start()
     with closing(listener):
         seen = chromium(tmp_path, "--dump-dom", f"http://{listener.address}/")
-    assert "<title>zithara-worker: needs a look</title>" in seen and "<script" not in seen
+    assert "<title>zithara-worker: needs attention</title>" in seen and "<script" not in seen

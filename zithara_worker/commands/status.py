@@ -29,7 +29,7 @@ from zithara_worker.units import count, duration, iso, milliseconds, moment, per
 
 #: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
-#: Longer than a request may take: what is in progress that long without a lease is nobody's.
+#: A message that is in progress for longer than a request may take, without a lease, is held by no worker.
 _UNHELD_SECONDS = 120.0
 
 

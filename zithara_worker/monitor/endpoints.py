@@ -18,7 +18,7 @@ from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.fleet import FleetStatus, read_fleet
-from zithara_worker.monitor.health import Health, LoopStatus, judge, longest_delivery_seconds
+from zithara_worker.monitor.health import Health, LoopStatus, longest_delivery_seconds, worker_health
 from zithara_worker.monitor.rates import HISTORY_MINUTES
 from zithara_worker.monitor.server import Listener, NoFreePort, Reply, as_json, text
 from zithara_worker.queue.queues import QueueRow
@@ -92,11 +92,11 @@ class Endpoints:
 
     @property
     def address(self) -> str | None:
-        """Where it can be reached; None when it is off, or no port could be had."""
+        """host:port that it listens on; None when it is off, or no port could be used."""
         return self._listener.address if self._listener else None
 
     def serve(self, settings: Settings) -> None:
-        """Listens as these settings say, from now on; a port that it has already is kept."""
+        """Listens on the address of these settings. Keeps its port if the address has not changed."""
         if self._listener is not None and settings.metrics.listen == self._listen:
             return
         self.close()
@@ -118,7 +118,7 @@ class Endpoints:
         try:
             listener.start()
         except NoFreePort as error:
-            log.error("%s (going on without metrics)", error, extra={"event": "listen_failed"})
+            log.error("%s (the worker runs without metrics)", error, extra={"event": "listen_failed"})
             return
         self._listener = listener
         self._poller = FleetPoller(lambda: self._database(settings), self._overrides, monotonic=self._monotonic)
@@ -142,20 +142,21 @@ class Endpoints:
             self._poller.close()
         self._listener = self._poller = None
 
-    # ---------------------------------------------------------------- the pages (in the listener's threads)
+    # ---------------------------------------------------------------- answers, in the listener's threads
 
     def health(self) -> Health:
         worker = self._worker
         if worker is None:
-            return judge(None, self._monotonic(), shut={}, stopping=self._stopping(), audit_problem=None)
+            return worker_health(None, self._monotonic(), down={}, stopping=self._stopping(), audit_problem=None)
         audit = worker.audit if worker.settings.logging.audit_required else None
-        states = worker.targets()
-        shut = {gate: status.breaker.why for gate, status in states.items() if status.breaker.why}
-        return judge(
+        down = {target: status.breaker.why for target, status in worker.targets().items() if status.breaker.why}
+        return worker_health(
             worker.status(),
             self._monotonic(),
-            shut=shut,
-            serves_none=all(any(target in shut for target in targets) for targets in worker.targets_by_topic.values()),
+            down=down,
+            delivers_nothing=all(
+                any(target in down for target in targets) for targets in worker.targets_by_topic.values()
+            ),
             stopping=self._stopping(),
             audit_problem=audit.problem if audit else None,
             configuration_problem=self._configuration_problem(),
@@ -201,10 +202,8 @@ class Endpoints:
             headers=page.HEADERS,
         )
 
-    # ---------------------------------------------------------------- what they show
-
     def _database(self, first: Settings) -> Database:
-        """A session as the loop's settings say, which a reload may have changed since the first ones."""
+        """A session with the settings of the present loop; before there is one, with those of the start."""
         worker = self._worker
         return self._open_database(worker.settings if worker else first)
 
@@ -218,7 +217,7 @@ class Endpoints:
         worker, health = self._worker, self.health()
         if worker is None:
             return State(ready=False, database_up=False, shop_enabled=False, token_refreshes=self._earlier_refreshes)
-        loop, states = worker.status(), worker.targets()
+        loop, targets = worker.status(), worker.targets()
         fleet, problem = self._poller.latest() if self._poller else (None, None)
         if problem is not None:
             fleet = None
@@ -231,8 +230,8 @@ class Endpoints:
             shop_enabled=loop.consumable,
             paused=paused,
             concurrency=worker.settings.worker.concurrency,
-            breakers={gate: status.breaker.state.value for gate, status in states.items()},
-            throttled_seconds={gate: status.throttled_seconds for gate, status in states.items()},
+            breakers={target: status.breaker.state.value for target, status in targets.items()},
+            throttled_seconds={target: status.throttled_seconds for target, status in targets.items()},
             token_refreshes=self._earlier_refreshes + worker.token_refreshes(),
             topics=topics if fleet else None,
             read_seconds=fleet.read_seconds if fleet else 0.0,

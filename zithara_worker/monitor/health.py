@@ -9,23 +9,14 @@ from zithara_worker.monitor.fleet import FleetStatus
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
 
-#: A loop that has not turned for its longest rest and so many seconds more is stuck. One statement may take 20 seconds,
-#: and a turn has several.
+#: A loop is stuck when it has not turned for its longest wait and this many seconds more. One statement may take 20
+#: seconds, and a turn has several.
 STUCK_SECONDS = 90.0
-#: Exchanges that one delivery may be made of, each with [zithara] timeout: the request, two more where there was no
-#: connection, a new token, and the request with it.
+#: The most exchanges of one delivery, each limited by [zithara] timeout: the request, two more after failed
+#: connections, the request for a new token, and the request with that token.
 EXCHANGES = 5
-
-#: A new message that waits longer than this means that its queue does not keep up; the alert ZitharaWorkerQueueOld
-#: fires then too.
-AGED_SECONDS = 900.0
-
-
-def longest_delivery_seconds(settings: Settings) -> float:
-    """A delivery that has been under way for so long hangs: no answer, no rate limit and no retry explains it."""
-    worker = settings.worker
-    waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
-    return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
+#: A queue is late when a new message has waited longer than this; the alert ZitharaWorkerQueueOld uses the same limit.
+LATE_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +39,11 @@ class LoopStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Health:
-    """`live`: the loop turns and no delivery hangs; a supervisor may restart what is not. `ready`: messages can be
-    taken and delivered.
+    """`live`: the loop turns and no delivery hangs; otherwise a supervisor may restart the worker. `ready`: the worker
+    can claim and deliver messages.
 
-    `reasons`: why not; `notes`: what else a person may want to know. Sentences, each with what to do or to expect.
+    `reasons`: why it is not live or not ready. `notes`: what else a person may want to know. Each is a sentence that
+    says what to do or what happens next.
     """
 
     live: bool
@@ -63,12 +55,19 @@ class Health:
         return {"live": self.live, "ready": self.ready, "reasons": list(self.reasons), "notes": list(self.notes)}
 
 
-def judge(
+def longest_delivery_seconds(settings: Settings) -> float:
+    """A delivery that takes longer hangs: timeouts and the rate limit do not explain it."""
+    worker = settings.worker
+    waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
+    return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
+
+
+def worker_health(
     loop: LoopStatus | None,
     now: float,
     *,
-    shut: Mapping[str, str],
-    serves_none: bool = False,
+    down: Mapping[str, str],
+    delivers_nothing: bool = False,
     stopping: bool,
     audit_problem: str | None,
     configuration_problem: str | None = None,
@@ -76,9 +75,9 @@ def judge(
 ) -> Health:
     """`loop`: None before the first connection to the database. `now`: on the clock of `LoopStatus.turned_at`.
 
-    `shut`: host or path that is taken to serve nobody -> why; `serves_none`: no topic can be sent.
-    `audit_problem`: why no audit line can be written, where one must.
-    `configuration_problem`: why a changed configuration cannot be used.
+    `down`: target whose circuit breaker is not closed -> why. `delivers_nothing`: every topic has such a target.
+    `audit_problem`: why the audit file cannot be written, if it must be. `configuration_problem`: why a changed
+    configuration cannot be used.
     """
     reasons: list[str] = []
     notes: list[str] = []
@@ -86,66 +85,69 @@ def judge(
     if stopping:
         reasons.append("the worker is stopping")
     if loop is None:
-        reasons.append("the database is not available yet: the worker waits for it, its log tells the error")
+        reasons.append("the database is not available yet: the worker waits for it, and logs the error")
         return Health(live=True, ready=False, reasons=tuple(reasons))
     silent = now - loop.turned_at
     if silent > loop.longest_wait_seconds + STUCK_SECONDS:
         live = False
-        reasons.append(f"the loop has not turned for {silent:.0f} seconds: restart the worker, and keep its log")
+        reasons.append(f"the loop has not turned for {duration(silent)}: restart the worker, and keep its log")
     if loop.oldest_request_seconds > longest_delivery_seconds:
         live = False
         reasons.append(
-            f"a delivery has been under way for {loop.oldest_request_seconds:.0f} seconds, which no timeout "
-            "explains: restart the worker, and keep its log"
+            f"a delivery has been under way for {duration(loop.oldest_request_seconds)}, longer than all timeouts "
+            "allow: restart the worker, and keep its log"
         )
     if not loop.database_up:
-        reasons.append("the database is not available: the worker waits for it, its log tells the error")
+        reasons.append("the database is not available: the worker waits for it, and logs the error")
     if not loop.consumable:
         reasons.append(
             "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
         )
     if audit_problem is not None:
         reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
-    told = [
-        f"{gate} is taken to be down ({why}): probes find out when it is back" for gate, why in sorted(shut.items())
+    stopped = [
+        f"deliveries to {target} are stopped until a probe succeeds ({why})" for target, why in sorted(down.items())
     ]
-    if serves_none:
-        reasons += told
+    if delivers_nothing:
+        reasons += stopped
     else:
-        notes += told
+        notes += stopped
     if configuration_problem is not None:
-        notes.append(f"the changed configuration cannot be used, the one in force stays: {configuration_problem}")
+        notes.append(f"the changed configuration cannot be used, the old one stays in force: {configuration_problem}")
     notes += [_paused(topic) for topic in loop.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
 
 
-def judge_fleet(fleet: FleetStatus) -> tuple[list[str], list[str]]:
-    """What is wrong with the fleet, and what else a person may want to know. Sentences, each with what to do."""
-    reasons = []
+def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
+    """What is wrong with the fleet, and what else a person may want to know: sentences that say what to do."""
+    problems = []
     notes = []
     for topic in fleet.topics:
         if topic.queue is None:
             continue
-        age = topic.oldest_new_seconds or 0.0
+        waited = topic.oldest_new_seconds or 0.0
         if not topic.workers:
-            reasons.append(f"no living worker serves {topic.topic}: start one ('zithara-worker consume {topic.topic}')")
+            problems.append(
+                f"no living worker serves {topic.topic}: start one ('zithara-worker consume {topic.topic}')"
+            )
         if topic.pause is not None:
             notes.append(_paused(topic.topic))
-        elif age > AGED_SECONDS and topic.workers:
-            reasons.append(
-                f"{topic.topic} is late, its oldest new message waits for {duration(age)}: look at the breakers and "
-                "the workers' logs; if deliveries go well, raise [worker] concurrency or start another worker"
+        elif waited > LATE_SECONDS and topic.workers:
+            problems.append(
+                f"{topic.topic} is late, its oldest new message has waited for {duration(waited)}: look at the "
+                "breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start another "
+                "worker"
             )
     for worker in fleet.alive:
         for target in sorted(worker.target_reports, key=lambda each: each.target):
             if target.breaker != "closed":
                 why = f" ({target.why})" if target.why else ""
                 notes.append(
-                    f"{target.target} is taken to be down by worker {worker.host} {worker.pid}, its breaker is "
-                    f"{target.breaker}{why}: probes find out when it is back"
+                    f"worker {worker.host} {worker.pid} has stopped deliveries to {target.target} until a probe "
+                    f"succeeds, its breaker is {target.breaker}{why}"
                 )
-    return reasons, notes
+    return problems, notes
 
 
 def _paused(topic: str) -> str:
-    return f"topic {topic} is paused: 'zithara-worker resume {topic}' goes on"
+    return f"topic {topic} is paused: continue it with 'zithara-worker resume {topic}'"

@@ -1,8 +1,8 @@
 """The status page: one self-contained HTML document with its charts, from a `FleetStatus`. Pure; every text in it is
 escaped.
 
-No script, no external file: a reload every ten seconds, one style sheet that the Content-Security-Policy knows by its
-hash, and SVG. What it shows is what `zithara-worker status` shows.
+It has no script and no external file: it reloads every ten seconds, its charts are SVG, and the Content-Security-Policy
+allows its one style sheet by hash. It shows what `zithara-worker status` shows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
-from zithara_worker.monitor.health import judge_fleet
+from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
@@ -44,7 +44,7 @@ def render(
 ) -> str:
     """The whole document. `problem`: why the status is old or missing. `backlog`: minute since the epoch -> pending
     messages. `reasons`, `notes`: those of /healthz."""
-    of_fleet: tuple[list[str], list[str]] = ([], []) if fleet is None else judge_fleet(fleet)
+    of_fleet: tuple[list[str], list[str]] = ([], []) if fleet is None else fleet_problems(fleet)
     reasons = [*reasons, *of_fleet[0]]
     parts = [_banner(reasons, [*dict.fromkeys([*notes, *of_fleet[1]])], problem)]
     title = "running"
@@ -61,7 +61,7 @@ def render(
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f'<meta http-equiv="refresh" content="{REFRESH_SECONDS}">'
-        f"<title>zithara-worker: {'needs a look' if reasons else title}</title><style>{STYLE}</style></head>"
+        f"<title>zithara-worker: {'needs attention' if reasons else title}</title><style>{STYLE}</style></head>"
         f"<body><h1>zithara-worker</h1>{''.join(parts)}</body></html>\n"
     )
 
@@ -188,7 +188,8 @@ def _chart(title: str, top: str, drawing: str, legend: Sequence[tuple[str, str]]
 
 
 def lines(series: Sequence[tuple[str, Sequence[float | None]]], *, top: float, label: str) -> str:
-    """One line for each (class, values), oldest first; None leaves a gap, a lone value is a dash. The bottom is 0."""
+    """One line for each (class, values), oldest first, from 0 to `top`. None is a gap; a value between two gaps is a
+    dash."""
     parts = []
     for kind, values in series:
         for run in _runs(values):
@@ -202,16 +203,16 @@ def lines(series: Sequence[tuple[str, Sequence[float | None]]], *, top: float, l
 
 
 def bars(series: Sequence[tuple[str, Sequence[float]]], *, top: float, label: str) -> str:
-    """Bars stacked upon each other, first series lowest; (class, values), oldest first, equally long."""
+    """Stacked bars, the first series at the bottom; (class, values), oldest first, all of the same length."""
     parts = []
-    count = max((len(values) for _, values in series), default=0)
-    for index in range(count):
+    columns = max((len(values) for _, values in series), default=0)
+    for index in range(columns):
         bottom = float(HEIGHT)
         for kind, values in series:
             height = HEIGHT * min(1.0, values[index] / top) if top else 0.0
             if not height:
                 continue
-            width = WIDTH / count
+            width = WIDTH / columns
             bottom -= height
             parts.append(
                 f'<rect class="{escape(kind)}" x="{index * width + 1:.1f}" y="{bottom:.1f}" '
@@ -221,7 +222,7 @@ def bars(series: Sequence[tuple[str, Sequence[float]]], *, top: float, label: st
 
 
 def round_top(values: Sequence[float | None], *, least: float) -> float:
-    """The upper end of a scale: 1, 2 or 5 times a power of ten that no value exceeds, at least `least`."""
+    """The upper end of a scale: the least of 1, 2 or 5 times a power of ten that is not below a value or `least`."""
     highest = max([least, *(each for each in values if each is not None)])
     power = 1e-3
     while True:
@@ -241,9 +242,9 @@ def _drawing(parts: str, label: str) -> str:
     )
 
 
-def _place(point: tuple[int, float], count: int, top: float) -> tuple[float, float]:
+def _place(point: tuple[int, float], columns: int, top: float) -> tuple[float, float]:
     index, value = point
-    x = WIDTH * (index + 0.5) / count
+    x = WIDTH * (index + 0.5) / columns
     share = min(1.0, max(0.0, value / top)) if top else 0.0
     return x, HEIGHT - 2 - (HEIGHT - 4) * share
 

@@ -1,6 +1,7 @@
-"""The worker's numbers under the names that Prometheus sees. Needs prometheus-client (extra `metrics`).
+"""The metrics of the worker under their Prometheus names: the one list of them. Needs prometheus-client (extra
+`metrics`).
 
-The one list of metrics: docs/metrics.md, the dashboard and the alert rules name nothing else, and a test compares them.
+A test holds docs/metrics.md, the dashboard and the alert rules to this list.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class State:
 
 
 class PrometheusMetrics(Collector):
-    """What a scrape gets. `numbers` and `state` are asked at every scrape, in its thread."""
+    """Answers a scrape. `numbers` and `state` are called at every scrape, in the thread of its request."""
 
     def __init__(self, numbers: Callable[[], Numbers], state: Callable[[], State]) -> None:
         self._numbers = numbers
@@ -71,7 +72,7 @@ class PrometheusMetrics(Collector):
         yield from _from_numbers(self._numbers())
 
     def describe(self) -> Iterable[Metric]:
-        """Asked on registration, when there is nothing to look at yet: names are not checked for collisions."""
+        """Called at registration, before there are any values. Empty: names are not checked for collisions."""
         return ()
 
 
@@ -81,7 +82,7 @@ def _from_state(state: State) -> Iterator[Metric]:
         "Version of the worker and of its Python.",
         value={"version": VERSION, "python_version": platform.python_version()},
     )
-    yield _gauge("ready", "1 when messages can be taken and delivered; /healthz tells why not.", float(state.ready))
+    yield _gauge("ready", "1 when the worker can claim and deliver messages; see /healthz.", float(state.ready))
     yield _gauge("database_up", "1 when the loop's database session answers.", float(state.database_up))
     yield _gauge("shop_enabled", "1 when the shop wants its events delivered.", float(state.shop_enabled))
     yield _gauge("concurrency", "Requests that may be in flight at once.", float(state.concurrency))
@@ -109,11 +110,11 @@ def _from_state(state: State) -> Iterator[Metric]:
     )
     yield _labelled(
         GaugeMetricFamily(
-            f"{PREFIX}_throttled_seconds", "What is left of the pause that a target asked for.", labels=["target"]
+            f"{PREFIX}_throttled_seconds", "Seconds left of the pause that a target asked for.", labels=["target"]
         ),
         {(target,): seconds for target, seconds in sorted(state.throttled_seconds.items())},
     )
-    yield _counter("token_refreshes", "Access tokens asked of the API.", state.token_refreshes)
+    yield _counter("token_refreshes", "Access tokens requested from the API.", state.token_refreshes)
     if state.topics is not None:
         counts = {(topic.topic, status): each for topic in state.topics for status, each in _counts(topic).items()}
         yield _labelled(
@@ -127,17 +128,17 @@ def _from_state(state: State) -> Iterator[Metric]:
         yield _labelled(
             GaugeMetricFamily(
                 f"{PREFIX}_queue_oldest_age_seconds",
-                "Since the oldest message of a status was last touched; 0 when there is none.",
+                "Time since the oldest message of a status was last changed; 0 without one.",
                 labels=["topic", "status"],
             ),
             {labels: round(oldest or 0.0, 3) for labels, (_, oldest) in counts.items()},
         )
-        yield _gauge("queue_read_seconds", "What the last count of the queues took.", state.read_seconds)
+        yield _gauge("queue_read_seconds", "How long the last count of the queues took.", state.read_seconds)
     if state.audit_writable is not None:
         yield _gauge("audit_writable", "1 when the audit file can be written.", float(state.audit_writable))
         yield _counter("audit_lines", "Lines written to the audit file.", state.audit_lines)
         yield _counter(
-            "audit_lines_lost", "Lines given up as the audit file could not be written.", state.audit_lines_lost
+            "audit_lines_lost", "Lines dropped because the audit file could not be written.", state.audit_lines_lost
         )
 
 
@@ -196,8 +197,8 @@ def _from_numbers(numbers: Numbers) -> Iterator[Metric]:
     )
     for name, text, by in (
         ("delivery_seconds", "From claim to the outcome written, of delivered messages.", numbers.delivery_seconds),
-        ("claim_seconds", "What a claim took, empty ones included.", numbers.claim_seconds),
-        ("settle_seconds", "What writing a batch of outcomes took.", numbers.settle_seconds),
+        ("claim_seconds", "How long a claim took, empty ones included.", numbers.claim_seconds),
+        ("settle_seconds", "How long writing a batch of outcomes took.", numbers.settle_seconds),
         ("claim_batch_messages", "Messages of a claim that found some.", numbers.claim_messages),
         ("settle_batch_messages", "Outcomes written together.", numbers.settle_messages),
     ):

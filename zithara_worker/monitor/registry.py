@@ -21,7 +21,7 @@ from zithara_worker.queue import failures
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who a worker is: `id` is new with every start, so that a restart never inherits leases."""
+    """Who a worker is. `id` is new with every start, so that a restarted worker does not own its earlier leases."""
 
     id: str
     host: str
@@ -39,7 +39,7 @@ class MinuteCounters:
         self._minutes: OrderedDict[int, dict[str, dict[str, Any]]] = OrderedDict()
 
     def count(self, topic: str, outcome: Outcome, *, superseded: int = 0) -> None:
-        """One settled message. `superseded`: how many older ones it stands for; only its delivery completes them."""
+        """One settled message. `superseded`: how many older messages its delivery completes."""
         minute = int(self._utc() // 60)
         with self._lock:
             topics = self._minutes.get(minute)
@@ -70,6 +70,8 @@ class MinuteCounters:
 
 
 class Registry:
+    """One worker's row in zithara_worker."""
+
     def __init__(self, database: Database, identity: Identity) -> None:
         self._database = database
         self._identity = identity
@@ -77,7 +79,7 @@ class Registry:
     def seen(
         self, *, in_flight: int, metrics_address: str | None, state: Mapping[str, Any], minutes: Mapping[str, Any]
     ) -> None:
-        """One small update: alive, and what it did in the last hour."""
+        """Writes the row: that the worker lives, its state, and what it did in the last hour."""
         me = self._identity
         self._database.execute(
             "worker_seen",
@@ -93,10 +95,10 @@ class Registry:
         )
 
     def gone(self) -> None:
-        """A worker that stops takes its row along."""
+        """Deletes the row of a worker that stops."""
         self._database.execute("worker_gone", id=self._identity.id)
 
     def forget_old(self) -> None:
-        """Removes workers that have not been seen for a day, and the failures of messages that Magento has deleted."""
+        """Deletes rows that were not updated for a day, and the failures of messages that Magento has deleted."""
         self._database.execute("workers_forget")
         failures.forget_deleted(self._database)

@@ -1,7 +1,6 @@
-"""The HTTP listener: finds a port, answers three paths, and bothers nobody while it does.
+"""The HTTP server of the worker: finds a port, and answers requests with what a callable returns for their path.
 
-Knows HTTP; what a path answers is a callable. Requests are few and small, so each gets a thread of its own, and no more
-than a handful at once.
+Requests are few and small, so each has a thread of its own, and only a few are served at once.
 """
 
 from __future__ import annotations
@@ -28,9 +27,10 @@ log = logging.getLogger(__name__)
 
 #: Ports that are tried after the first one when that is taken.
 NEXT_PORTS = 15
-#: What a connection may last as a whole, however slowly bytes drip; requests answered at once.
+#: The longest time for a whole connection, however slowly its bytes arrive.
 REQUEST_SECONDS = 5.0
-MOST_AT_ONCE = 8
+#: Connections that are served at once.
+MAX_CONNECTIONS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ Routes = Mapping[str, Callable[[str], Reply]]
 
 
 class NoFreePort(OSError):
-    """None of the ports could be had; the text says which were tried, and why the last one failed."""
+    """None of the ports can be used. The text names the ports that were tried, and why the last one failed."""
 
 
 class Listener:
@@ -60,14 +60,14 @@ class Listener:
 
     @property
     def address(self) -> str:
-        """host:port that it really has, '[::1]:9209' for IPv6."""
+        """host:port that it listens on, '[::1]:9209' for IPv6."""
         if self._server is None:
             raise RuntimeError("start the listener first")
         host, port = self._server.server_address[:2]
         return f"[{host!s}]:{port}" if ":" in str(host) else f"{host!s}:{port}"
 
     def start(self) -> None:
-        """Takes the port, or the next free one of the following, and serves. Raises NoFreePort."""
+        """Binds the port, or the next free one of the following, and serves. Raises NoFreePort."""
         self._server = self._bound()
         self._thread = threading.Thread(target=self._server.accept_all, name="web", daemon=True)
         self._thread.start()
@@ -82,19 +82,19 @@ class Listener:
 
         if self._server.server_address[0] in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             log.warning(
-                "[metrics] listen is on all addresses of this host: whoever reaches it can read topics, counts "
+                "[metrics] listen is on all addresses of this host: anybody who reaches it can read topics, counts "
                 "and errors; name one address, or let a firewall admit the monitoring only",
                 extra={"event": "configuration_warning"},
             )
 
     def close(self) -> None:
-        """Frees the port. Requests under way are left to their threads, which end with the process."""
+        """Frees the port. Requests that are being served go on in their threads, which end with the process."""
         server, self._server = self._server, None
         if server is None or self._thread is None:
             return
         server.closing.set()
         with suppress(OSError):
-            server.socket.shutdown(socket.SHUT_RDWR)  # wakes the accept(), which close() alone does not
+            server.socket.shutdown(socket.SHUT_RDWR)  # ends the accept(), which close() alone does not
         self._thread.join()
         server.server_close()
 
@@ -125,42 +125,42 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, host: str, port: int, routes: Routes, family: int) -> None:
         self.address_family = family
         self.routes = routes
-        #: Names by which this host may be asked for, besides those without a dot and addresses
+        #: Names that a request may have in its Host header, in addition to addresses and names without a dot
         self.names = {host.lower(), socket.gethostname().lower()}
-        self.places = threading.BoundedSemaphore(MOST_AT_ONCE)
-        #: Connections that wait for their client, the oldest first: they make room when all places are taken.
+        self.free = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        #: Connections that wait for their client, the oldest first: when no connection is free, the oldest is closed.
         self.waiting: dict[socket.socket, None] = {}
         self.waiting_lock = threading.Lock()
         self.closing = threading.Event()
         super().__init__((host, port), _Handler)
 
     def accept_all(self) -> None:
-        """Until `closing`; `serve_forever` would look twice a second whether it shall end."""
+        """Until `closing`. `serve_forever` would wake up twice a second to see whether it must end."""
         while not self.closing.is_set():
             try:
                 request, address = self.get_request()
             except OSError as error:
                 if not self.closing.is_set():
-                    log.warning("no connection taken", extra={"event": "accept_failed", "detail": str(error)})
-                    self.closing.wait(1.0)  # out of file descriptors, most likely: they come back
+                    log.warning("cannot accept a connection", extra={"event": "accept_failed", "detail": str(error)})
+                    self.closing.wait(1.0)  # most likely out of file descriptors, which are freed again
                 continue
             try:
                 self.process_request(request, address)
             except Exception:
-                # The guard of the listener: what one connection brings must not close the door for all others.
+                # The thread must survive a defect that one connection meets: it accepts all the others.
                 log.exception("a connection could not be served", extra={"event": "page_failed"})
                 self.shutdown_request(request)
 
     def server_bind(self) -> None:
-        # HTTPServer would ask the name service for our own name, which can take seconds and serves nothing here.
-        # Lets a restart have its port back at once; one that another worker serves is taken all the same.
+        # Without HTTPServer's own: it resolves the name of this host, which can take seconds and is not used here.
+        # SO_REUSEADDR: a restarted worker gets its port back at once. A port that another worker serves stays taken.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.places.acquire(blocking=False) and not self._made_room():
+        if not self.free.acquire(blocking=False) and not self._close_slowest():
             with suppress(OSError):
                 request.sendall(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
             self.shutdown_request(request)
@@ -169,7 +169,7 @@ class _Server(ThreadingHTTPServer):
         try:
             super().process_request(request, client_address)
         except BaseException:
-            self.places.release()
+            self.free.release()
             raise
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
@@ -181,7 +181,7 @@ class _Server(ThreadingHTTPServer):
         finally:
             deadline.cancel()
             self.work_for_client(request)
-            self.places.release()
+            self.free.release()
 
     def wait_for_client(self, request: socket.socket) -> None:
         with self.waiting_lock:
@@ -191,21 +191,21 @@ class _Server(ThreadingHTTPServer):
         with self.waiting_lock:
             self.waiting.pop(request, None)
 
-    def _made_room(self) -> bool:
-        """Hangs up on the client that has been slow for longest, and takes its place; False when none is slow."""
+    def _close_slowest(self) -> bool:
+        """Closes the connection that has waited longest for its client; whether one is free now."""
         with self.waiting_lock:
             slowest = next(iter(self.waiting), None)
             if slowest is None:
                 return False
             del self.waiting[slowest]
             _hang_up(slowest)
-        return self.places.acquire(timeout=1.0)
+        return self.free.acquire(timeout=1.0)
 
     def is_ours(self, host: str) -> bool:
-        """Whether a request for this Host is meant for us.
+        """Whether a request with this Host header is meant for this worker.
 
-        A page in somebody's browser can have a name of its own lead to this address (DNS rebinding) and read what we
-        answer; it cannot do so with an address, or with a name without a dot.
+        A web page can let a name of its own resolve to this address (DNS rebinding) and read the answers in a visitor's
+        browser. It cannot do so with an address, or with a name without a dot.
         """
         try:
             name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
@@ -214,12 +214,12 @@ class _Server(ThreadingHTTPServer):
         return "." not in name or name in self.names or _is_address(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no error of ours; `_Handler` answers for everything else."""
+        """A client closed its connection: no error of the worker. `_Handler` catches all others."""
         log.debug("a client went away", exc_info=True, extra={"event": "client_gone"})
 
 
 def _hang_up(request: socket.socket) -> None:
-    with suppress(OSError):  # gone already
+    with suppress(OSError):  # closed already
         request.shutdown(socket.SHUT_RDWR)
 
 
@@ -238,7 +238,7 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def version_string(self) -> str:
-        """Without Python's version, which is nobody's business."""
+        """Without Python's version, so that clients do not learn it."""
         return self.server_version
 
     def do_GET(self) -> None:
@@ -263,7 +263,7 @@ class _Handler(BaseHTTPRequestHandler):
             try:
                 reply = route(self.headers.get("Accept", ""))
             except Exception:
-                # The guard of the listener: a page that meets a defect must not stay without an answer.
+                # A page that meets a defect is answered all the same.
                 log.exception("a page could not be made", extra={"event": "page_failed", "path": path})
                 reply = text(HTTPStatus.INTERNAL_SERVER_ERROR, "an error in the worker, see its log")
         self.server.wait_for_client(self.connection)
