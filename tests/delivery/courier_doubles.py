@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara.reasons import LEASE_LOST
+from zithara_worker.reasons import LEASE_LOST
 
 CART = Request(target=Target.API, method="POST", path="/cart", json={})
 WEBHOOK = Request(target=Target.WEBHOOK, method="POST", path="https://h.example/", json={}, idempotent=False)

@@ -9,7 +9,7 @@ from queue import SimpleQueue
 import pytest
 from courier_doubles import CART, DELIVERED, message
 
-from zithara_worker.delivery import reasons
+from zithara_worker import reasons
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
 

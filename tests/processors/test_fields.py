@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
-from zithara_worker.processors import fields, reasons
+from zithara_worker.processors import fields
 
 
 @pytest.mark.parametrize(

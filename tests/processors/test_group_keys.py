@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection
-from zithara_worker.processors import identify, reasons
+from zithara_worker.processors import identify
 from zithara_worker.processors.groups import MAX_LENGTH, entity_key
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection, Request, Skip, Target
-from zithara_worker.processors import ShopContext, process, reasons
+from zithara_worker.processors import ShopContext, process
 from zithara_worker.topics import TOPIC_WEBHOOK
 
 

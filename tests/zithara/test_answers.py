@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zithara_worker import reasons
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import (
     BODY_LIMIT,
     EXCERPT_LENGTH,
@@ -271,8 +271,3 @@ def test_an_excerpt_is_one_short_printable_line_without_the_secret(text: str, po
 def test_a_secret_at_the_edge_of_an_excerpt_is_not_cut_but_masked() -> None:
     shown = excerpt("x" * (EXCERPT_LENGTH - 4) + "tok-4711", lambda line: line.replace("tok-4711", "***"))
     assert "tok" not in shown
-
-
-def test_every_reason_is_documented() -> None:
-    codes = {value for name, value in vars(reasons).items() if name.isupper() and isinstance(value, str)}
-    assert codes - set(reasons.REASONS) == {reasons.HTTP_STATUS_PREFIX}

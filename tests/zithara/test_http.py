@@ -17,10 +17,11 @@ import trustme
 from support.raw_server import RawServer, read_request
 from zithara_doubles import exchange
 
+from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
 from zithara_worker.sandbox.api import FakeZithara, Reply, in_turn
-from zithara_worker.zithara import http, reasons
+from zithara_worker.zithara import http
 from zithara_worker.zithara.answers import BODY_LIMIT
 from zithara_worker.zithara.http import (
     Failure,

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from zithara_doubles import Clock, MemoryStore, Pauses
 
+from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.sandbox.api import TOKEN_PATH, WEBHOOK_PATH, FakeZithara, Reply, in_turn
 from zithara_worker.settings.sections import LoggingSettings, Secret
 from zithara_worker.version import VERSION
-from zithara_worker.zithara import reasons
 from zithara_worker.zithara.api import ZitharaApi, encoded, idempotency_key
 from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import TokenSource

@@ -34,7 +34,7 @@ from zithara_worker.processors import ShopContext, identify
 from zithara_worker.queue import failures
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
-from zithara_worker.reasons import remedy
+from zithara_worker.reasons import find
 from zithara_worker.shop.configuration import read_configuration
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso
@@ -76,7 +76,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
     with context.database() as database:
         queues = queues_of(database, context, choice)
         found = failures.summary(database, failures.matching(database, selection_of(queues, choice)), queues)
-    remedies = {each.reason: remedy(each.reason) for each in found}
+    remedies = {each.reason: known.remedy if (known := find(each.reason)) else "" for each in found}
     if as_json:
         values = [
             {
@@ -84,7 +84,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
                 "reason": each.reason,
                 "messages": each.messages,
                 "newest_id": each.newest_id,
-                "remedy": remedies[each.reason] or "",
+                "remedy": remedies[each.reason],
                 "since": iso(each.since_utc),
             }
             for each in found
@@ -95,8 +95,8 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
         click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
     for line in summary_lines(found):
         click.echo(line)
-    for reason, text in remedies.items():
-        click.echo(f"{printable(reason)}: {text or 'see docs/reasons.md'}")
+    for code, remedy in remedies.items():
+        click.echo(f"{printable(code)}: {remedy or 'see docs/reasons.md'}")
 
 
 @failed.command("list")

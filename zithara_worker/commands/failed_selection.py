@@ -17,7 +17,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.queue.failures import FailureCount, Selection
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
-from zithara_worker.reasons import REMEDIES, remedy
+from zithara_worker.reasons import REASONS, find
 from zithara_worker.topics import TOPICS, short_name
 from zithara_worker.units import duration
 
@@ -34,7 +34,7 @@ def age(text: str) -> float:
 
 def reason_code(text: str) -> str:
     """A code of docs/reasons.md. Raises click.BadParameter."""
-    if remedy(text) is None:
+    if find(text) is None:
         raise click.BadParameter(
             f"{text!r} is no reason code: --reason selects what failed with a code, such as http_400 "
             "('failed summary' shows those there are); words of your own go into --note"
@@ -44,7 +44,7 @@ def reason_code(text: str) -> str:
 
 def _complete_reason(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
     """What the shell's completion offers."""
-    return [code for code in REMEDIES if code.startswith(incomplete)]
+    return [code for code in REASONS if code.startswith(incomplete)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from zithara_worker.delivery import reasons
+from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_PAUSE_SECONDS, BreakerStatus, CircuitBreaker, Permit
 from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, Throttle, TokenBucket
 from zithara_worker.delivery.witnesses import WITNESS_SECONDS, Success, Witnesses
 from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED, TOKEN_UNAVAILABLE
+from zithara_worker.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED, TOKEN_UNAVAILABLE
 
 log = logging.getLogger(__name__)
 

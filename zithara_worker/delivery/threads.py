@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
-from zithara_worker.delivery import reasons
+from zithara_worker import reasons
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
 

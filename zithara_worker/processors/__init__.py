@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Rejection, Request, Skip
-from zithara_worker.processors import cart, customer, groups, order, reasons, webhook
+from zithara_worker.processors import cart, customer, groups, order, webhook
 from zithara_worker.processors.coalescing import outline, supersedes
 from zithara_worker.processors.context import InventedPhone, ShopContext
 from zithara_worker.processors.decoding import decode

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from zithara_worker import reasons
 from zithara_worker.messages import Event, Request, Skip
-from zithara_worker.processors import fields, groups, reasons
+from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import international, repaired_indian

@@ -5,9 +5,10 @@ The observers CustomerSave, CustomerEdit and CustomerAddressSave publish the cus
 
 from __future__ import annotations
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Request
-from zithara_worker.processors import fields, groups, reasons
+from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international, looks_invented, observers_whatsapp

@@ -16,8 +16,8 @@ import math
 import re
 from typing import Any, NoReturn
 
+from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection
-from zithara_worker.processors import reasons
 from zithara_worker.processors.fields import json_name
 
 #: Levels of nesting, counting the outermost: what PHP's json_decode takes by default. Fixed here, because what

@@ -15,8 +15,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
-from zithara_worker.processors import reasons
 
 Row = Mapping[str, Any]
 Scalar = str | int | float | bool

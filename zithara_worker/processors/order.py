@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Request
-from zithara_worker.processors import fields, groups, reasons
+from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 
+from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Request, Skip
-from zithara_worker.processors import fields, groups, reasons
+from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.topics import CART, CUSTOMER, ORDER, WEBHOOK

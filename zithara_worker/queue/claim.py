@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from zithara_worker import reasons
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
@@ -223,8 +224,8 @@ class Claim:
                 paid=head.group in suspects,
                 outcome=Outcome(
                     kind=OutcomeKind.RETRY,
-                    reason="worker_died",
-                    detail="the worker that held it stopped renewing its lease",
+                    reason=reasons.WORKER_DIED,
+                    detail="the worker that held the message died, or its lease ran out",
                 ),
             )
 
@@ -243,14 +244,14 @@ class Claim:
         content = head.content.content
         if failure and failure["overtaken"]:
             content = Rejection(
-                code=failures.NEWER_DELIVERED,
+                code=reasons.NEWER_DELIVERED,
                 detail="newer data of its group was delivered after it had failed, and would be overwritten: "
                 f"discard it, or send it with 'zithara-worker failed retry {head.entry.message_id} --force'",
             )
         elif taken_over and attempts >= self._attempt_limit:
             content = Rejection(
-                code="worker_died",
-                detail=f"{attempts} workers died or lost their lease while they held it and nothing else: "
+                code=reasons.WORKER_DIED,
+                detail=f"{attempts} workers died, or lost their lease, while they held this message and no other: "
                 "look at their logs, then 'zithara-worker failed retry'",
             )
         message = Message(

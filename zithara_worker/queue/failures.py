@@ -18,11 +18,8 @@ from zithara_worker.messages import Outcome
 from zithara_worker.processors import identify
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.queue.statuses import Status
+from zithara_worker.reasons import UNRECORDED
 
-#: The reason of an ERROR that this program has not recorded: a PHP consumer rejected the message.
-UNRECORDED = "unrecorded"
-#: The reason of an ERROR that the claim gave: newer data of the group was delivered, so this message was not sent.
-NEWER_DELIVERED = "newer_delivered"
 #: Ids that one statement reads.
 PAGE = 5000
 #: Bodies read at once when many are wanted.

@@ -18,9 +18,10 @@ from zithara_worker.database.session import Database
 from zithara_worker.logs.audit import operator_action
 from zithara_worker.processors import identify
 from zithara_worker.queue import failures
-from zithara_worker.queue.failures import UNRECORDED, Failure
+from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.queues import find_queues, put_message, stored_body
 from zithara_worker.queue.statuses import Status
+from zithara_worker.reasons import UNRECORDED
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Pending, Rejection
 from zithara_worker.queue.backlog import Backlog
+from zithara_worker.reasons import BODY_TOO_LARGE
 
 #: (topic, message id, body) -> (group key, content). Pure.
 Identify = Callable[[str, int, str], tuple[str, Event | Rejection]]
@@ -443,7 +444,7 @@ def _text(body: str | bytes | None) -> str:
 def _too_large(length: int, allowed: int) -> Rejection:
     # In MiB: a number of bytes has so many digits that it would be masked as a telephone number.
     return Rejection(
-        code="body_too_large",
+        code=BODY_TOO_LARGE,
         detail=f"the body has {length / 2**20:.1f} MiB and the server's max_allowed_packet is {allowed / 2**20:.1f}: "
         "raise it, then 'zithara-worker failed retry'",
     )

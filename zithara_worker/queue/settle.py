@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from zithara_worker import reasons
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.queue import failures
@@ -251,7 +252,7 @@ class Settle:
                 outcome=each.outcome,
                 unwitnessed=each.unwitnessed,
                 # It was not sent.
-                paid=each.outcome.reason != failures.NEWER_DELIVERED,
+                paid=each.outcome.reason != reasons.NEWER_DELIVERED,
             )
         again = [each.message.id for each in complete if _has_history(each.message)]
         if again or superseded:

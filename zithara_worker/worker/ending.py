@@ -6,10 +6,10 @@ import logging
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from zithara_worker.delivery.reasons import LATE, SHUTDOWN
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.queue.held import Held, Stage
+from zithara_worker.reasons import LATE, SHUTDOWN
 from zithara_worker.worker.inbox import Inbox
 
 log = logging.getLogger(__name__)

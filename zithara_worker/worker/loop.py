@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable
 
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.reasons import INTERNAL_ERROR
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.messages import Outcome, OutcomeKind
@@ -19,6 +18,7 @@ from zithara_worker.monitor.health import LoopStatus
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.held import Held, Stage
 from zithara_worker.queue.renewal import Renewal
+from zithara_worker.reasons import INTERNAL_ERROR
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
 from zithara_worker.worker.ending import End, Limits, release_unanswered, release_unsent

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
 from zithara_worker.delivery.pace import delay_before
-from zithara_worker.delivery.reasons import LATE
 from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
@@ -20,8 +19,8 @@ from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.reasons import LATE, ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 from zithara_worker.settings.sections import RetrySettings
-from zithara_worker.zithara.reasons import ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 
 log = logging.getLogger(__name__)
 

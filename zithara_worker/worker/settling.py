@@ -6,11 +6,11 @@ import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from zithara_worker.delivery.reasons import INTERNAL_ERROR
 from zithara_worker.errors import DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.messages import Outcome, OutcomeKind, Request
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.reasons import INTERNAL_ERROR
 from zithara_worker.worker.inbox import Inbox
 from zithara_worker.worker.outcomes import Outcomes, TopicState
 from zithara_worker.worker.starting import Starter

@@ -6,13 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 
-from zithara_worker.delivery.reasons import INTERNAL_ERROR, SHOP_UNREAD
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.messages import Claimed, Event, Message, Outcome, OutcomeKind, Rejection, Request, Skip
 from zithara_worker.processors import ShopContext, as_create, process
-from zithara_worker.processors.reasons import UNKNOWN_CONFIG_ID
 from zithara_worker.queue.held import Held
+from zithara_worker.reasons import INTERNAL_ERROR, SHOP_UNREAD, UNKNOWN_CONFIG_ID
 from zithara_worker.settings.sections import ZitharaSettings
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.worker.inbox import Inbox

@@ -15,8 +15,8 @@ from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, Final
 
+from zithara_worker import reasons
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara import reasons
 
 #: Bytes of an answer's body that are looked at; an API answer is a few hundred.
 BODY_LIMIT = 64 * 1024
@@ -155,7 +155,7 @@ def classify(
     pause = retry_after_seconds(answer, now_utc)
     if status == HTTPStatus.TOO_MANY_REQUESTS:
         return outcome(OutcomeKind.RELEASED, reasons.THROTTLED, Evidence.NONE, pause)
-    reason = f"{reasons.HTTP_STATUS_PREFIX}{status}"
+    reason = reasons.http_status(status)
     if not from_api:
         if status == HTTPStatus.GONE:
             return outcome(OutcomeKind.FAILED, reason, Evidence.SERVED)

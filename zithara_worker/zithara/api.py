@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
 
+from zithara_worker import reasons
 from zithara_worker.logs.masking import masked, without_echoes
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
-from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
 from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenUnavailable
@@ -34,7 +34,7 @@ _FIRST_PAUSE, _SECOND_PAUSE = 0.1, 0.7
 #: Parsed URLs that are kept: three of the API and the webhooks of a shop's configuration rows.
 _URLS_KEPT = 64
 
-_TOKEN_REFUSED = f"{reasons.HTTP_STATUS_PREFIX}401"
+_TOKEN_REFUSED = reasons.http_status(401)
 
 # Text goes as it is: half the bytes of \uXXXX for Indian names. NaN is no JSON, and the API would refuse it.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode

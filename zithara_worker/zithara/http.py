@@ -27,9 +27,9 @@ from typing import Any
 
 import httpx
 
+from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
-from zithara_worker.zithara import reasons
 from zithara_worker.zithara.answers import BODY_LIMIT, Answer
 
 #: Seconds an idle connection is kept: less than what common servers allow (nginx 75, AWS load balancers 60).

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import httpx
 
 from zithara_worker.errors import ShopError, ZitharaWorkerError
+from zithara_worker.reasons import INVALID_REQUEST
 from zithara_worker.settings.sections import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.answers import describe, effective_status, excerpt
 from zithara_worker.zithara.http import failure_of, origin_of, send, usable_url
-from zithara_worker.zithara.reasons import INVALID_REQUEST
 
 log = logging.getLogger(__name__)
 
