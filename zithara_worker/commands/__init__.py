@@ -1,7 +1,4 @@
-"""How the program is typed and printed: parses, calls one function of the library, renders what it returns.
-
-This package alone turns error classes into exit codes.
-"""
+"""The command line: one file for each command parses its arguments, calls the library and prints the result."""
 
 from __future__ import annotations
 
@@ -11,13 +8,16 @@ from typing import NoReturn
 
 __all__ = ["main"]
 
-#: Options of the command itself that take a value: what follows one of them is no command.
+#: Options before the command that take a value.
 _VALUED = ("--config", "--log-level", "--log-format")
 
 
 def main() -> NoReturn:
-    """The console script. Signals come first: importing the rest takes a tenth of a second and more, in which a signal
-    would end the process by its default."""
+    """The console script.
+
+    `consume` catches signals before the other imports, which take more than 0.1 s: in that time a signal would end the
+    process with its default action.
+    """
     from zithara_worker.commands.signals import Signals
 
     signals = Signals()
@@ -30,7 +30,7 @@ def main() -> NoReturn:
 
 
 def _command(arguments: Iterable[str]) -> str | None:
-    """The first word that is neither an option nor an option's value."""
+    """The first argument that is neither an option nor the value of one."""
     words = iter(arguments)
     for word in words:
         if word in _VALUED:

@@ -17,12 +17,12 @@ from zithara_worker.topics import TOPICS
 
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: {section: {key: {value, source}}}.")
-@click.option("--sample", is_flag=True, help="Print a configuration file with every key and its default instead.")
+@click.option("--sample", is_flag=True, help="Print a sample file instead, with every key and its default.")
 @click.pass_obj
 def config(context: Context, as_json: bool, sample: bool) -> None:
-    """Print each effective value with where it came from; secrets are masked.
+    """Print each effective value with its source; secrets are masked.
 
-    Asks the shop's database as well, if it can be reached.
+    Includes the settings in the shop's database, if it can be reached.
 
     \b
     Examples:
@@ -41,7 +41,7 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
             shop = read_configuration(database, deployment_config(configured.settings.magento.root))
         configured = complete(configured, shop)
     except (ConfigurationError, DatabaseUnavailable, ShopError) as error:
-        click.echo(f"without what the shop's database says: {error}", err=True)
+        click.echo(f"without the settings in the shop's database: {error}", err=True)
     for warning in configured.warnings:
         click.echo(f"warning: {warning}", err=True)
     found = rows(configured)

@@ -1,4 +1,4 @@
-"""`doctor`: what is wrong, and what to do about it."""
+"""`doctor`: checks the installation, and says what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 @click.option("--json", "as_json", is_flag=True, help='{"ok", "findings": [{"check", "level", "found", "remedy"}]}.')
 @click.pass_obj
 def doctor(context: Context, as_json: bool) -> None:
-    """Check everything between shop, database, API and this host; changes nothing.
+    """Check shop, database, API and this host; changes nothing.
 
-    One line a check: ok, warning or failed, its name, what was found, and what to do. Exit code 1 if any failed.
-    Run it as the user who runs the worker: permissions are that user's.
+    One line for each check: ok, warning or failed, its name, what was found, and what to do. Exit code 1 if any failed.
+    Run it as the user who runs the worker, because it checks that user's permissions.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def doctor(context: Context, as_json: bool) -> None:
 
 
 def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
-    """Lines as the findings come, or one JSON object when all are there; the findings."""
+    """Prints each finding as soon as it is there, or all as one JSON object. Returns them."""
     shown = []
     for finding in findings:
         shown.append(finding)

@@ -43,7 +43,7 @@ from zithara_worker.zithara.api import encoded, idempotency_key
 
 @click.group()
 def failed() -> None:
-    """Messages that were given up (ERROR): why, what would be sent now, and putting them right.
+    """Messages that were given up (ERROR): show why, then retry, discard or export them.
 
     ID is the message's id (queue_message.id), as in the log and in the Idempotency-Key. Magento's cleanup deletes
     failed messages after 7 days: retry, discard or export them before.
@@ -92,7 +92,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
         print_json(values, indent=2)
         return
     if not found:
-        click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
+        click.echo("no failed messages" + (" match these options" if choice.narrowed else ""))
     for line in summary_lines(found):
         click.echo(line)
     for code, remedy in remedies.items():
@@ -101,20 +101,14 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
 
 @failed.command("list")
 @selecting
-@click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
+@click.option("--waiting", is_flag=True, help="Also messages that wait for a further attempt (RETRY_REQUIRED).")
 @click.option("--limit", type=click.IntRange(min=1), default=50, show_default=True, help="The newest N of them.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array, one object a message.")
 @click.pass_obj
-def list_command(
-    context: Context,
-    choice: Choice,
-    waiting: bool,
-    limit: int,
-    as_json: bool,
-) -> None:
+def list_command(context: Context, choice: Choice, waiting: bool, limit: int, as_json: bool) -> None:
     """The failed messages, newest first.
 
-    The reason 'unrecorded' is that of messages which a PHP consumer rejected.
+    The reason 'unrecorded' marks messages that a PHP consumer rejected.
 
     \b
     Examples:
@@ -128,7 +122,7 @@ def list_command(
         print_json([as_record(each) for each in found], indent=2)
         return
     if not found:
-        click.echo("no failed messages" + (" among those" if choice.narrowed else ""))
+        click.echo("no failed messages" + (" match these options" if choice.narrowed else ""))
         return
     now = datetime.now(timezone.utc).timestamp()
     lines = table(
@@ -157,11 +151,11 @@ def list_command(
 
 @failed.command()
 @click.argument("id", type=int)
-@click.option("--unmasked", is_flag=True, help="Show personal data as they are.")
+@click.option("--unmasked", is_flag=True, help="Do not mask personal data.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
-    """All about message ID: why it failed, when it was tried, and the request that would be sent now.
+    """Show message ID: why it failed, when it was tried, and the request that would be sent now.
 
     \b
     Example:
@@ -192,19 +186,13 @@ def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
 @failed.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True), default="-", metavar="[FILE]")
 @selecting
-@click.option("--waiting", is_flag=True, help="Those that wait for a further attempt (RETRY_REQUIRED) as well.")
+@click.option("--waiting", is_flag=True, help="Also messages that wait for a further attempt (RETRY_REQUIRED).")
 @click.option("--overwrite", is_flag=True, help="Replace FILE if it exists.")
 @click.pass_obj
-def export(
-    context: Context,
-    file: Path,
-    choice: Choice,
-    waiting: bool,
-    overwrite: bool,
-) -> None:
-    """Write failed messages to FILE, or to standard output, as JSON Lines: everything known, the stored body included.
+def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrite: bool) -> None:
+    """Write failed messages to FILE, or to standard output, as JSON Lines: all that is recorded, and the stored body.
 
-    The file holds personal data, and is readable by its owner alone. It appears when it is complete.
+    The file holds personal data and is readable by its owner only. It appears when it is complete.
 
     \b
     Example:
@@ -285,7 +273,7 @@ def as_record(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
 
 
 def export_records(database: Database, relation_ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """Everything that is known of each message, its stored body included: enough to publish it again."""
+    """All that is recorded of each message, and its stored body: enough to publish it again."""
     for failure, topic, body in failures.with_bodies(database, relation_ids):
         yield {**as_record(failure, unmasked=True), "topic": topic, "body": body}
 
@@ -327,7 +315,7 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
     if value["detail"]:
         yield f"answer      {printable(value['detail'])}"
     if value["unwitnessed"]:
-        yield (f"unwitnessed {value['unwitnessed']} attempts: it is not given up until another message succeeds there")
+        yield f"unwitnessed {value['unwitnessed']} attempts: it is not given up until another message succeeds there"
     if value["first_failed_at"]:
         yield f"failed      first {value['first_failed_at']}, last {value['last_failed_at']}"
     for each in value["history"]:

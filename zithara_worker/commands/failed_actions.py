@@ -1,4 +1,4 @@
-"""`failed retry` and `failed discard`: what an operator does with failed messages."""
+"""`failed retry` and `failed discard`: put failed messages back on the queue, or give them up for good."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from zithara_worker.queue import failures, operator
 def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
     """Adds the options of the commands that change messages: which messages, and whether to ask."""
     for option in (
-        click.option("--yes", is_flag=True, help="Do not ask, however many they are."),
+        click.option("--yes", is_flag=True, help="Do not ask before changing more than one message."),
         selecting,
-        click.option("--all", "every", is_flag=True, help="All of them, or all that the options select."),
+        click.option("--all", "every", is_flag=True, help="All failed messages, or all that the options select."),
         click.argument("ids", type=int, nargs=-1, metavar="[ID]..."),
     ):
         command = option(command)
@@ -29,7 +29,7 @@ def _changing(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_changing
-@click.option("--force", is_flag=True, help="Also where it overwrites newer data of the same group with older.")
+@click.option("--force", is_flag=True, help="Also messages that would overwrite newer data of their group.")
 @click.option("--note", default="", metavar="TEXT", help="Why; kept in the message's history and the audit file.")
 @click.option(
     "--json", "as_json", is_flag=True, help='One JSON object: {"retried", "overtaken", "passed", "not_failed"}.'
@@ -45,11 +45,11 @@ def retry(
     note: str,
     as_json: bool,
 ) -> None:
-    """Put failed messages back on the queue, with all attempts before them; by ID, discarded ones too.
+    """Put failed messages back on the queue with all their attempts; given by ID, discarded messages too.
 
-    A message that would overwrite newer data of its order, customer or cart with older is left alone, unless --force:
-    where newer data has been delivered since, and where a newer message is on its way. A newer one that only waits is
-    delivered after it. Exit code 1 when a message was left alone, or is neither in ERROR nor discarded.
+    Without --force, a message is left alone if it would overwrite newer data of its order, customer or cart: newer data
+    has been delivered since, or a newer message is on its way. A newer message that only waits is delivered after it.
+    Exit code 1 when a message was left alone, or is neither in ERROR nor discarded.
 
     \b
     Examples:
@@ -73,7 +73,7 @@ def retry(
         print_json(value)
     else:
         click.echo(f"{len(done.retried)} put back on the queue")
-        _say_not_failed(not_failed, "neither in ERROR nor discarded")
+        _warn_not_failed(not_failed, "neither in ERROR nor discarded")
         if done.overtaken:
             click.echo(
                 f"{len(done.overtaken)} left alone, because newer data of the same order, customer or cart has been "
@@ -86,7 +86,7 @@ def retry(
             click.echo(
                 f"{len(done.passed)} left alone, because a newer message of the same order, customer or cart is on its "
                 f"way and may arrive first ({_some(pairs)}): give the command again when that one is delivered or has "
-                "failed ('failed show ID' tells), or use --force",
+                "failed (see 'failed show ID'), or use --force",
                 err=True,
             )
     if done.overtaken or done.passed or not_failed:
@@ -109,9 +109,9 @@ def discard(
     note: str,
     as_json: bool,
 ) -> None:
-    """Give failed messages up: they become COMPLETE without having been delivered.
+    """Give up failed messages: they become COMPLETE without having been delivered.
 
-    'failed retry ID' takes one back, until Magento's cleanup deletes it (7 days after the discard).
+    'failed retry ID' takes a message back until Magento's cleanup deletes it (7 days after the discard).
 
     \b
     Examples:
@@ -131,7 +131,7 @@ def discard(
         print_json({"discarded": done.discarded, "not_failed": not_failed})
     else:
         click.echo(f"{len(done.discarded)} discarded")
-        _say_not_failed(not_failed, "not in ERROR")
+        _warn_not_failed(not_failed, "not in ERROR")
     if not_failed:
         sys.exit(EXIT_FAILED)
 
@@ -146,7 +146,7 @@ def _chosen(
     if ids and (every or choice.narrowed):
         raise click.UsageError("give IDs, or --all with options that select, not both")
     if not ids and not every:
-        raise click.UsageError("which messages? Give IDs, or --all (with --topic, --reason or an age, if you like)")
+        raise click.UsageError("which messages? Give IDs, or --all, alone or with --topic, --reason, --group or an age")
     unknown: tuple[int, ...] = ()
     queues = queues_of(database, context, choice)
     if ids:
@@ -167,10 +167,11 @@ def _chosen(
     return chosen, unknown
 
 
-def _say_not_failed(ids: Sequence[int], what: str) -> None:
+def _warn_not_failed(ids: Sequence[int], what: str) -> None:
     if ids:
-        click.echo(f"{len(ids)} {what}, or not there, and left as they are ({_some(ids)})", err=True)
+        click.echo(f"{len(ids)} left alone: {what}, or no such message ({_some(ids)})", err=True)
 
 
 def _some(values: Sequence[object]) -> str:
+    """The first ten, as text."""
     return ", ".join(str(each) for each in values[:10]) + (" ..." if len(values) > 10 else "")

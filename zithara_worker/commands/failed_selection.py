@@ -1,4 +1,4 @@
-"""Which failed messages a command means: the options that `failed`'s commands share, and the messages they select."""
+"""The options by which the `failed` commands select messages, and what they select."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`install`: the worker's tables and queues."""
+"""`install`: creates the worker's tables and registers the queues."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from zithara_worker.database import schema
 
 
 @click.command()
-@click.option("--print", "only_print", is_flag=True, help="Print all SQL, grants included, and execute nothing.")
+@click.option("--print", "only_print", is_flag=True, help="Print all SQL with the grants; execute nothing.")
 @click.option(
     "--from",
     "upgrade_from",
     type=click.IntRange(1, schema.VERSION - 1),
     metavar="N",
-    help="With --print: only what leads from schema N to this version's.",
+    help="With --print: only the upgrade from schema N.",
 )
 @click.option("--user", default="'zithara_worker'@'localhost'", metavar="ACCOUNT", help="The account that grants name.")
 @click.pass_obj
 def install(context: Context, only_print: bool, upgrade_from: int | None, user: str) -> None:
     """Create the worker's tables and register the four queues. Running it again changes nothing.
 
-    Tables of an older version are upgraded in place; workers need not stop for it.
-    Needs a database user who may CREATE and ALTER tables, such as the shop's own: set [magento] root, or for this one
-    call ZITHARA_WORKER_DATABASE_USER and ZITHARA_WORKER_DATABASE_PASSWORD.
+    Tables of an older version are upgraded in place while workers run.
+    Needs a database user with CREATE and ALTER, such as the shop's own: set [magento] root, or for this one call
+    ZITHARA_WORKER_DATABASE_USER and ZITHARA_WORKER_DATABASE_PASSWORD.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
       zithara-worker install --print --from 1
     """
     if upgrade_from is not None and not only_print:
-        raise click.UsageError("--from needs --print: without it, install sees for itself what is there")
+        raise click.UsageError("--from needs --print: without --print, install finds out which schema is there")
     settings = context.configured.settings
     if only_print:
         click.echo(

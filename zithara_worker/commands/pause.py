@@ -1,4 +1,4 @@
-"""`pause` and `resume`: a topic, for the whole fleet."""
+"""`pause` and `resume`: stop and start topics on all hosts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def _shared(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command()
 @_shared
-@click.option("--reason", default="", metavar="TEXT", help="Why, for whoever looks at status.")
+@click.option("--reason", default="", metavar="TEXT", help="Why; `status` shows it.")
 @click.pass_obj
 def pause(context: Context, topics: tuple[str, ...], every: bool, reason: str, as_json: bool) -> None:
-    """Stop taking messages of TOPIC... on every host, until `resume`. What is in flight is finished.
+    """Stop claiming messages of TOPIC... on every host until `resume`. Requests in flight are finished.
 
-    Workers see it with their next poll; a restart changes nothing. Messages stay in the queue, and are kept from
-    Magento's cleanup as long as a worker runs.
+    Workers see the pause with their next poll, and it outlasts their restart. The messages stay in the queue; a running
+    worker keeps Magento's cleanup from deleting them.
 
     \b
     Example:
@@ -53,7 +53,7 @@ def pause(context: Context, topics: tuple[str, ...], every: bool, reason: str, a
 @_shared
 @click.pass_obj
 def resume(context: Context, topics: tuple[str, ...], every: bool, as_json: bool) -> None:
-    """Take messages of TOPIC... again.
+    """Claim messages of TOPIC... again.
 
     \b
     Example:

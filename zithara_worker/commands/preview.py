@@ -1,4 +1,4 @@
-"""`preview`: what a stored body would become. No database, no network."""
+"""`preview`: the request that a stored body would become. Uses no database and no network."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from zithara_worker.processors import ShopContext, identify, process
 @click.command()
 @topic_argument()
 @click.argument("file", type=click.File(encoding="utf-8", errors="surrogateescape"), default="-", metavar="[FILE]")
-@click.option("--jsonl", is_flag=True, help="Each line is one stored body; one answer a line.")
+@click.option("--jsonl", is_flag=True, help="Each line is one stored body and gets one line of output.")
 @click.pass_obj
 def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
     """Print the request that a stored body (queue_message.body, from FILE or standard input) would become.
@@ -45,16 +45,15 @@ def preview(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
         print_json(answer)
 
 
-#: Stands where the token will be: a preview knows none, and would not show one.
+#: Stands for the access token.
 MASKED = "***"
 
 
 def preview_body(topic: str, body: str, *, shop: ShopContext, base_url: str, line: int = 1) -> dict[str, Any]:
     """One of {"method", "url", "headers", "json", "group"}, {"skip": reason}, {"error": {"code", "detail"}}.
 
-    `base_url` is the API's, with its version ("https://pos-api.zithara.com/v1"). A body that names no entity has no
-    message id yet; its group shows the `line` it came from instead ("message:3"). The Idempotency-Key is not shown:
-    it needs the message id too.
+    `base_url`: the API's, with its version ("https://pos-api.zithara.com/v1"). `line` stands for the message id in the
+    group of a body that names no entity ("message:3"). There is no Idempotency-Key, because it contains the message id.
     """
     group, content = identify(topic, line, body)
     result = process(content, shop) if isinstance(content, Event) else content
@@ -72,9 +71,9 @@ def preview_body(topic: str, body: str, *, shop: ShopContext, base_url: str, lin
 
 
 def preview_lines(topic: str, lines: Iterable[str], *, shop: ShopContext, base_url: str) -> Iterator[dict[str, Any]]:
-    """A preview of each line (one stored body each, its line end aside), in order and as soon as it is read.
+    """A preview of each line (one stored body without its line end), in order and as soon as it is read.
 
-    A blank line is an empty body and gets its own answer, so that the n-th answer is always that of the n-th line.
+    A blank line is an empty body, so that the n-th preview always belongs to the n-th line.
     """
     for number, line in enumerate(lines, start=1):
         yield preview_body(topic, line.rstrip("\r\n"), shop=shop, base_url=base_url, line=number)

@@ -1,4 +1,4 @@
-"""`publish`: put messages on the queue as Magento would."""
+"""`publish`: puts messages on a queue as Magento would."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from zithara_worker.commands.root import Context, topic_argument
 @click.option("--jsonl", is_flag=True, help="One message a line.")
 @click.pass_obj
 def publish(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
-    """Put what the module would publish (FILE or standard input) on TOPIC's queue, and print its message id.
+    """Put a message (FILE or standard input: what the module would publish) on TOPIC's queue; print its message id.
 
-    Needs a database user who may INSERT into Magento's queue tables: the worker's own may not.
+    Needs a database user with INSERT on Magento's queue tables, which the worker's own user does not have.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`sandbox`: try everything with no shop."""
+"""`sandbox`: a private database and API, to try the worker without a shop."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import click
 
 
 @click.command()
-@click.option("--no-samples", is_flag=True, help="Begin with empty queues.")
+@click.option("--no-samples", is_flag=True, help="Start with empty queues.")
 def sandbox(no_samples: bool) -> None:
     """Run a private MariaDB with Magento's queue tables and a local Zithara API, until Ctrl-C.
 

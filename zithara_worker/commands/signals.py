@@ -1,4 +1,4 @@
-"""What `consume` does about signals, from the first moment on: imported before the rest, and needs none of it."""
+"""The signals of `consume`. The console script imports this module first, so it imports nothing else of the package."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Protocol
 
 
 class Stoppable(Protocol):
-    """The part of a worker that signals reach; both are called within a signal handler."""
+    """What signals call of a worker, from within a signal handler."""
 
     def stop(self) -> None: ...
     def reload(self) -> None: ...
@@ -18,8 +18,8 @@ class Stoppable(Protocol):
 class Signals:
     """SIGTERM and SIGINT stop the worker in order, a second one ends the process at once; SIGHUP reloads.
 
-    While there is no worker yet, nothing has been taken: SIGTERM and SIGINT end the process, and a SIGHUP is kept for
-    the worker, because the configuration may have been read before it came. The exit code is 0 each time.
+    Before there is a worker, no message is claimed: SIGTERM and SIGINT end the process. A SIGHUP that comes so early is
+    passed on to the worker, because the configuration may have been read before. The exit code is 0 in each case.
     """
 
     def __init__(self) -> None:
@@ -28,20 +28,20 @@ class Signals:
         self._asked_to_reload = False
 
     def catch(self) -> None:
-        """From here on; only the main thread may call it."""
+        """Installs the handlers. Call it in the main thread."""
         signal.signal(signal.SIGTERM, self._stop)
         signal.signal(signal.SIGINT, self._stop)
         signal.signal(signal.SIGHUP, self._reload)
 
-    def reach(self, worker: Stoppable) -> None:
-        """From here on they reach this worker, and so does what came before."""
+    def direct_to(self, worker: Stoppable) -> None:
+        """Directs signals to this worker, an early SIGHUP included."""
         self._worker = worker
         if self._asked_to_reload:
             worker.reload()
 
     def _stop(self, number: int, frame: FrameType | None) -> None:
         if self._worker is None or self._asked_to_stop:
-            os._exit(0)  # at once means at once: no thread is waited for, leases bring the messages back
+            os._exit(0)  # without waiting for threads; the messages become free when their leases expire
         self._asked_to_stop = True
         self._worker.stop()
 

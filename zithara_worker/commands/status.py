@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -27,14 +28,14 @@ from zithara_worker.monitor.rates import Minute
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
 
-#: Reading may take this share of the time of a live screen: counting a backlog of millions is work for the database.
+#: The largest share of the time in which --watch reads: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
 #: A message that is in progress for longer than a request may take, without a lease, is held by no worker.
 _UNHELD_SECONDS = 120.0
 
 
 @click.command()
-@click.option("--json", "as_json_", is_flag=True, help="One JSON object; with --watch one a line, again and again.")
+@click.option("--json", "as_json_", is_flag=True, help="One JSON object; with --watch one line for each reading.")
 @click.option("--watch", is_flag=True, help="A live screen; q or Ctrl-C ends it, any other key refreshes it.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.2), default=2.0, show_default=True, metavar="S", help="For --watch."
@@ -42,10 +43,10 @@ _UNHELD_SECONDS = 120.0
 @click.option("--full", is_flag=True, help="Count completed messages too; reads every row of the queues.")
 @click.pass_obj
 def status(context: Context, as_json_: bool, watch: bool, interval: float, full: bool) -> None:
-    """Show queues, rates and workers: of the whole fleet, on any host.
+    """Show queues, rates and workers of the whole fleet.
 
-    Rates and response times are those of the last 5 minutes. OLDEST is the age of the oldest new message. FAILS is the
-    share of attempts that failed. DRAIN is how long the backlog takes at the present rate.
+    Rates and response times are of the last 5 minutes. OLDEST is the age of the oldest new message. FAILS is the share
+    of attempts that failed. DRAIN is the time that the backlog takes at the present rate.
 
     \b
     Examples:
@@ -71,7 +72,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
 
 
 def _repeat(read: Callable[[], FleetStatus], interval: float, *, as_json_: bool) -> None:
-    """Where no terminal is: one report after the other, until interrupted."""
+    """--watch without a terminal: one report after the other until interrupted."""
     try:
         while True:
             began = time.monotonic()
@@ -80,7 +81,7 @@ def _repeat(read: Callable[[], FleetStatus], interval: float, *, as_json_: bool)
                 print_json(as_json(found))
             else:
                 click.echo("\n".join([*report(found, width=80, plain=_plain()), ""]))
-            time.sleep(_pause(interval, time.monotonic() - began))
+            time.sleep(_seconds_to_wait(interval, time.monotonic() - began))
     except KeyboardInterrupt:
         return
 
@@ -99,7 +100,7 @@ def _live(read: Callable[[], FleetStatus], interval: float) -> None:
                         found, problem = read(), ""
                     except DatabaseUnavailable as error:
                         problem = str(error)
-                    due = time.monotonic() + _pause(interval, time.monotonic() - began)
+                    due = time.monotonic() + _seconds_to_wait(interval, time.monotonic() - began)
                 columns, rows = screen.size
                 screen.draw(picture(found, problem, columns=columns, rows=rows, plain=_plain()))
                 event = screen.wait(due - time.monotonic())
@@ -107,13 +108,11 @@ def _live(read: Callable[[], FleetStatus], interval: float) -> None:
         return
 
 
-def _pause(interval: float, took: float) -> float:
+def _seconds_to_wait(interval: float, took: float) -> float:
     return max(interval, took * (1 / _READ_SHARE - 1))
 
 
 def _width() -> int:
-    import shutil
-
     return shutil.get_terminal_size((100, 24)).columns if sys.stdout.isatty() else 100
 
 
@@ -157,7 +156,7 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
 
 
 def _eventful(history: Sequence[Minute]) -> list[dict[str, Any]]:
-    """Minutes in which nothing happened are left out."""
+    """Without the minutes in which nothing happened."""
     return [
         {
             "minute": each.minute,
@@ -175,7 +174,7 @@ def _eventful(history: Sequence[Minute]) -> list[dict[str, Any]]:
 
 
 def picture(found: FleetStatus | None, problem: str, *, columns: int, rows: int, plain: bool) -> list[str]:
-    """A whole screen: the report, cut to the height, and a last line that says how to leave."""
+    """A whole screen: the report, cut to the height, and a last line with the keys."""
     lines: list[str] = []
     if problem:
         lines += [coloured("red", printable(problem), bold=True), ""]
@@ -189,7 +188,7 @@ def picture(found: FleetStatus | None, problem: str, *, columns: int, rows: int,
 
 
 def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
-    """What `status` prints, in `width` columns where they suffice (80 do)."""
+    """The lines that `status` prints; `width`: columns, at least 80."""
     return [
         *_heading(found, width),
         "",
@@ -269,7 +268,7 @@ def _notes(found: FleetStatus) -> Iterator[str]:
             yield f"{name}: {groups}, next due in {duration(topic.retry_due_seconds)}"
         if topic.leases_expired:
             yield coloured("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
-        # The counts are not of one moment: only what has been so for a while is worth a word.
+        # The two counts are not read at the same moment, so a difference counts only if it lasts.
         if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
             yield coloured(
                 "yellow",

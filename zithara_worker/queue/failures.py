@@ -26,14 +26,14 @@ PAGE = 5000
 BODIES = 50
 #: Messages that came later, among which those of the same group are looked for.
 LATER = 1000
-#: Bytes above which a body is not read together with others, and characters of one piece of such a body.
+#: A body with more bytes is read in pieces of so many characters, so that no answer exceeds max_allowed_packet.
 LARGE_BODY = 1_000_000
 _PIECE = 500_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which messages an operator means. Empty `reasons`: any. Ages are of the last failure, in seconds."""
+    """Messages that an operator selects. Empty `reasons`: any. Ages: seconds since the last failure."""
 
     queue_ids: Sequence[int]
     statuses: Sequence[Status] = (Status.ERROR,)
@@ -45,9 +45,9 @@ class Selection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """A failed message: its row in the queue, and what the worker has recorded of it, if it has.
+    """A failed message: its row in the queue and, if there is one, its failure row.
 
-    Times are seconds since the epoch. `history`: the last attempts and what operators did, oldest first.
+    Times are seconds since the epoch. `history`: the last attempts and the operators' actions, oldest first.
     """
 
     id: int
@@ -57,7 +57,7 @@ class Failure:
     status: Status
     number_of_trials: int
     updated_at_utc: float
-    #: None where nothing was recorded
+    #: None without a failure row
     topic: str | None
     group_key: str | None
     attempts: int
@@ -67,8 +67,9 @@ class Failure:
     first_failed_utc: float | None
     last_failed_utc: float | None
     newer_delivered: bool
-    #: Attempts of these after which nothing shows that the path served anybody; how often an operator asked for a retry
+    #: Attempts during which no other message succeeded on the path, so that they may be an outage's
     unwitnessed: int
+    #: How often an operator asked for a retry
     retries: int
     discarded_utc: float | None
     history: tuple[dict[str, Any], ...] = field(default=())
@@ -111,9 +112,9 @@ def record(
     unwitnessed: bool = False,
     paid: bool = True,
 ) -> None:
-    """Counts one failed attempt of a message, with its reason, in the caller's transaction.
+    """Records one failed attempt with its reason, in the caller's transaction.
 
-    `unwitnessed`: nothing shows that others were served. Not `paid`: it is recorded, and not counted.
+    `unwitnessed`: no other message succeeded on the path. `paid`: the attempt counts.
     """
     attempt = {
         "at": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
@@ -132,7 +133,7 @@ def record(
         paid=int(paid),
         reason=outcome.reason[:64],
         http_status=outcome.http_status,
-        # Tables are copied and read by more people than the log: masked whatever [logging] mask says
+        # Always masked, whatever [logging] mask says: more people read and copy tables than logs.
         detail=masked(outcome.detail)[:1000],
         unwitnessed=int(unwitnessed),
         history=json.dumps(attempt),
@@ -140,7 +141,7 @@ def record(
 
 
 def recorded(database: Database, claims: Mapping[int, int]) -> set[int]:
-    """Of these messages, relation id -> claim, those of which an attempt under that very claim was recorded."""
+    """`claims`: relation id -> claim. Returns the ids whose attempt under that claim was recorded."""
     if not claims:
         return set()
     rows = database.rows("settle_evidence", ids=sorted(claims))
@@ -307,7 +308,7 @@ def _failure(row: dict[str, Any]) -> Failure:
 
 
 def _attempts(history: str) -> Iterator[dict[str, Any]]:
-    """The lines of the column; the oldest may be cut, because it keeps the last 8000 characters."""
+    """The lines of the column `history`, which keeps the last 8000 characters: a line that is cut is left out."""
     for line in history.splitlines():
         try:
             attempt = json.loads(line)
