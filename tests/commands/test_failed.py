@@ -16,7 +16,6 @@ from support.workers import settings_of
 from zithara_worker import Settings, Worker
 from zithara_worker.commands.failed import as_record, export_records, full_record
 from zithara_worker.database.session import Database
-from zithara_worker.monitor.registry import Identity, Registry
 from zithara_worker.processors import ShopContext
 from zithara_worker.queue import failures, operator
 from zithara_worker.queue.failures import Selection
@@ -305,12 +304,11 @@ def test_what_is_known_of_a_discarded_message_goes_with_it(
     shop.publish_body(TOPIC_ORDER, "{nonsense")
     consume()
     discard_all(database, everything, audit)
-    registry = Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS))
-    registry.forget_old()
+    failures.forget_deleted(database)
     assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(1,)]
     shop.make_older(minutes=8 * 1440)
     assert shop.run_cleanup_cron()["deleted"] == 1
-    registry.forget_old()
+    failures.forget_deleted(database)
     assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
 
 
@@ -577,5 +575,5 @@ def test_failures_of_messages_that_magento_has_deleted_are_not_listed_and_are_fo
     assert shop.run_cleanup_cron()["deleted"] == 1
     found, total = failures.newest(database, everything, limit=10)
     assert ([each.message_id for each in found], total) == ([kept.message_id], 1)
-    Registry(database, Identity(id="w", host="h", pid=1, version="1", topics=TOPICS)).forget_old()
+    failures.forget_deleted(database)
     assert shop.query("SELECT id FROM {prefix}zithara_delivery_failure") == [(kept.relation_id,)]

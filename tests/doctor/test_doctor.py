@@ -58,7 +58,7 @@ def examine(database: Database, settings: Settings, tmp_path: Path) -> Examine:
 def served(shop: Shop, database: Database) -> None:
     """A worker that was seen just now."""
     identity = Identity(id="worker-a", host="shop1", pid=7, version="1", topics=TOPICS)
-    Registry(database, identity).seen(in_flight=0, metrics_address=None, state={}, minutes={})
+    Registry(database, identity).update(in_flight=0, metrics_address=None, state={}, minutes={})
 
 
 def by_check(findings: Iterator[Finding]) -> dict[str, Finding]:

@@ -38,7 +38,7 @@ def clock() -> Clock:
 @pytest.fixture
 def metrics(clock: Clock) -> WorkerMetrics:
     counting = WorkerMetrics(monotonic=clock, utc=lambda: 1_700_000_000.0)
-    counting.expect([ORDER, CART])
+    counting.begin([ORDER, CART])
     return counting
 
 
@@ -65,7 +65,7 @@ def done(each: Message, kind: OutcomeKind, **outcome: Any) -> Settlement:
 
 def samples(metrics: WorkerMetrics, state: State | None = None) -> dict[tuple[str, tuple[str, ...]], float]:
     """(name, label values by label name) -> value, as Prometheus reads it."""
-    text = PrometheusMetrics(metrics.numbers, lambda: state or State()).encoded("text/plain")[0].decode()
+    text = PrometheusMetrics(metrics.values, lambda: state or State()).encoded("text/plain")[0].decode()
     return {
         (sample.name.removeprefix("zithara_worker_"), tuple(value for _, value in sorted(sample.labels.items()))): (
             sample.value
@@ -123,10 +123,19 @@ def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clo
 def test_a_new_loop_starts_with_nothing_in_hand_and_goes_on_counting(metrics: WorkerMetrics) -> None:
     metrics.claimed(ORDER, [message(1), message(2)], 0.001)
     metrics.settled(ORDER, Settled([done(message(1), OutcomeKind.DELIVERED)]), 0.001)
-    metrics.expect([ORDER])
+    metrics.begin([ORDER])
     seen = samples(metrics)
     assert seen["in_flight_messages", (ORDER,)] == 0.0
     assert seen["deliveries_total", ("delivered", ORDER)] == 1.0
+
+
+def test_values_are_a_copy_that_does_not_change(metrics: WorkerMetrics) -> None:
+    metrics.claimed(ORDER, [message(1)], 0.001)
+    before = metrics.values()
+    metrics.claimed(ORDER, [message(2)], 0.001)
+    metrics.claimed(CART, [], 0.001)
+    assert before.in_flight[ORDER] == 1 and sum(before.claim_seconds[ORDER].counts) == 1
+    assert CART not in before.claim_seconds and CART in metrics.values().claim_seconds
 
 
 def test_value_at_a_bound_belongs_below_it() -> None:
@@ -169,7 +178,7 @@ def test_what_is_not_known_is_absent_and_not_zero(metrics: WorkerMetrics) -> Non
 
 def test_openmetrics_is_given_to_who_asks_for_it(metrics: WorkerMetrics) -> None:
     asked = "application/openmetrics-text; version=1.0.0"
-    body, content_type = PrometheusMetrics(metrics.numbers, State).encoded(asked)
+    body, content_type = PrometheusMetrics(metrics.values, State).encoded(asked)
     assert content_type.startswith("application/openmetrics-text") and body.endswith(b"# EOF\n")
 
 
@@ -194,7 +203,7 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
         topics=(topic_status(),),
         audit_writable=True,
     )
-    text = PrometheusMetrics(metrics.numbers, lambda: state).encoded("text/plain")[0].decode()
+    text = PrometheusMetrics(metrics.values, lambda: state).encoded("text/plain")[0].decode()
     shown = set()
     for family in text_string_to_metric_families(text):
         if family.name.startswith("zithara_worker_"):

@@ -71,7 +71,7 @@ def fleet_status(topics: tuple[TopicStatus, ...] = (), workers: tuple[WorkerStat
 def register(database: Database, worker_id: str = "shop1-7-abcd", **told: Any) -> Registry:
     """A worker of all topics that has just written its row."""
     registry = Registry(database, Identity(id=worker_id, host="shop1", pid=7, version="1.0", topics=TOPICS))
-    registry.seen(**{"in_flight": 0, "metrics_address": None, "state": {}, "minutes": {}, **told})
+    registry.update(**{"in_flight": 0, "metrics_address": None, "state": {}, "minutes": {}, **told})
     return registry
 
 

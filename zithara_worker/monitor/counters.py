@@ -1,7 +1,7 @@
-"""What this worker counts for its monitoring, since it started: plain numbers, once a batch, in the loop's thread.
+"""What this process has counted since it started, for /metrics: counters and distributions, updated once a batch.
 
-Knows neither Prometheus nor HTTP: `exposition` gives the numbers their names. Labels are looked up here in ordinary
-dictionaries, which costs a message about a microsecond from claim to settle.
+Does not need prometheus-client: `prometheus` gives the values their names. Labels are looked up in ordinary
+dictionaries, which costs about a microsecond a message.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import threading
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import TypeVar
+from functools import partial
+from typing import Any
 
 from zithara_worker.messages import Message, OutcomeKind
 from zithara_worker.queue.settle import Settled
 
-Key = TypeVar("Key")
-
-#: Upper bounds: of what crosses a network, of what a database does, seconds; of batches, messages.
+#: Upper bounds of the distributions: of requests, deliveries and statements in seconds, of batches in messages.
 RESPONSE_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 DELIVERY_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 STATEMENT_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0)
@@ -26,7 +26,7 @@ BATCH_MESSAGES = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0)
 
 
 class Distribution:
-    """Counts of observations by upper bound; the last one, without a bound, takes the rest."""
+    """Counts observations by upper bound; the last count is of those above all bounds."""
 
     __slots__ = ("bounds", "counts", "total")
 
@@ -39,15 +39,16 @@ class Distribution:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
-    def copy(self) -> Distribution:
-        copied = Distribution(self.bounds)
-        copied.counts, copied.total = list(self.counts), self.total
-        return copied
+
+def _distributions(bounds: Sequence[float]) -> Callable[[], defaultdict[Any, Distribution]]:
+    """Makes a dictionary that creates the distribution of a label when it is first looked up."""
+    return partial(defaultdict, partial(Distribution, bounds))
 
 
 @dataclass(slots=True)
-class Numbers:
-    """All of it at one moment. Keys are the labels: topic; topic and outcome; topic and reason; endpoint and class."""
+class MetricValues:
+    """The counts at one moment. Keys are the labels: topic; topic and outcome; topic and reason; endpoint and status
+    class."""
 
     deliveries: Counter[tuple[str, str]] = field(default_factory=Counter)
     retries: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -56,46 +57,47 @@ class Numbers:
     leases_lost: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
     last_settled_at: dict[str, float] = field(default_factory=dict)
-    delivery_seconds: dict[str, Distribution] = field(default_factory=dict)
-    response_seconds: dict[tuple[str, str], Distribution] = field(default_factory=dict)
-    claim_seconds: dict[str, Distribution] = field(default_factory=dict)
-    settle_seconds: dict[str, Distribution] = field(default_factory=dict)
-    claim_messages: dict[str, Distribution] = field(default_factory=dict)
-    settle_messages: dict[str, Distribution] = field(default_factory=dict)
+    delivery_seconds: dict[str, Distribution] = field(default_factory=_distributions(DELIVERY_SECONDS))
+    response_seconds: dict[tuple[str, str], Distribution] = field(default_factory=_distributions(RESPONSE_SECONDS))
+    claim_seconds: dict[str, Distribution] = field(default_factory=_distributions(STATEMENT_SECONDS))
+    settle_seconds: dict[str, Distribution] = field(default_factory=_distributions(STATEMENT_SECONDS))
+    claim_messages: dict[str, Distribution] = field(default_factory=_distributions(BATCH_MESSAGES))
+    settle_messages: dict[str, Distribution] = field(default_factory=_distributions(BATCH_MESSAGES))
 
 
 class WorkerMetrics:
-    """Observes a loop, and the next one after a reload: counters go on. `monotonic`, `utc`: seconds."""
+    """Counts what the loops of this process do: a reload starts another loop, and the counters continue. `monotonic`,
+    `utc`: seconds."""
 
     def __init__(self, *, monotonic: Callable[[], float], utc: Callable[[], float]) -> None:
         self._monotonic = monotonic
         self._utc = utc
         self._lock = threading.Lock()
         self._claimed_at: dict[int, float] = {}
-        self._numbers = Numbers()
+        self._values = MetricValues()
 
-    def expect(self, topics: Sequence[str]) -> None:
-        """A loop over these topics begins with nothing in hand; their counters exist from now on, as zero."""
+    def begin(self, topics: Sequence[str]) -> None:
+        """A loop over these topics begins, with nothing claimed. Their counters exist from now on, as zero."""
         with self._lock:
             self._claimed_at.clear()
-            numbers = self._numbers
+            values = self._values
             for topic in topics:
-                numbers.in_flight[topic] = 0
-                numbers.coalesced[topic] += 0
-                numbers.leases_lost[topic] += 0
+                values.in_flight[topic] = 0
+                values.coalesced[topic] += 0
+                values.leases_lost[topic] += 0
                 for kind in OutcomeKind:
                     if kind is not OutcomeKind.LEASE_LOST:
-                        numbers.deliveries[topic, kind.value] += 0
+                        values.deliveries[topic, kind.value] += 0
 
     def claimed(self, topic: str, messages: Sequence[Message], seconds: float) -> None:
         now = self._monotonic()
         with self._lock:
-            numbers = self._numbers
-            _at(numbers.claim_seconds, topic, STATEMENT_SECONDS).observe(seconds)
+            values = self._values
+            values.claim_seconds[topic].observe(seconds)
             if not messages:
                 return
-            _at(numbers.claim_messages, topic, BATCH_MESSAGES).observe(len(messages))
-            numbers.in_flight[topic] += len(messages)
+            values.claim_messages[topic].observe(len(messages))
+            values.in_flight[topic] += len(messages)
             for message in messages:
                 self._claimed_at[message.id] = now
 
@@ -103,8 +105,8 @@ class WorkerMetrics:
         now, utc = self._monotonic(), self._utc()
         kinds: defaultdict[OutcomeKind, int] = defaultdict(int)
         with self._lock:
-            numbers = self._numbers
-            durations = _at(numbers.delivery_seconds, topic, DELIVERY_SECONDS)
+            values = self._values
+            durations = values.delivery_seconds[topic]
             for each in settled.done:
                 outcome, kind = each.outcome, each.outcome.kind
                 kinds[kind] += 1
@@ -113,50 +115,28 @@ class WorkerMetrics:
                     if claimed_at is not None:
                         durations.observe(now - claimed_at)
                     if each.message.supersedes:
-                        numbers.coalesced[topic] += len(each.message.supersedes)
+                        values.coalesced[topic] += len(each.message.supersedes)
                 elif kind is OutcomeKind.RETRY:
-                    numbers.retries[topic, outcome.reason] += 1
+                    values.retries[topic, outcome.reason] += 1
                 elif kind is OutcomeKind.FAILED:
-                    numbers.failures[topic, outcome.reason] += 1
+                    values.failures[topic, outcome.reason] += 1
                 if outcome.duration_ms is not None:
                     place = (outcome.endpoint, _status_class(outcome.http_status))
-                    _at(numbers.response_seconds, place, RESPONSE_SECONDS).observe(outcome.duration_ms / 1000)
+                    values.response_seconds[place].observe(outcome.duration_ms / 1000)
             for message in settled.lost:
                 self._claimed_at.pop(message.id, None)
             for kind, count in kinds.items():
-                numbers.deliveries[topic, kind.value] += count
-            numbers.leases_lost[topic] += len(settled.lost)
-            numbers.in_flight[topic] -= len(settled.done) + len(settled.lost)
-            numbers.last_settled_at[topic] = utc
-            _at(numbers.settle_seconds, topic, STATEMENT_SECONDS).observe(seconds)
-            _at(numbers.settle_messages, topic, BATCH_MESSAGES).observe(len(settled.done) + len(settled.lost))
+                values.deliveries[topic, kind.value] += count
+            values.leases_lost[topic] += len(settled.lost)
+            values.in_flight[topic] -= len(settled.done) + len(settled.lost)
+            values.last_settled_at[topic] = utc
+            values.settle_seconds[topic].observe(seconds)
+            values.settle_messages[topic].observe(len(settled.done) + len(settled.lost))
 
-    def numbers(self) -> Numbers:
-        """A copy that changes no more."""
+    def values(self) -> MetricValues:
+        """A copy that does not change."""
         with self._lock:
-            now = self._numbers
-            return Numbers(
-                deliveries=now.deliveries.copy(),
-                retries=now.retries.copy(),
-                failures=now.failures.copy(),
-                coalesced=now.coalesced.copy(),
-                leases_lost=now.leases_lost.copy(),
-                in_flight=now.in_flight.copy(),
-                last_settled_at=dict(now.last_settled_at),
-                delivery_seconds={place: each.copy() for place, each in now.delivery_seconds.items()},
-                response_seconds={place: each.copy() for place, each in now.response_seconds.items()},
-                claim_seconds={place: each.copy() for place, each in now.claim_seconds.items()},
-                settle_seconds={place: each.copy() for place, each in now.settle_seconds.items()},
-                claim_messages={place: each.copy() for place, each in now.claim_messages.items()},
-                settle_messages={place: each.copy() for place, each in now.settle_messages.items()},
-            )
-
-
-def _at(distributions: dict[Key, Distribution], place: Key, bounds: Sequence[float]) -> Distribution:
-    found = distributions.get(place)
-    if found is None:
-        found = distributions[place] = Distribution(bounds)
-    return found
+            return deepcopy(self._values)
 
 
 def _status_class(status: int | None) -> str:

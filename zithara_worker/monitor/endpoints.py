@@ -179,7 +179,7 @@ class Endpoints:
                 from zithara_worker.monitor.prometheus import PrometheusMetrics
             except ModuleNotFoundError:
                 return text(HTTPStatus.NOT_IMPLEMENTED, NO_PROMETHEUS)
-            self._prometheus = PrometheusMetrics(self._metrics.numbers, self._state)
+            self._prometheus = PrometheusMetrics(self._metrics.values, self._state)
         body, content_type = self._prometheus.encoded(accept)
         return Reply(content_type=content_type, body=body)
 

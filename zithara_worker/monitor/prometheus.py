@@ -22,7 +22,7 @@ from prometheus_client.metrics_core import (
 )
 from prometheus_client.registry import Collector
 
-from zithara_worker.monitor.counters import Distribution, Numbers
+from zithara_worker.monitor.counters import Distribution, MetricValues
 from zithara_worker.monitor.fleet import TopicStatus
 from zithara_worker.version import VERSION
 
@@ -53,10 +53,10 @@ class State:
 
 
 class PrometheusMetrics(Collector):
-    """Answers a scrape. `numbers` and `state` are called at every scrape, in the thread of its request."""
+    """Answers a scrape. `values` and `state` are called at every scrape, in the thread of its request."""
 
-    def __init__(self, numbers: Callable[[], Numbers], state: Callable[[], State]) -> None:
-        self._numbers = numbers
+    def __init__(self, values: Callable[[], MetricValues], state: Callable[[], State]) -> None:
+        self._values = values
         self._state = state
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -69,7 +69,7 @@ class PrometheusMetrics(Collector):
 
     def collect(self) -> Iterable[Metric]:
         yield from _from_state(self._state())
-        yield from _from_numbers(self._numbers())
+        yield from _from_values(self._values())
 
     def describe(self) -> Iterable[Metric]:
         """Called at registration, before there are any values. Empty: names are not checked for collisions."""
@@ -152,27 +152,27 @@ def _counts(topic: TopicStatus) -> dict[str, tuple[int, float | None]]:
     }
 
 
-def _from_numbers(numbers: Numbers) -> Iterator[Metric]:
+def _from_values(values: MetricValues) -> Iterator[Metric]:
     yield _labelled(
         CounterMetricFamily(
             f"{PREFIX}_deliveries", "Messages whose outcome was written, by outcome.", labels=["topic", "outcome"]
         ),
-        {place: float(count) for place, count in sorted(numbers.deliveries.items())},
+        {place: float(count) for place, count in sorted(values.deliveries.items())},
     )
     for name, text, counts in (
-        ("retries", "Messages put back for another attempt, by reason.", numbers.retries),
-        ("failures", "Messages that went to ERROR, by reason.", numbers.failures),
+        ("retries", "Messages put back for another attempt, by reason.", values.retries),
+        ("failures", "Messages that went to ERROR, by reason.", values.failures),
     ):
         yield _labelled(
             CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic", "reason"]),
             {place: float(count) for place, count in sorted(counts.items())},
         )
     for name, text, by_topic in (
-        ("coalesced_messages", "Older snapshots completed by a newer one.", numbers.coalesced),
+        ("coalesced_messages", "Older snapshots completed by a newer one.", values.coalesced),
         (
             "leases_lost",
             "Messages that another worker took over before their outcome was written.",
-            numbers.leases_lost,
+            values.leases_lost,
         ),
     ):
         yield _labelled(
@@ -181,26 +181,26 @@ def _from_numbers(numbers: Numbers) -> Iterator[Metric]:
         )
     yield _labelled(
         GaugeMetricFamily(f"{PREFIX}_in_flight_messages", "Messages claimed and not yet settled.", labels=["topic"]),
-        {(topic,): float(count) for topic, count in sorted(numbers.in_flight.items())},
+        {(topic,): float(count) for topic, count in sorted(values.in_flight.items())},
     )
     yield _labelled(
         GaugeMetricFamily(
             f"{PREFIX}_last_settled_timestamp_seconds", "When an outcome was last written.", labels=["topic"]
         ),
-        {(topic,): seconds for topic, seconds in sorted(numbers.last_settled_at.items())},
+        {(topic,): seconds for topic, seconds in sorted(values.last_settled_at.items())},
     )
     yield _histogram(
         "api_response_seconds",
         "From the first byte out to the last byte in, by endpoint and status class.",
         ["endpoint", "status_class"],
-        numbers.response_seconds,
+        values.response_seconds,
     )
     for name, text, by in (
-        ("delivery_seconds", "From claim to the outcome written, of delivered messages.", numbers.delivery_seconds),
-        ("claim_seconds", "How long a claim took, empty ones included.", numbers.claim_seconds),
-        ("settle_seconds", "How long writing a batch of outcomes took.", numbers.settle_seconds),
-        ("claim_batch_messages", "Messages of a claim that found some.", numbers.claim_messages),
-        ("settle_batch_messages", "Outcomes written together.", numbers.settle_messages),
+        ("delivery_seconds", "From claim to the outcome written, of delivered messages.", values.delivery_seconds),
+        ("claim_seconds", "How long a claim took, empty ones included.", values.claim_seconds),
+        ("settle_seconds", "How long writing a batch of outcomes took.", values.settle_seconds),
+        ("claim_batch_messages", "Messages of a claim that found some.", values.claim_messages),
+        ("settle_batch_messages", "Outcomes written together.", values.settle_messages),
     ):
         yield _histogram(name, text, ["topic"], {(topic,): each for topic, each in by.items()})
 

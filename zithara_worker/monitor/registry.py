@@ -16,7 +16,6 @@ from typing import Any
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.rates import BUCKETS_MS, HISTORY_MINUTES
-from zithara_worker.queue import failures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +75,7 @@ class Registry:
         self._database = database
         self._identity = identity
 
-    def seen(
+    def update(
         self, *, in_flight: int, metrics_address: str | None, state: Mapping[str, Any], minutes: Mapping[str, Any]
     ) -> None:
         """Writes the row: that the worker lives, its state, and what it did in the last hour."""
@@ -94,11 +93,10 @@ class Registry:
             minutes=json.dumps(minutes, separators=(",", ":")),
         )
 
-    def gone(self) -> None:
+    def remove(self) -> None:
         """Deletes the row of a worker that stops."""
         self._database.execute("worker_gone", id=self._identity.id)
 
-    def forget_old(self) -> None:
-        """Deletes rows that were not updated for a day, and the failures of messages that Magento has deleted."""
+    def remove_stale(self) -> None:
+        """Deletes the rows of workers that were not updated for a day."""
         self._database.execute("workers_forget")
-        failures.forget_deleted(self._database)

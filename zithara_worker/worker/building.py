@@ -146,7 +146,7 @@ def running_loop(prepared: Prepared, lasting: Lasting, limits: Limits, arrivals:
     pool = _delivery_threads(settings.worker.concurrency, courier, arrivals)
     renewal = Renewal(Database(settings.database, clock=lasting.database_clock), held)
     renewal.start()
-    lasting.metrics.expect([row.topic for row in prepared.queues])
+    lasting.metrics.begin([row.topic for row in prepared.queues])
     try:
         loop = _loop(
             prepared,
@@ -310,7 +310,7 @@ def _duties(
     on_shop: Callable[[ShopConfiguration], None],
 ) -> Duties:
     def register(in_hand: int) -> None:
-        registry.seen(
+        registry.update(
             in_flight=in_hand,
             metrics_address=lasting.endpoints.address,
             state=_states(courier),
@@ -388,7 +388,7 @@ def _states(courier: Courier) -> dict[str, Any]:
 def _leave(registry: Registry) -> None:
     """Deletes this worker's row in zithara_worker."""
     try:
-        registry.gone()
+        registry.remove()
     except ZitharaWorkerError as error:
         log.info(
             "could not delete this worker's row in zithara_worker, because the database is not available; `status` "

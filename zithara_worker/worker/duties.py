@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.registry import Registry
+from zithara_worker.queue import failures
 from zithara_worker.queue.message_queue import ExpiryGuard, MessageQueue
 from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig
@@ -242,7 +243,8 @@ class Duties:
         """One slice of the guard's round. The next one comes so much later that all of them take SWEEP_SHARE of the
         time."""
         before = self._monotonic()
-        self._registry.forget_old()
+        self._registry.remove_stale()
+        failures.forget_deleted(self._database)
         over = self._expiry.run_slice(self._latest.new_messages_lifetime_minutes)
         now = self._monotonic()
         self._guard.set(now, None if over else (now - before) / SWEEP_SHARE)
