@@ -15,8 +15,7 @@ def entry(message_id: int) -> Pending:
 
 def heads(backlog: Backlog) -> list[tuple[str, int]]:
     found = [(group, head.message_id) for group, head in backlog.heads()]
-    for group, _ in found:
-        backlog.put_back(group)
+    backlog.put_back_heads()
     return found
 
 
@@ -45,6 +44,29 @@ def test_a_busy_group_hides_its_messages_until_it_is_free() -> None:
     backlog.mark_free("a")
     assert heads(backlog) == [("a", 1), ("b", 2)]
     assert backlog.busy_elsewhere(10) == []
+
+
+def test_the_next_message_of_a_group_is_offered_when_its_head_is_gone() -> None:
+    backlog = Backlog()
+    for message_id in (1, 2, 3):
+        backlog.add("a", entry(message_id))
+    backlog.drop("a", [1])
+    assert heads(backlog) == [("a", 2)]
+    backlog.drop("a", [3])
+    assert heads(backlog) == [("a", 2)]
+
+
+def test_a_head_that_was_offered_is_offered_again_only_after_the_claim() -> None:
+    backlog = Backlog()
+    for message_id, group in enumerate("abc"):
+        backlog.add(group, entry(message_id))
+    offered = [group for group, _ in backlog.heads()]
+    assert offered == ["a", "b", "c"]
+    assert list(backlog.heads()) == []
+    backlog.mark_ours("a")
+    backlog.mark_busy("b")
+    backlog.put_back_heads()
+    assert heads(backlog) == [("c", 2)]
 
 
 def test_groups_busy_elsewhere_take_turns_in_being_looked_at() -> None:
@@ -90,7 +112,6 @@ def test_whatever_happens_a_free_group_offers_exactly_its_lowest_message(
         elif waiting.get(group):
             first = min(waiting[group])
             backlog.drop(group, [first])
-            backlog.put_back(group)
             waiting[group].discard(first)
             del group_of[first]
         expected = sorted((min(ids), group) for group, ids in waiting.items() if ids and group not in busy)

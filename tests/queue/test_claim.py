@@ -192,7 +192,7 @@ def test_messages_that_the_cleanup_deleted_leave_nothing_behind(shop: Shop, cloc
     assert worker.claim() == []
     worker.look()
     assert groups_of(shop) == {}
-    assert worker.queue.parked == 0
+    assert len(worker.queue._backlog) == 0
 
 
 def test_an_operators_retry_is_delivered_with_all_its_attempts_again(shop: Shop, worker: StepWorker) -> None:
@@ -319,7 +319,7 @@ def test_a_head_that_another_worker_was_faster_with_costs_nothing_but_a_look(
     published = [shop.publish_order("A") for _ in range(2)]
     worker.look()
     worker.queue._reader.heads(1, ())  # seen, not yet claimed
-    worker.queue._backlog.put_back("order:A")
+    worker.queue._backlog.put_back_heads()
     theirs = other.claim()
     assert worker.take(10) == []
     other.deliver(theirs)

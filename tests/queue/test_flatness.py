@@ -139,7 +139,7 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
         worker.look()
         clock.pass_by(20)
         worker.look()
-        assert worker.queue.parked == blocked
+        assert len(worker.queue._backlog) == blocked
         rows_in_bulk(shop, "zithara_order_queue", 2, 20)
         worker.pulse()
         claimed = []

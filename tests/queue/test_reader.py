@@ -11,7 +11,7 @@ from support.workers import Clock, StepWorker, groups_of
 
 from zithara_worker.messages import Event, Message, OutcomeKind
 from zithara_worker.processors import outline, supersedes
-from zithara_worker.queue import backlog, reader
+from zithara_worker.queue import backlog, bodies, reader
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
@@ -58,7 +58,7 @@ def test_thousands_of_messages_of_a_waiting_group_stop_nobody_behind_them(
     worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=3600)
     shop.publish_bodies(TOPIC_ORDER, ["poison"] * 5000 + ["free"])
     assert claimed_within(worker, claims=10) == ["free"]
-    assert worker.queue.parked == 5001
+    assert len(worker.queue._backlog) == 5001
     assert len(worker.queue._backlog._known) <= 10, "the others are message ids only"
 
 
@@ -73,7 +73,7 @@ def test_a_long_group_is_delivered_in_order_and_what_php_took_of_it_is_left_out(
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE message_id IN %s", (ids[20:35],))
     worker.deliver(first)
     assert [first[0].message_id, *worker.drain()] == ids[:20] + ids[35:]
-    assert worker.queue.parked == 0
+    assert len(worker.queue._backlog) == 0
 
 
 def test_a_late_message_finds_its_place_in_a_long_group(
@@ -102,7 +102,7 @@ def test_a_cart_with_thousands_of_snapshots_is_drained_in_few_requests_and_littl
     while messages := worker.claim():
         requests += 1
         assert len(worker.queue._backlog._known) <= 500
-        assert sum(each.length for each in worker.queue._reader.contents.values()) <= reader.KEPT_BYTES
+        assert sum(each.length for each in worker.queue._bodies.decoded.values()) <= bodies.KEPT_BYTES
         worker.deliver(messages)
     assert requests <= 7
     assert shop.status_counts() == {4: 3000}
@@ -191,7 +191,7 @@ def test_a_late_commit_is_looked_for_in_rows_of_this_queue_and_not_for_longer_th
         worker.drain()
         clock.pass_by(reader.LATELY_SECONDS)
         worker.pulse()
-    assert worker.queue._reader._lately() == worker.queue._reader._cursor
+    assert worker.queue._reader._cursor_lately() == worker.queue._reader._cursor
 
 
 @INDEX
@@ -299,7 +299,7 @@ def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own
         shop.publish_order(f"VANISHED-{number}")
     worker.pulse()
     worker.deliver(worker.take(1))
-    assert worker.queue.parked == 9, "the others have been read"
+    assert len(worker.queue._backlog) == 9, "the others have been read"
     shop.query("DELETE FROM {prefix}zithara_message_group")
     shop.query("DELETE FROM {prefix}queue_message_status WHERE message_id > 1")
     shop.query("DELETE FROM {prefix}queue_message WHERE id > 1")
@@ -321,16 +321,16 @@ def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own
 
 
 def lengths(worker: StepWorker) -> int:
-    return sum(each.length for each in worker.queue._reader.contents.values())
+    return sum(each.length for each in worker.queue._bodies.decoded.values())
 
 
 def test_large_bodies_are_neither_read_nor_held_together(
     make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limits a thousand times smaller, and forty bodies of which each is a fifth of the room."""
-    for name in ("READ_BYTES", "IDENTIFIED_BYTES", "KEPT_BYTES"):
-        monkeypatch.setattr(reader, name, getattr(reader, name) // 1000)
-    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
+    for module, name in ((bodies, "READ_BYTES"), (reader, "IDENTIFIED_BYTES"), (bodies, "KEPT_BYTES")):
+        monkeypatch.setattr(module, name, getattr(module, name) // 1000)
+    monkeypatch.setattr(bodies, "BYTES_IN_HAND", 4000)
     shop = make_shop()
     decoded: list[int] = []
 
@@ -358,7 +358,7 @@ def test_large_bodies_are_neither_read_nor_held_together(
 def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(
     make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "BYTES_IN_HAND", 4000)
+    monkeypatch.setattr(bodies, "BYTES_IN_HAND", 4000)
     shop = make_shop()
     worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"{'huge-1':10000}", f"{'huge-2':10000}", "small-1", "small-2"])

@@ -10,10 +10,10 @@ from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.processors import identify
 from zithara_worker.queue import operator
+from zithara_worker.queue.bodies import Identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
-from zithara_worker.queue.reader import Identify
 from zithara_worker.queue.renewal import Leases
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.publisher import Published

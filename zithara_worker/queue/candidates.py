@@ -1,29 +1,320 @@
-"""Coalescing: which of a group's waiting messages is sent in the place of which others. Pure.
+"""Candidates: which messages a claim tries, and what the backlog learns from it. Coalescing is decided here.
 
-What a newer message does not replace is never skipped: it is sent first, in its turn.
+Two kinds of groups take part in a claim. A *known group* has a row in zithara_message_group, and the head that the row
+names is due. A *new group* has no row, and its head is its oldest message in the backlog. With coalescing, a newer
+snapshot is tried in the place of the head. A message that no newer one replaces is never skipped: it is sent first, in
+its turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
+from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Pending
+from zithara_worker.queue.backlog import Backlog, as_text, from_text
+from zithara_worker.queue.bodies import Bodies
+from zithara_worker.queue.held import Held
+from zithara_worker.queue.reader import IDENTIFIED_BYTES, Reader
+from zithara_worker.queue.statuses import PENDING, Status
 
 #: (newer, older) of one group -> whether the newer one makes the older one superfluous. Must be transitive. Pure.
 Supersedes = Callable[[Event, Event], bool]
 
+#: New groups of which one statement asks whether they are busy elsewhere, in claims that ask.
+LOOK_AT = 50
+#: Groups busy elsewhere of which one statement asks whether they still are.
+RECHECK = 500
+#: Seconds for which claims leave a group out, after another session had locked the row of its head.
+LEAVE_OUT_SECONDS = 1.0
+
+
+class Candidate(NamedTuple):
+    """A message to try, with its group.
+
+    `row_head`: relation id of the head that the group's row names; None: the group has no row. It differs from the id
+    of the message where a newer snapshot is tried in the place of the head. `supersedes`: the older messages that this
+    one replaces. `behind`: newer messages that were tried before and let this one go first, oldest first.
+    """
+
+    group: str
+    message: Pending
+    row_head: int | None = None
+    supersedes: tuple[Pending, ...] = ()
+    behind: tuple[Pending, ...] = ()
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Candidate:
+        """The head that a row of zithara_message_group names."""
+        head, others = Pending.from_row(row), from_text(row["supersedes"])
+        older = tuple(each for each in others if each < head)
+        newer = tuple(each for each in others if each > head)
+        return cls(str(row["group_key"]), head, head.id, supersedes=older, behind=newer)
+
+
+def with_older_first(head: Candidate, waiting: Sequence[Pending]) -> Candidate | None:
+    """The new head of a known group where an older message became visible late; the present one comes behind it.
+
+    `waiting`: what waits in the group, oldest first. None: nothing older than `head` waits but what it supersedes.
+    """
+    if not any(each < head.message and each not in head.supersedes for each in waiting):
+        return None
+    first = min([waiting[0], *head.supersedes[:1]])
+    return Candidate(head.group, first, first.id, behind=(head.message, *head.behind))
+
+
+def coalesced(
+    head: Candidate, waiting: Iterable[Pending], newest_replacing: Callable[[Sequence[Pending]], int]
+) -> Candidate:
+    """The newest waiting message that replaces the head and all others before it; the head itself if none does.
+
+    `newest_replacing`: position of that message in a list, oldest first. Nothing passes a message that is `behind` the
+    head.
+    """
+    line = [each for each in sorted({head.message, *waiting}) if not head.behind or each < head.behind[0]]
+    position = newest_replacing(line) if len(line) > 1 else 0
+    if position == 0 or line[position] < head.message:
+        return head
+    older = tuple(sorted({*head.supersedes, *line[:position]}))
+    return head._replace(message=line[position], supersedes=older)
+
 
 def newest_replacing_all_before(
-    entries: Sequence[Pending], outlines: Mapping[int, Event], supersedes: Supersedes
+    messages: Sequence[Pending], outlines: Mapping[int, Event | None], supersedes: Supersedes
 ) -> int:
-    """Position of the newest of `entries` (oldest first) that supersedes every one before it; 0 if none does.
+    """Position of the newest of `messages` (oldest first) that supersedes every one before it; 0 if none does.
 
-    [full, address, full] gives 1: the address replaces the first message, and the last does not replace the address.
-    A message without an outline (deleted meanwhile, or no event is in it) is replaced by none.
+    [full, address, full] gives 1: the address replaces the first message, and the last does not replace the address. A
+    message without an outline (deleted meanwhile, or without an event in it) is replaced by none.
     """
-    events = [outlines.get(entry.message_id) for entry in entries]
+    events = [outlines.get(each.message_id) for each in messages]
     for position in range(len(events) - 1, 0, -1):
         newer = events[position]
         if newer is not None and all(older is not None and supersedes(newer, older) for older in events[:position]):
             return position
     return 0
+
+
+class Candidates:
+    """Chooses for one queue and one worker. Not thread-safe. `supersedes`: None if messages are not coalesced."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        queue_id: int,
+        held: Held,
+        backlog: Backlog,
+        reader: Reader,
+        bodies: Bodies,
+        supersedes: Supersedes | None,
+    ) -> None:
+        self._database = database
+        self._queue_id = queue_id
+        self._held = held
+        self._backlog = backlog
+        self._reader = reader
+        self._bodies = bodies
+        self._supersedes = supersedes
+        #: Whether some known group may be due, and whether a lease may have expired
+        self.due = self.expired = True
+        #: Whether the last claim learned anything: it took messages, or found that groups or messages cannot be had.
+        #: Then another claim may get further at once, past ten thousand busy groups at the head of the queue.
+        self.made_progress = False
+        #: Whether the last claim that tried anything lost most of it to other workers
+        self._contended = False
+        #: How many groups the last choice found to be busy
+        self._found_busy = 0
+        self._turn = 0
+        #: Groups of whose head another session had locked the row -> time until which claims leave them out
+        self._left_out: dict[str, float] = {}
+
+    # ---------------------------------------------------------------- before the transaction
+
+    def choose(self, limit: int) -> list[Candidate]:
+        """Up to `limit` messages to try, each of another group.
+
+        Known groups come first, but get no more than half of a claim while there are new ones, and the other way round.
+        """
+        self._turn += 1
+        self._reader.moved, self._found_busy = False, 0
+        now = self._held.clock()
+        self._left_out = {group: until for group, until in self._left_out.items() if until > now}
+        # The row of a group in hand is free if another worker took the group over and gave it back. It is not for us to
+        # claim, because our request may still be under way.
+        unavailable = self._held.groups(self._queue_id) | self._left_out.keys()
+        known = self._of_known_groups(limit, unavailable)
+        share = limit // 2 if limit > 1 else self._turn % 2
+        wanted = max(limit - len(known), share)
+        unavailable |= {each.group for each in known}
+        new = self._of_new_groups(wanted, unavailable, ask=self._contended or bool(known)) if wanted else []
+        chosen = known[: limit - len(new)] + new
+        self.due = self.due or len(chosen) < len(known) + len(new)
+        return chosen
+
+    def choose_suspect(self) -> list[Candidate]:
+        """A message whose worker died, or none. It may have arrived, so it is tried as it was: it is not coalesced."""
+        self._found_busy = 0
+        rows = self._database.rows("claim_expired", queue_id=self._queue_id, limit=1, worker_id=self._held.worker_id)
+        self.expired = bool(rows)
+        in_hand = self._held.groups(self._queue_id)
+        return [Candidate.from_row(row) for row in rows if row["group_key"] not in in_hand]
+
+    def recheck(self) -> None:
+        """Asks which groups that were busy elsewhere still are, and lets older messages of waiting groups go first."""
+        groups = self._backlog.busy_elsewhere(RECHECK)
+        rows = self._busy(groups)
+        for group in set(groups) - {row["group_key"] for row in rows}:
+            self._backlog.mark_free(group)
+        for row in rows:
+            if row["worker_id"] is None:
+                self._let_older_go_first(Candidate.from_row(row))
+
+    def _of_known_groups(self, limit: int, unavailable: Collection[str]) -> list[Candidate]:
+        if not self.due:
+            return []
+        most = limit + len(unavailable)
+        rows = self._database.rows("claim_due", queue_id=self._queue_id, limit=most)
+        self.due = len(rows) >= most
+        heads = [Candidate.from_row(row) for row in rows if row["group_key"] not in unavailable]
+        return [self._next_of_known_group(head) for head in heads[:limit]]
+
+    def _next_of_known_group(self, head: Candidate) -> Candidate:
+        waiting = self._backlog.waiting(head.group)
+        older = self._let_older_go_first(head)
+        return self._coalesced(older, (*head.supersedes, *waiting)) if older else self._coalesced(head, waiting)
+
+    def _let_older_go_first(self, head: Candidate) -> Candidate | None:
+        """Writes an older message that became visible late into the group's row, and returns it.
+
+        None: there is none, or another worker was faster.
+        """
+        older = with_older_first(head, self._backlog.waiting(head.group))
+        if older is None or not self._change_head(head, older.message, older.behind):
+            return None
+        self.due = True
+        return older
+
+    def _change_head(self, head: Candidate, to: Pending, behind: Iterable[Pending]) -> bool:
+        """Whether the row still named `head`, and nobody held it."""
+        changed = self._database.execute(
+            "group_yield",
+            queue_id=self._queue_id,
+            group_key=head.group,
+            head=head.row_head,
+            id=to.id,
+            message_id=to.message_id,
+            behind=as_text(behind),
+        )
+        return bool(changed)
+
+    def _of_new_groups(self, wanted: int, unavailable: Collection[str], *, ask: bool) -> list[Candidate]:
+        """Up to `wanted` heads of groups that are free, as far as the backlog knows, and not `unavailable`.
+
+        `ask`: whether some are likely to be busy elsewhere. Then one statement spares a try, and the lock of a row, for
+        each.
+        """
+        # No more than are wanted, however many workers compete. A body is decoded to know its group, so a message that
+        # another worker takes has been decoded in vain. The next claim finds the next ones at once.
+        found = self._reader.heads(max(wanted, LOOK_AT) if ask else wanted, unavailable)
+        busy = {row["group_key"] for row in self._busy([group for group, _ in found])} if ask else set()
+        for group in busy:
+            self._backlog.mark_busy(group)
+        self._found_busy = len(busy)
+        free = [Candidate(group, message) for group, message in found if group not in busy]
+        return [self._coalesced(head, self._backlog.waiting(head.group)) for head in free[:wanted]]
+
+    def _busy(self, groups: Collection[str]) -> list[dict[str, Any]]:
+        """The rows of those of the groups that have one."""
+        if not groups:
+            return []
+        return self._database.rows("groups_busy", queue_id=self._queue_id, group_keys=list(groups))
+
+    def _coalesced(self, head: Candidate, waiting: Sequence[Pending]) -> Candidate:
+        if self._supersedes is None:
+            return head
+        return coalesced(head, waiting, partial(self._newest_replacing, self._supersedes))
+
+    def _newest_replacing(self, supersedes: Supersedes, messages: Sequence[Pending]) -> int:
+        outlines = {each.message_id: self._backlog.outline(each.message_id) for each in messages}
+        # The heads of known groups may not be in the backlog.
+        unknown = [each for each in messages if each.message_id not in self._backlog]
+        self._bodies.read_ahead(unknown, IDENTIFIED_BYTES)
+        outlines |= {each.message_id: self._bodies.outline(each) for each in unknown}
+        return newest_replacing_all_before(messages, outlines, supersedes)
+
+    # ---------------------------------------------------------------- after the transaction
+
+    def update_backlog(
+        self, candidates: Sequence[Candidate], claimed: Collection[int], lost: Collection[str], *, limit: int
+    ) -> None:
+        """Brings the backlog in step with a claim that took the relation ids `claimed`.
+
+        `lost`: groups that another worker won first. `limit`: how many messages the claim was to take at most.
+        """
+        missed: list[Candidate] = []
+        for each in candidates:
+            if each.message.id in claimed:
+                self._backlog.mark_ours(each.group)
+                self._backlog.drop(each.group, [each.message.message_id])
+            else:
+                missed.append(each)
+        for group in lost:
+            self._backlog.mark_busy(group)
+        gone, locked = self._look_up(missed, lost) if missed else (0, 0)
+        # When the claim reached its limit, candidates left over were not lost to another worker, so only those that are
+        # no longer pending count as contention.
+        faster = self._found_busy + (gone if len(claimed) >= limit else len(missed))
+        if candidates or faster:
+            self._contended = faster > len(claimed)
+        self.made_progress = bool(claimed or lost or self._found_busy or gone or locked or self._reader.moved)
+
+    def _look_up(self, missed: Sequence[Candidate], lost: Collection[str]) -> tuple[int, int]:
+        """Finds out why a claim did not take these candidates, and what follows for their groups.
+
+        How many are not pending any more, and how many have a row that another session had locked.
+        """
+        rows = self._database.rows("statuses", ids=[each.message.id for each in missed])
+        statuses = {int(row["id"]): int(row["status"]) for row in rows}
+        until = self._held.clock() + LEAVE_OUT_SECONDS
+        gone = locked = 0
+        for each in missed:
+            status = statuses.get(each.message.id)
+            if status not in PENDING:
+                gone += 1
+                self._backlog.drop(each.group, [each.message.message_id])
+                if each.message.id == each.row_head and status != Status.IN_PROGRESS:
+                    replaced = self._database.again_on_contention(partial(self._replace_head, each))
+                    self.due = self.due or replaced
+                if each.message.id == each.row_head and status == Status.COMPLETE:
+                    # A PHP consumer delivered it, so the failure that we recorded is over.
+                    self._database.execute("failures_gone", ids=[each.message.id])
+            elif each.group not in lost and each.group not in self._left_out:
+                locked += 1
+                self._left_out[each.group] = until
+        return gone, locked
+
+    def _replace_head(self, head: Candidate) -> bool:
+        """The row of a known group names a message that has ended elsewhere (completed by PHP, or deleted by Magento's
+        cleanup): the next head takes its place, or the group becomes free. Whether there is a next head.
+
+        Next is the oldest of the messages that the row names, and of those that have failed and are pending: an
+        operator may have retried one, and a worker that knows only a newer message of the group must not pass it.
+        Changes nothing where another worker was faster.
+        """
+        with self._database.transaction():
+            # Locked before the failures are read: a retry either is in them, or finds the new head or none.
+            rows = self._database.rows("claim_lock_groups", queue_id=self._queue_id, group_keys=[head.group])
+            if not rows or int(rows[0]["id"]) != head.row_head:
+                return False
+            if rows[0]["worker_id"] is not None and not rows[0]["expired"]:
+                return False
+            failed = self._database.rows("failures_of_groups", queue_id=self._queue_id, group_keys=[head.group])
+            pending = [Pending.from_row(row) for row in failed if int(row["status"]) == Status.RETRY_REQUIRED]
+            following = sorted({*from_text(rows[0]["supersedes"]), *pending[:1]})
+            if following:
+                return self._change_head(head, following[0], following[1:])
+            self._database.execute("group_forget", queue_id=self._queue_id, group_key=head.group, id=head.row_head)
+        return False

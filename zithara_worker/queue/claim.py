@@ -1,52 +1,52 @@
 """The transaction of a claim: lock the rows by primary key, win their groups, set IN_PROGRESS.
 
-Rows of Magento's first, then rows of ours: the order that every transaction of the worker keeps, so that none waits for
-another in a circle.
+Rows of Magento's tables are locked first, then rows of ours. Every transaction of the worker keeps this order, so that
+two of them never wait for each other.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from zithara_worker import reasons
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
+from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Rejection
 from zithara_worker.queue import failures
-from zithara_worker.queue.backlog import as_text, from_text
+from zithara_worker.queue.backlog import as_text
+from zithara_worker.queue.bodies import DecodedBody
+from zithara_worker.queue.candidates import Candidate
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.reader import DecodedBody
-from zithara_worker.queue.statuses import Status
+from zithara_worker.queue.statuses import PENDING, Status
 
 
-class Head(NamedTuple):
-    """A message to claim: the head of its group, with the older snapshots that it supersedes.
+class _Won(NamedTuple):
+    """A candidate whose group this claim has won."""
 
-    `row_id`: the relation id that the group's row names, if it has one; another than the entry's where a newer snapshot
-    takes the place of the one that waited. `behind`: newer ones that were tried and let this one go first.
-    """
+    candidate: Candidate
+    #: Its row of queue_message_status before the claim
+    row: Mapping[str, Any]
+    #: The lease of its group had expired: the worker that held the message died
+    expired: bool = False
+    #: It was held alone when that happened, as it had been held by another worker that died
+    suspect: bool = False
 
-    group: str
-    entry: Pending
-    supersedes: tuple[Pending, ...]
-    row_id: int
-    behind: tuple[Pending, ...]
-    content: DecodedBody
+    @property
+    def id(self) -> int:
+        return self.candidate.message.id
+
+    @property
+    def taken_over(self) -> bool:
+        return bool(self.row["status"] == Status.IN_PROGRESS)
 
 
 class Claim:
-    """Claims for one queue and one worker."""
+    """Claims for one queue and one worker. `attempt_limit`: deaths of workers after which a message is rejected."""
 
     def __init__(
-        self,
-        database: Database,
-        *,
-        queue_id: int,
-        queue_name: str,
-        topic: str,
-        held: Held,
-        attempt_limit: int,
+        self, database: Database, *, queue_id: int, queue_name: str, topic: str, held: Held, attempt_limit: int
     ) -> None:
         self._database = database
         self._queue_id = queue_id
@@ -55,173 +55,138 @@ class Claim:
         self._held = held
         self._attempt_limit = attempt_limit
 
-    def take(self, waited: Sequence[Head], fresh: Sequence[Head], limit: int) -> tuple[list[Claimed], list[str]]:
-        """Claims up to `limit` of these heads; the messages, and the groups that another worker was faster with.
+    def run(
+        self, candidates: Sequence[Candidate], bodies: Mapping[int, DecodedBody], *, limit: int
+    ) -> tuple[list[Claimed], set[str]]:
+        """Claims up to `limit` candidates in one transaction; the messages, and the groups that another worker won.
 
-        `waited`: their groups have a row (a due retry, a released or an expired head). `fresh`: they have none.
+        `bodies`: by message id. A candidate without one has been deleted by Magento, and is left out.
         """
-        claim = _Number(self._held)
-        locked: dict[int, dict[str, Any]] = {}
+        # Message ids begin again after a restore, so what is in hand under the same id may be another message.
+        there = [each for each in candidates if each.message.message_id in bodies and each.message.id not in self._held]
+        if not there:
+            return [], set()
+        return self._database.again_on_contention(partial(self._run, there, bodies, limit))
+
+    def _run(
+        self, candidates: Sequence[Candidate], bodies: Mapping[int, DecodedBody], limit: int
+    ) -> tuple[list[Claimed], set[str]]:
+        known = [each for each in candidates if each.row_head is not None]
+        new = [each for each in candidates if each.row_head is None]
+        begun, claim = self._held.clock(), self._held.next_claim()
         with self._database.transaction():
-            # The head of an expired group is still IN_PROGRESS; without a group row it is not ours.
-            for heads, statuses in ((waited, (2, 3, 5)), (fresh, (2, 5))):
-                if heads and len(locked) < limit:
-                    rows = self._database.rows(
-                        "claim_lock",
-                        ids=sorted(head.entry.id for head in heads),
-                        statuses=statuses,
-                        limit=limit - len(locked),
-                    )
-                    locked.update((int(row["id"]), row) for row in rows)
-            again = self._take_waited([head for head in waited if head.entry.id in locked], locked, claim)
-            taken = [head for head, _ in again]
-            over = [head for head in taken if locked[head.entry.id]["status"] == Status.IN_PROGRESS]
-            suspects = {head.group for head, row in again if row["expired"]}
-            won = self._take_fresh([head for head in fresh if head.entry.id in locked], claim)
-            taken += won
-            if over:
-                self._take_over(over, {head.group for head, row in again if row["suspect"]}, claim)
-            ids = sorted({head.entry.id for head in taken} - {head.entry.id for head in over})
-            if ids and self._database.execute("claim_take", ids=ids) != len(ids):
-                # Locked rows cannot change under us; if they did, nothing about this claim is certain.
-                raise DatabaseUnavailable("rows locked by a claim changed; the claim was rolled back")
-            history = self._history(taken, locked)
-            pending = self._pending(taken)
+            # The head of an expired group is still IN_PROGRESS. One without a group row belongs to a PHP consumer.
+            rows = self._lock(known, (*PENDING, Status.IN_PROGRESS), limit)
+            rows |= self._lock(new, PENDING, limit - len(rows))
+            won = self._win_known_groups([each for each in known if each.message.id in rows], rows, claim)
+            locked = [each for each in new if each.message.id in rows]
+            won += self._win_new_groups(locked, rows, claim)
+            self._take([each for each in won if not each.taken_over])
+            self._take_over([each for each in won if each.taken_over], claim)
+            recorded = self._failures(won)
+            pending = self._pending(won)
         claimed = [
-            self._claimed(
-                head,
-                locked[head.entry.id],
-                history.get(head.entry.id),
-                pending,
-                taken_over=head in over,
-                suspect=head.group in suspects,
-                claim=claim,
-            )
-            for head in taken
+            self._claimed(each, bodies[each.candidate.message.message_id], recorded.get(each.id), pending, begun, claim)
+            for each in won
         ]
-        return claimed, [head.group for head in fresh if head.entry.id in locked and head not in won]
+        return claimed, {each.group for each in locked} - {each.candidate.group for each in won}
 
-    def replace_head(self, group: str, head: Pending) -> bool:
-        """The head of a group's row is no longer pending (completed by PHP, or deleted by Magento's cleanup): the next
-        one takes its place, or the group becomes free. Whether there is a next one; does nothing where another worker
-        was faster.
+    def _lock(
+        self, candidates: Sequence[Candidate], statuses: Collection[Status], limit: int
+    ) -> dict[int, dict[str, Any]]:
+        """The rows of up to `limit` candidates that have one of these statuses, locked; by relation id."""
+        if not candidates or limit <= 0:
+            return {}
+        ids = sorted(each.message.id for each in candidates)
+        rows = self._database.rows("claim_lock", ids=ids, statuses=[int(each) for each in statuses], limit=limit)
+        return {int(row["id"]): row for row in rows}
 
-        Next is the oldest of the messages that the row names, and of those that have failed and are pending: an
-        operator may have retried one, and a worker that knows only a newer message of the group must not pass it.
-        """
-        with self._database.transaction():
-            # Locked before the failures are read: a retry either is in them, or finds the new head or none.
-            rows = self._database.rows("claim_lock_groups", queue_id=self._queue_id, group_keys=[group])
-            if not rows or int(rows[0]["id"]) != head.id or not (rows[0]["worker_id"] is None or rows[0]["expired"]):
-                return False
-            failed = self._database.rows("failures_of_groups", queue_id=self._queue_id, group_keys=[group])
-            pending = [Pending.from_row(row) for row in failed if int(row["status"]) == Status.RETRY_REQUIRED]
-            following = sorted({*from_text(rows[0]["supersedes"]), *pending[:1]})
-            if not following:
-                self._database.execute("group_forget", queue_id=self._queue_id, group_key=group, id=head.id)
-                return False
-            self._database.execute(
-                "group_yield",
-                queue_id=self._queue_id,
-                group_key=group,
-                head=head.id,
-                id=following[0].id,
-                message_id=following[0].message_id,
-                behind=as_text(following[1:]),
-            )
-        return True
-
-    def _take_waited(
-        self, heads: Sequence[Head], locked: dict[int, dict[str, Any]], claim: _Number
-    ) -> list[tuple[Head, dict[str, Any]]]:
-        """Takes the groups that wait or whose lease expired, looking again under lock; with their rows before that."""
-        if not heads:
+    def _win_known_groups(
+        self, candidates: Sequence[Candidate], rows: Mapping[int, dict[str, Any]], claim: int
+    ) -> list[_Won]:
+        """Wins groups that wait or whose lease has expired. Their rows are read again under lock."""
+        if not candidates:
             return []
-        rows = self._database.rows(
-            "claim_lock_groups", queue_id=self._queue_id, group_keys=sorted(head.group for head in heads)
+        found = self._database.rows(
+            "claim_lock_groups", queue_id=self._queue_id, group_keys=sorted(each.group for each in candidates)
         )
-        held = {row["group_key"]: row for row in rows}
-        taken = []
-        for head in heads:
-            row = held.get(head.group)
-            if row is None or int(row["id"]) != head.row_id or row["worker_id"] == self._held.worker_id:
+        groups = {row["group_key"]: row for row in found}
+        won = []
+        for each in candidates:
+            group = groups.get(each.group)
+            if group is None or int(group["id"]) != each.row_head or group["worker_id"] == self._held.worker_id:
                 continue
-            if not (row["due"] or row["expired"]):
+            if not (group["due"] or group["expired"]):
                 continue
-            if locked[head.entry.id]["status"] == Status.IN_PROGRESS and not row["expired"]:
+            row = rows[each.message.id]
+            if row["status"] == Status.IN_PROGRESS and not group["expired"]:
                 # A PHP consumer took the retry that waited here.
-                self._database.execute("group_defer", queue_id=self._queue_id, group_key=head.group, id=head.row_id)
+                self._database.execute("group_defer", queue_id=self._queue_id, group_key=each.group, id=each.row_head)
                 continue
             self._database.execute(
                 "claim_group_again",
                 queue_id=self._queue_id,
-                group_key=head.group,
-                id=head.entry.id,
-                message_id=head.entry.message_id,
-                supersedes=as_text((*head.supersedes, *head.behind)),
+                group_key=each.group,
+                id=each.message.id,
+                message_id=each.message.message_id,
+                supersedes=as_text((*each.supersedes, *each.behind)),
                 worker_id=self._held.worker_id,
-                claim=claim.number,
-                suspect=int(row["expired"]),
+                claim=claim,
+                suspect=int(group["expired"]),
                 lease_us=int(self._held.lease_seconds * 1e6),
             )
-            taken.append((head, row))
-        return taken
+            won.append(_Won(each, row, expired=bool(group["expired"]), suspect=bool(group["suspect"])))
+        return won
 
-    def _take_fresh(self, heads: Sequence[Head], claim: _Number) -> list[Head]:
-        """Wins groups that have no row; those that another worker was faster with are left out."""
-        if not heads:
+    def _win_new_groups(
+        self, candidates: Sequence[Candidate], rows: Mapping[int, dict[str, Any]], claim: int
+    ) -> list[_Won]:
+        """Wins groups that have no row, unless another worker inserts it first."""
+        if not candidates:
             return []
-        ordered = sorted(heads, key=lambda head: head.group)
+        ordered = sorted(candidates, key=lambda each: each.group)
         inserted = self._database.insert_rows(
             "claim_groups",
-            [(head.group, head.entry.id, head.entry.message_id, as_text(head.supersedes)) for head in ordered],
+            [(each.group, each.message.id, each.message.message_id, as_text(each.supersedes)) for each in ordered],
             queue_id=self._queue_id,
             worker_id=self._held.worker_id,
-            claim=claim.number,
+            claim=claim,
             lease_us=int(self._held.lease_seconds * 1e6),
         )
-        if inserted == len(heads):
-            return list(heads)
-        rows = self._database.rows(
-            "claim_groups_won",
-            queue_id=self._queue_id,
-            group_keys=[head.group for head in ordered],
-            worker_id=self._held.worker_id,
-            claim=claim.number,
-        )
-        won = {(row["group_key"], int(row["id"])) for row in rows}
-        return [head for head in heads if (head.group, head.entry.id) in won]
+        if inserted != len(candidates):
+            found = self._database.rows(
+                "claim_groups_won",
+                queue_id=self._queue_id,
+                group_keys=[each.group for each in ordered],
+                worker_id=self._held.worker_id,
+                claim=claim,
+            )
+            ours = {(row["group_key"], int(row["id"])) for row in found}
+            candidates = [each for each in candidates if (each.group, each.message.id) in ours]
+        return [_Won(each, rows[each.message.id]) for each in candidates]
 
-    def _history(self, heads: Sequence[Head], locked: dict[int, dict[str, Any]]) -> dict[int, dict[str, Any]]:
-        """What was recorded of those that have failed before."""
-        ids = [head.entry.id for head in heads if has_history(locked[head.entry.id])]
-        return {int(row["id"]): row for row in self._database.rows("claim_failures", ids=ids)} if ids else {}
+    def _take(self, won: Sequence[_Won]) -> None:
+        ids = sorted(each.id for each in won)
+        if ids and self._database.execute("claim_take", ids=ids) != len(ids):
+            # Locked rows cannot change. If they did, nothing about this claim is certain.
+            raise DatabaseUnavailable("rows locked by a claim changed; the claim was rolled back")
 
-    def _pending(self, heads: Sequence[Head]) -> set[int]:
-        """Which of the older snapshots are pending still. Their groups are won, so no other worker changes that now.
-
-        One that has ended in ERROR elsewhere keeps its reason, and one that PHP has in hand is PHP's.
-        """
-        ids = sorted({older.id for head in heads for older in head.supersedes})
-        if not ids:
-            return set()
-        rows = self._database.rows("statuses", ids=ids)
-        return {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
-
-    def _take_over(self, heads: Sequence[Head], suspects: Collection[str], claim: _Number) -> None:
-        """Their worker died. Only what was a suspect already pays: it was delivered alone, so it is what killed."""
-        self._database.execute("claim_take_over", ids=sorted(head.entry.id for head in heads))
-        for head in heads:
+    def _take_over(self, won: Sequence[_Won], claim: int) -> None:
+        """Takes messages whose worker died. Only a suspect pays an attempt: it was held alone, so it is to blame."""
+        if not won:
+            return
+        self._database.execute("claim_take_over", ids=sorted(each.id for each in won))
+        for each in won:
             failures.record(
                 self._database,
-                id=head.entry.id,
+                id=each.id,
                 queue_id=self._queue_id,
-                message_id=head.entry.message_id,
+                message_id=each.candidate.message.message_id,
                 topic=self._topic,
-                group_key=head.group,
+                group_key=each.candidate.group,
                 worker_id=self._held.worker_id,
-                claim=claim.number,
-                paid=head.group in suspects,
+                claim=claim,
+                paid=each.suspect,
                 outcome=Outcome(
                     kind=OutcomeKind.RETRY,
                     reason=reasons.WORKER_DIED,
@@ -229,63 +194,64 @@ class Claim:
                 ),
             )
 
+    def _failures(self, won: Sequence[_Won]) -> dict[int, dict[str, Any]]:
+        """The rows of zithara_delivery_failure of messages that have failed before, by relation id."""
+        ids = [each.id for each in won if int(each.row["number_of_trials"]) > 0 or each.row["status"] != Status.NEW]
+        return {int(row["id"]): row for row in self._database.rows("claim_failures", ids=ids)} if ids else {}
+
+    def _pending(self, won: Sequence[_Won]) -> set[int]:
+        """Which of the older snapshots are still pending. Their groups are won, so no other worker changes that now.
+
+        One that has ended in ERROR elsewhere keeps its reason, and one that a PHP consumer holds is left to it.
+        """
+        ids = sorted({older.id for each in won for older in each.candidate.supersedes})
+        rows = self._database.rows("statuses", ids=ids) if ids else []
+        return {int(row["id"]) for row in rows if row["status"] in PENDING}
+
     def _claimed(
         self,
-        head: Head,
-        row: dict[str, Any],
-        failure: dict[str, Any] | None,
+        won: _Won,
+        body: DecodedBody,
+        failure: Mapping[str, Any] | None,
         pending: Collection[int],
-        *,
-        taken_over: bool,
-        suspect: bool,
-        claim: _Number,
+        begun: float,
+        claim: int,
     ) -> Claimed:
+        """`pending`: relation ids of older snapshots. `begun`: when the claim began, on the clock of leases."""
+        candidate, row = won.candidate, won.row
         attempts = int(failure["attempts"]) if failure else 0
-        content = head.content.content
+        content = body.content
         if failure and failure["overtaken"]:
             content = Rejection(
                 code=reasons.NEWER_DELIVERED,
                 detail="newer data of its group was delivered after it had failed, and would be overwritten: "
-                f"discard it, or send it with 'zithara-worker failed retry {head.entry.message_id} --force'",
+                f"discard it, or send it with 'zithara-worker failed retry {candidate.message.message_id} --force'",
             )
-        elif taken_over and attempts >= self._attempt_limit:
+        elif won.taken_over and attempts >= self._attempt_limit:
             content = Rejection(
                 code=reasons.WORKER_DIED,
                 detail=f"{attempts} workers died, or lost their lease, while they held this message and no other: "
                 "look at their logs, then 'zithara-worker failed retry'",
             )
         message = Message(
-            id=head.entry.id,
-            message_id=head.entry.message_id,
+            id=won.id,
+            message_id=candidate.message.message_id,
             queue_id=self._queue_id,
             queue_name=self._queue_name,
             topic=self._topic,
-            group_key=head.group,
-            number_of_trials=int(row["number_of_trials"]) + int(taken_over),
-            claim=claim.number,
+            group_key=candidate.group,
+            number_of_trials=int(row["number_of_trials"]) + int(won.taken_over),
+            claim=claim,
             attempts=attempts,
             unwitnessed=int(failure["unwitnessed"]) if failure else 0,
             retries=int(failure["retries"]) if failure else 0,
-            suspect=suspect,
-            failed_at=claim.begun - float(failure["failed_ago"]) if failure else None,
-            length=head.content.length,
-            status_before=int(Status.RETRY_REQUIRED) if taken_over else int(row["status"]),
+            suspect=won.expired,
+            failed_at=begun - float(failure["failed_ago"]) if failure else None,
+            length=body.length,
+            status_before=int(Status.RETRY_REQUIRED) if won.taken_over else int(row["status"]),
             updated_at_before=str(row["updated_at"]),
-            supersedes=tuple(older for older in head.supersedes if older.id in pending),
-            behind=head.behind,
-            lease=Lease(claim.begun + self._held.lease_seconds),
+            supersedes=tuple(older for older in candidate.supersedes if older.id in pending),
+            behind=candidate.behind,
+            lease=Lease(begun + self._held.lease_seconds),
         )
         return Claimed(message, content)
-
-
-class _Number:
-    """The number of one claim, and when it began, on the clock of leases."""
-
-    def __init__(self, held: Held) -> None:
-        self.begun = held.clock()
-        self.number = held.next_claim()
-
-
-def has_history(row: Mapping[str, Any]) -> bool:
-    """Whether something may have been recorded of a message, by its row of queue_message_status before the claim."""
-    return int(row["number_of_trials"]) > 0 or row["status"] != Status.NEW

@@ -27,6 +27,10 @@ class Status(IntEnum):
     TO_BE_DELETED = 7
 
 
+#: A message that waits to be delivered, by a worker or by a PHP consumer.
+PENDING = (Status.NEW, Status.RETRY_REQUIRED)
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """How a claim ends: the statement that writes it, the status it leads to (None: as before), change of trials."""

@@ -8,8 +8,8 @@ from functools import partial
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.messages import Claimed
 from zithara_worker.monitor.counters import WorkerMetrics
+from zithara_worker.queue.bodies import BYTES_IN_HAND
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.reader import BYTES_IN_HAND
 from zithara_worker.settings.sections import WorkerSettings
 from zithara_worker.worker.duties import Duties
 from zithara_worker.worker.inbox import CLAIMED_PER_THREAD
@@ -103,7 +103,7 @@ class Claiming:
         waiting = [
             topic
             for topic in topics
-            if topic.queue.suspects_wait
+            if topic.queue.may_have_suspects
             and topic.queue.topic not in self._duties.paused
             and all(self._courier.allowance(target) != 0 for target in topic.targets)
         ]

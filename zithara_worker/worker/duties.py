@@ -191,11 +191,11 @@ class Duties:
         for queue in self._queues.values():
             if queue.topic in self.paused:
                 continue
-            if queue.may_have_work or queue.suspects_wait:
+            if queue.may_have_work or queue.may_have_suspects:
                 return False
             queue.sweep_all()
             queue.recheck()
-            if queue.may_have_work or queue.suspects_wait:
+            if queue.may_have_work or queue.may_have_suspects:
                 return False
         return True
 
