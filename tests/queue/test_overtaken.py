@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 from support.workers import StepWorker, failures_of, groups_of, operator_retries
 
+from zithara_worker import reasons
 from zithara_worker.messages import Message, OutcomeKind, Pending, Rejection
 from zithara_worker.queue import failures
 from zithara_worker.queue.statuses import Status
@@ -128,12 +129,12 @@ def test_a_group_row_that_somebody_has_locked_is_left_alone(shop: Shop, worker: 
 def test_a_message_that_newer_data_has_passed_is_refused_with_the_remedy(shop: Shop, worker: StepWorker) -> None:
     message = overtaken_in_the_queue(shop, worker)
 
-    assert refusal(worker, message).code == failures.NEWER_DELIVERED
+    assert refusal(worker, message).code == reasons.NEWER_DELIVERED
     assert f"failed retry {message.message_id} --force" in refusal(worker, message).detail
     refuse(worker, message)
 
     assert shop.row(message.id).status == Status.ERROR
-    assert failures_of(shop) == {message.id: (0, failures.NEWER_DELIVERED, 1)}, "no attempt is counted"
+    assert failures_of(shop) == {message.id: (0, reasons.NEWER_DELIVERED, 1)}, "no attempt is counted"
     assert groups_of(shop) == {}
     assert worker.claim() == []
 
@@ -159,7 +160,7 @@ def test_a_message_that_newer_data_passes_while_it_is_pending_is_refused_at_once
     other.pulse()
     [message] = other.take(1)
     assert message.id == old.relation_id
-    assert refusal(other, message).code == failures.NEWER_DELIVERED
+    assert refusal(other, message).code == reasons.NEWER_DELIVERED
 
 
 def test_only_force_takes_a_refused_message_back(shop: Shop, worker: StepWorker) -> None:
