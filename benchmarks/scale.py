@@ -22,7 +22,8 @@ from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_CART
 
 #: Messages of one batch, and how many batches are timed.

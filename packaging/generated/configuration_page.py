@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from zithara_worker.settings.sections import ENVIRONMENT_PREFIX, KEYS, QUEUES, SECTIONS, Key, written
+from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS
 from zithara_worker.settings.sources import DEFAULT_FILE
+from zithara_worker.settings.values import ENVIRONMENT_PREFIX, Key, as_ini_text
 from zithara_worker.topics import SHORT_NAMES, TOPICS
 
 
@@ -32,7 +33,7 @@ def configuration_page() -> str:
 
 
 def _table_row(key: Key) -> str:
-    default = written(key.default)
+    default = as_ini_text(key.default)
     value = f"{key.kind.wants}, in {key.unit}" if key.unit else key.kind.wants
     return f"| `{key.name}` | {key.doc} | {value} | {f'`{default}`' if default else ''} |\n"
 

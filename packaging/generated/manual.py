@@ -10,8 +10,9 @@ from collections.abc import Iterator
 
 import click
 
-from zithara_worker.settings.sections import KEYS, SECTIONS, Key, written
+from zithara_worker.settings.sections import KEYS, SECTIONS
 from zithara_worker.settings.sources import DEFAULT_FILE
+from zithara_worker.settings.values import Key, as_ini_text
 from zithara_worker.topics import TOPIC_TABLE
 from zithara_worker.version import VERSION
 
@@ -178,7 +179,7 @@ def _options(command: click.Command, context: click.Context) -> Iterator[str]:
 
 
 def _key(key: Key) -> Iterator[str]:
-    default = written(key.default)
+    default = as_ini_text(key.default)
     yield ".TP"
     yield rf".BI {_escaped(key.name)} {_quoted(' = ' + (default or '...'))}"
     yield _escaped(key.doc)

@@ -20,7 +20,7 @@ from zithara_worker.database.session import (
 )
 from zithara_worker.errors import ConfigurationError, Contention, DatabaseUnavailable, ShopError, ZitharaWorkerError
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 
 
 @pytest.fixture

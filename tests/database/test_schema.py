@@ -19,7 +19,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import QueueRow, Shop
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 STEPS = list(statements.named("upgrade_2.sql").values())

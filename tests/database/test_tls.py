@@ -21,7 +21,8 @@ from zithara_worker.doctor.finding import Level
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
 
 PASSWORD = "in-nobodys-hands"
 

@@ -16,7 +16,7 @@ from zithara_worker.delivery.pace import TokenBucket
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.sandbox.api import FakeZithara, Reply
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource

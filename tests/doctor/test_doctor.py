@@ -29,8 +29,9 @@ from zithara_worker.queue.settle import message_code
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, Secret, ZitharaSettings
-from zithara_worker.settings.sources import Configured
+from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, ZitharaSettings
+from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_ORDER, TOPIC_TABLE, TOPICS
 from zithara_worker.worker.worker import complete
 
@@ -43,7 +44,7 @@ def examine(database: Database, settings: Settings, tmp_path: Path) -> Examine:
 
     def run(**parts: Any) -> dict[str, Finding]:
         given: dict[str, Any] = {
-            "configured": Configured(settings=settings, sources={("database", "name"): "program"}),
+            "configured": LoadedSettings(settings=settings, sources={("database", "name"): "program"}),
             "database": database,
             "complete": complete,
             "etc": tmp_path / "etc",
@@ -98,7 +99,7 @@ def test_warnings_of_the_configuration_and_unchecked_certificates_are_told(
 ) -> None:
     loose = replace(settings, zithara=replace(settings.zithara, verify=False))
     warnings = ("/etc/x.conf holds [database] password, and everybody on this host can read it: chmod o= /etc/x.conf",)
-    found = examine(configured=Configured(settings=loose, warnings=warnings))
+    found = examine(configured=LoadedSettings(settings=loose, warnings=warnings))
     assert found["configuration.permissions"].remedy == "chmod o= /etc/x.conf"
     assert found["configuration.verify"].level is Level.WARNING
 
@@ -253,7 +254,7 @@ def test_the_lifetimes_of_magentos_cleanup_are_told_with_their_source(
     env_php.parent.mkdir(parents=True)
     locked = f"'system' => ['default' => ['system' => ['mysqlmq' => ['new_messages_lifetime' => {php}]]]]"
     env_php.write_text(f"<?php return ['db' => [], {locked}];")
-    rooted = Configured(settings=replace(settings, magento=MagentoSettings(root=tmp_path)))
+    rooted = LoadedSettings(settings=replace(settings, magento=MagentoSettings(root=tmp_path)))
     found = examine(configured=rooted)
     assert found["shop.cleanup"].level is level
     assert f"{told}{env_php} system/default/system/mysqlmq/new_messages_lifetime)" in found["shop.cleanup"].found

@@ -19,7 +19,8 @@ from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
-from zithara_worker.settings.sections import LoggingSettings, Secret
+from zithara_worker.settings.sections import LoggingSettings
+from zithara_worker.settings.values import Secret
 
 log = logging.getLogger("zithara_worker.tests")
 

@@ -9,7 +9,8 @@ import pytest
 
 from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection, Request
-from zithara_worker.processors import InventedPhone, ShopContext, process
+from zithara_worker.processors import ShopContext, process
+from zithara_worker.settings.sections import InventedPhone
 from zithara_worker.topics import TOPIC_CUSTOMER
 
 

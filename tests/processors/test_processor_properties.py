@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection, Request, Skip
-from zithara_worker.processors import PROCESSORS, InventedPhone, Processor, ShopContext, identify, process
+from zithara_worker.processors import PROCESSORS, Processor, ShopContext, identify, process
+from zithara_worker.settings.sections import InventedPhone
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
 SHOP = ShopContext(

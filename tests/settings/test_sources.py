@@ -11,12 +11,13 @@ import pytest
 
 from zithara_worker.commands.config import rows, sample_file
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.settings.sections import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Secret, Settings
-from zithara_worker.settings.sources import Configured, Values, load, with_shop_values
+from zithara_worker.settings.sections import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Settings
+from zithara_worker.settings.sources import LoadedSettings, Values, load, with_shop_values
+from zithara_worker.settings.values import Secret
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.worker.worker import complete
 
-Load = Callable[..., Configured]
+Load = Callable[..., LoadedSettings]
 SHOP = Path("/srv/shop")
 
 
@@ -33,7 +34,7 @@ def configured(tmp_path: Path) -> Load:
         overrides: Mapping[tuple[str, str], Any] | None = None,
         environ: Mapping[str, str] | None = None,
         shop: Mapping[str, str] | None = None,
-    ) -> Configured:
+    ) -> LoadedSettings:
         file = None
         if ini is not None:
             file = tmp_path / "worker.conf"
@@ -372,7 +373,7 @@ def test_the_shops_database_fills_only_what_nobody_gave(configured: Load) -> Non
 def test_the_shops_values_leave_settings_made_by_a_program_alone() -> None:
     given = Settings(database=DatabaseSettings(name="shop"), retry=RetrySettings(limit=3))
     found = with_shop_values(
-        Configured(settings=given, sources={("retry", "limit"): "program"}),
+        LoadedSettings(settings=given, sources={("retry", "limit"): "program"}),
         {("retry", "limit"): ("9", "core_config_data"), ("retry", "delay"): ("300", "core_config_data")},
     )
     assert found.settings == Settings(database=DatabaseSettings(name="shop"), retry=RetrySettings(limit=3, delay=300))
@@ -460,7 +461,9 @@ def test_an_encrypted_value_whose_key_only_php_knows_names_line_and_setting(tmp_
     env_php.write_text(
         "<?php return ['db' => ['connection' => ['default' => []]],\n'crypt' => ['key' => getenv('K')]];"
     )
-    found = Configured(settings=Settings(magento=MagentoSettings(root=tmp_path)), sources={("magento", "root"): "test"})
+    found = LoadedSettings(
+        settings=Settings(magento=MagentoSettings(root=tmp_path)), sources={("magento", "root"): "test"}
+    )
     shop = ShopConfiguration(
         values={("zithara", "client_secret"): ("0:3:" + "c2Vj" * 20, "zithara_webhook_config")},
         enabled=True,

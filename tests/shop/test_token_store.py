@@ -12,7 +12,7 @@ from support.workers import settings_of
 from zithara_worker.database.session import Database
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.shop.configuration import DatabaseTokenStore
 from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource, TokenUnavailable

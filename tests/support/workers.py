@@ -18,7 +18,8 @@ from zithara_worker.queue.renewal import Leases
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.publisher import Published
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, Secret
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_ORDER
 
 LEASE_SECONDS = 60.0

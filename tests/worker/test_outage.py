@@ -13,7 +13,8 @@ from support.waiting import eventually
 from zithara_worker import Settings, Worker
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, Secret, WorkerSettings, ZitharaSettings
+from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, WorkerSettings, ZitharaSettings
+from zithara_worker.settings.values import Secret
 
 HOUR = 3600.0
 

@@ -12,7 +12,7 @@ from support.raw_server import RawServer, Script
 from zithara_doubles import Clock, MemoryStore, Pauses
 
 from zithara_worker.sandbox.api import FakeZithara
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.zithara.api import ZitharaApi
 from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource

@@ -11,7 +11,7 @@ from zithara_doubles import Clock, MemoryStore, Pauses
 
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable
 

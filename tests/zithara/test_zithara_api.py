@@ -18,7 +18,8 @@ from zithara_worker.errors import ConfigurationError
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.sandbox.api import TOKEN_PATH, WEBHOOK_PATH, FakeZithara, Reply, in_turn
-from zithara_worker.settings.sections import LoggingSettings, Secret
+from zithara_worker.settings.sections import LoggingSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.api import ZitharaApi, encoded, idempotency_key
 from zithara_worker.zithara.http import Transport

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import httpx
 
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.zithara.answers import Answer
 from zithara_worker.zithara.http import MAY_SEND, send, usable_url
 

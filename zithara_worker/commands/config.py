@@ -10,9 +10,10 @@ import click
 from zithara_worker.commands.root import Context
 from zithara_worker.commands.terminal import print_json
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
-from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS, written
-from zithara_worker.settings.sources import Configured
-from zithara_worker.topics import TOPICS
+from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS
+from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.settings.values import as_ini_text
+from zithara_worker.topics import TOPIC_TABLE
 
 
 @click.command()
@@ -63,10 +64,10 @@ class Row(NamedTuple):
     source: str
 
 
-def rows(configured: Configured) -> list[Row]:
+def rows(configured: LoadedSettings) -> list[Row]:
     """One row for each key, in the order of the sample file, then the queues that are set; secrets are masked."""
     settings = configured.settings
-    values = {key.place: written(getattr(getattr(settings, key.section), key.name)) for key in KEYS}
+    values = {key.place: as_ini_text(getattr(getattr(settings, key.section), key.name)) for key in KEYS}
     values |= {(QUEUES, topic): queue for topic, queue in settings.queues.items()}
     return [Row(*place, value, configured.source(*place)) for place, value in values.items()]
 
@@ -79,13 +80,12 @@ def sample_file() -> str:
     ]
     for section in (*SECTIONS, QUEUES):
         parts.append(f"\n[{section}]")
-        parts += [
-            f"{_comment(f'{key.doc} ({key.unit})' if key.unit else key.doc)}\n{_line(key.name, written(key.default))}"
-            for key in KEYS
-            if key.section == section
-        ]
+        for key in KEYS:
+            if key.section == section:
+                parts.append(_comment(f"{key.doc} ({key.unit})" if key.unit else key.doc))
+                parts.append(_line(key.name, as_ini_text(key.default)))
     parts.append(_comment("The queue of a topic, where it is not the one that the PHP module declares."))
-    parts += [_line(topic, f"zithara_{topic.split('.')[1]}_queue") for topic in TOPICS]
+    parts += [_line(topic.name, topic.queue) for topic in TOPIC_TABLE.values()]
     return "\n".join(parts) + "\n"
 
 

@@ -17,7 +17,7 @@ import click
 
 from zithara_worker.commands.signals import Signals
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.settings.sources import Configured
+from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 from zithara_worker.version import VERSION
 
@@ -54,11 +54,11 @@ class Context:
     signals: Signals = field(default_factory=Signals)
 
     @cached_property
-    def configured(self) -> Configured:
+    def configured(self) -> LoadedSettings:
         """The configuration without the settings that stand in the shop's database. Raises ConfigurationError."""
         return self.read_again()
 
-    def read_again(self) -> Configured:
+    def read_again(self) -> LoadedSettings:
         """Reads the configuration once more. Raises ConfigurationError."""
         from zithara_worker.shop.configuration import configure
 

@@ -26,7 +26,8 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop
 from zithara_worker.database import statements
 from zithara_worker.database.server_errors import NO_SUCH_LOGIN, NO_TLS, RAISED, translated
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError
-from zithara_worker.settings.sections import DatabaseSettings, is_loopback
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import is_loopback
 
 #: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
 #: which is well below any sensible lease.

@@ -16,7 +16,7 @@ from zithara_worker.doctor import api, configuration, database, host, queues, sh
 from zithara_worker.doctor.finding import Finding, Level, failed, warning
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.monitor import fleet
-from zithara_worker.settings.sources import Configured
+from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import deployment_config
 
@@ -30,9 +30,9 @@ class Doctor:
     """`complete` adds to the configuration what the shop says (`app.complete`). `etc`, `run` and `utc` are
     this host's own unless a test says otherwise."""
 
-    configured: Configured
+    configured: LoadedSettings
     database: Database
-    complete: Callable[[Configured, ShopConfiguration], Configured]
+    complete: Callable[[LoadedSettings, ShopConfiguration], LoadedSettings]
     etc: Path = Path("/etc")
     run: host.Run = host.run_command
     utc: Callable[[], float] = time.time

@@ -12,7 +12,8 @@ import httpx
 
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.settings.sections import BASE_URLS, Secret, ZitharaSettings
+from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.units import duration
 from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
 from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable

@@ -407,6 +407,6 @@ def reopen_files() -> None:
 
 
 def warn_of(warnings: Iterable[str]) -> None:
-    """Logs the warnings of `Configured`."""
+    """Logs the warnings of `LoadedSettings`."""
     for warning in warnings:
         log.warning("%s", warning, extra={"event": "configuration_warning"})

@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zithara_worker.logs.escaping import escaped
-from zithara_worker.settings.sections import split_address
+from zithara_worker.settings.values import split_address
 from zithara_worker.version import VERSION
 
 log = logging.getLogger(__name__)

@@ -14,14 +14,13 @@ from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.processors import cart, customer, groups, order, webhook
 from zithara_worker.processors.coalescing import outline, supersedes
-from zithara_worker.processors.context import InventedPhone, ShopContext
+from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.decoding import decode
 from zithara_worker.processors.order import as_create
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
 __all__ = [
     "PROCESSORS",
-    "InventedPhone",
     "Processor",
     "ShopContext",
     "as_create",

@@ -5,10 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any
 
-#: What becomes of a telephone number that the shop made up ([zithara] invented_phone).
-InventedPhone = Literal["send", "omit", "reject"]
+from zithara_worker.settings.sections import InventedPhone
 
 _MAGENTO_TIME = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2}")
 

@@ -17,17 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.settings.sections import (
-    ENVIRONMENT_PREFIX,
-    KEY_AT,
-    KEYS,
-    QUEUES,
-    SECTIONS,
-    Key,
-    Settings,
-    queue_problem,
-    written,
-)
+from zithara_worker.settings.sections import KEY_AT, KEYS, QUEUES, SECTIONS, Settings, queue_problem
+from zithara_worker.settings.values import ENVIRONMENT_PREFIX, Key, as_ini_text
 from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 
 DEFAULT_FILE = Path("/etc/zithara-worker/zithara-worker.conf")
@@ -62,7 +53,7 @@ _USER_IN_URL = re.compile(r"//[^/@]*@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Configured:
+class LoadedSettings:
     """The settings in force, and where each value that somebody gave came from.
 
     `warnings`: sentences about what works but should be mended.
@@ -83,7 +74,7 @@ def load(
     read_shop: ReadShop,
     *,
     default_file: Path = DEFAULT_FILE,
-) -> Configured:
+) -> LoadedSettings:
     """The configuration as far as it goes without a database.
 
     `file`: the INI file; None: `default_file`, if there is one. `overrides`: what the command line gave, as text or as
@@ -111,14 +102,14 @@ def load(
         given |= _converted(_left_over(read_shop(root, taken), taken), errors)
     if errors:
         raise ConfigurationError("\n".join(errors))
-    return Configured(
+    return LoadedSettings(
         settings=_settings(given),
         sources={place: source for place, (_, source) in given.items()},
         warnings=tuple(warnings),
     )
 
 
-def with_shop_values(configured: Configured, values: Values) -> Configured:
+def with_shop_values(configured: LoadedSettings, values: Values) -> LoadedSettings:
     """Adds what the shop's database says, where nobody else has given a value.
 
     A number that suits the PHP module but not the worker is left out with a warning. Raises ConfigurationError when
@@ -143,13 +134,25 @@ def with_shop_values(configured: Configured, values: Values) -> Configured:
         if section == "zithara":
             errors += [f"{problem}; correct it in the shop, or set [{section}] {name}" for problem in problems]
         else:
-            kept = written(getattr(getattr(settings, section), name))
+            kept = as_ini_text(getattr(getattr(settings, section), name))
             warnings += [
                 f"{problem}; [{section}] {name} stays {kept}: set it to end this warning" for problem in problems
             ]
     if errors:
         raise ConfigurationError("\n".join(errors))
-    return Configured(settings=settings, sources=sources, warnings=(*configured.warnings, *warnings))
+    return LoadedSettings(settings=settings, sources=sources, warnings=(*configured.warnings, *warnings))
+
+
+def given_by_program(settings: Settings) -> LoadedSettings:
+    """The settings that an embedding program made. A value that differs from its default was given; the shop may give
+    the others."""
+    plain = Settings()
+    sources = {
+        key.place: "program"
+        for key in KEYS
+        if getattr(getattr(settings, key.section), key.name) != getattr(getattr(plain, key.section), key.name)
+    }
+    return LoadedSettings(settings=settings, sources=sources)
 
 
 # ---------------------------------------------------------------- the layers

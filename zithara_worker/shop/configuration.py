@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from zithara_worker.database import locks
 from zithara_worker.errors import ConfigurationError, ShopError, ZitharaWorkerError
 from zithara_worker.settings import sources
-from zithara_worker.settings.sections import Secret
-from zithara_worker.settings.sources import Configured, Place, Values
+from zithara_worker.settings.sources import LoadedSettings, Place, Values
+from zithara_worker.settings.values import Secret
 from zithara_worker.shop.deployment_config import DeploymentConfig, read_env_php
 from zithara_worker.shop.encryption import decrypt, is_encrypted
 from zithara_worker.shop.php_array import Unknown
@@ -192,12 +192,14 @@ def _minutes(text: str) -> int:
 # ---------------------------------------------------------------- joined with the worker's own settings
 
 
-def configure(file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]) -> Configured:
+def configure(
+    file: Path | None, overrides: Mapping[tuple[str, str], Any], environ: Mapping[str, str]
+) -> LoadedSettings:
     """The configuration as far as it goes without a database; see `sources.load`."""
     return sources.load(file, overrides, environ, _shop_file_values)
 
 
-def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
+def complete(configured: LoadedSettings, shop: ShopConfiguration) -> LoadedSettings:
     """Adds what the shop says, decrypted, where nobody else has given a value. Raises ConfigurationError."""
     values = dict(shop.values)
     for place, (text, source) in shop.values.items():
@@ -223,7 +225,7 @@ def complete(configured: Configured, shop: ShopConfiguration) -> Configured:
     return replace(completed, warnings=(*completed.warnings, *_unknown_to_us(configured, shop)))
 
 
-def _unknown_to_us(configured: Configured, shop: ShopConfiguration) -> Iterator[str]:
+def _unknown_to_us(configured: LoadedSettings, shop: ShopConfiguration) -> Iterator[str]:
     """Sentences about the shop's settings that only PHP could work out, where the worker's own do not replace them."""
     for setting in shop.unknown:
         if setting.place is None:

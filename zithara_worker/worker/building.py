@@ -35,7 +35,7 @@ from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.settings.sections import LoggingSettings, Settings
-from zithara_worker.settings.sources import Configured
+from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import DatabaseTokenStore, ShopConfiguration, complete, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.topics import TOPIC_TABLE, full_name
@@ -68,9 +68,9 @@ class Prepared:
     """A configuration that was tried out, with what was opened for it. Nothing is left for which it could fail."""
 
     #: As far as it goes without a database
-    base: Configured
+    base: LoadedSettings
     #: With what the shop says
-    configured: Configured
+    configured: LoadedSettings
     shop: ShopConfiguration
     files: DeploymentConfig | None
     queues: Sequence[QueueRow]
@@ -103,7 +103,7 @@ class Lasting:
 
 
 def prepare(
-    base: Configured, topics: Sequence[str], lasting: Lasting, audit: Callable[[LoggingSettings], AuditFile | None]
+    base: LoadedSettings, topics: Sequence[str], lasting: Lasting, audit: Callable[[LoggingSettings], AuditFile | None]
 ) -> Prepared:
     """Opens and checks everything that the configuration needs. `audit`: the audit file that these settings want.
     Raises ConfigurationError, ShopError, DatabaseUnavailable."""

@@ -22,8 +22,8 @@ from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager
-from zithara_worker.settings.sections import SECTIONS, LoggingSettings, Settings
-from zithara_worker.settings.sources import Configured
+from zithara_worker.settings.sections import LoggingSettings, Settings
+from zithara_worker.settings.sources import LoadedSettings, given_by_program
 from zithara_worker.shop.configuration import complete, configure
 from zithara_worker.topics import TOPICS, full_name
 from zithara_worker.worker.building import Lasting, Prepared, prepare, running_loop
@@ -61,15 +61,15 @@ class Worker:
 
     def __init__(
         self,
-        settings: Settings | Configured,
+        settings: Settings | LoadedSettings,
         *,
-        reconfigure: Callable[[], Configured] | None = None,
+        reconfigure: Callable[[], LoadedSettings] | None = None,
         monotonic: Callable[[], float] = _clock,
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] | None = None,
         service_manager: ServiceManager | None = None,
     ) -> None:
-        self._configured = settings if isinstance(settings, Configured) else _as_given(settings)
+        self._configured = settings if isinstance(settings, LoadedSettings) else given_by_program(settings)
         self._reconfigure = reconfigure
         self._monotonic = monotonic
         self._stopping = threading.Event()
@@ -209,7 +209,7 @@ class Worker:
             pause = min(5.0, pause * 2)
         return None
 
-    def _read_while_waiting(self, base: Configured) -> Configured:
+    def _read_while_waiting(self, base: LoadedSettings) -> LoadedSettings:
         self._reload.wanted = False
         if self._reconfigure is None:
             return base
@@ -251,7 +251,7 @@ class Worker:
         self._next = prepared
         return True
 
-    def _prepare(self, base: Configured) -> Prepared:
+    def _prepare(self, base: LoadedSettings) -> Prepared:
         return prepare(base, self._topics, self._lasting, self._audit_for)
 
     def _audit_for(self, settings: LoggingSettings) -> AuditFile | None:
@@ -262,15 +262,3 @@ class Worker:
         if self._audit is not None and self._audit.is_for(wanted, required=required):
             return self._audit
         return AuditFile(wanted, required=required, monotonic=self._monotonic, utc=self._lasting.utc)
-
-
-def _as_given(settings: Settings) -> Configured:
-    """Settings made by a program: a value that differs from the default was given, the shop may say the rest."""
-    plain = Settings()
-    sources = {
-        (section, name): "program"
-        for section in SECTIONS
-        for name in getattr(plain, section).__dataclass_fields__
-        if getattr(getattr(settings, section), name) != getattr(getattr(plain, section), name)
-    }
-    return Configured(settings=settings, sources=sources)

@@ -12,7 +12,6 @@ answer means.
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import re
 import select
 import socket
@@ -30,6 +29,7 @@ import httpx
 from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
+from zithara_worker.settings.values import is_loopback
 from zithara_worker.zithara.answers import BODY_LIMIT, Answer
 
 #: Seconds an idle connection is kept: less than what common servers allow (nginx 75, AWS load balancers 60).
@@ -91,7 +91,7 @@ def usable_url(text: str) -> httpx.URL:
         raise UrlRefused(
             reasons.INVALID_URL, f"URL with scheme {url.scheme!r} and host {host!r}: give a whole https:// URL"
         )
-    if url.scheme == "http" and not _is_loopback(host):
+    if url.scheme == "http" and not is_loopback(host):
         raise UrlRefused(
             reasons.INSECURE_URL,
             f"http://{host} would carry the access token in clear: use https:// (http:// is for this host only)",
@@ -475,12 +475,3 @@ def _is_tls(error: BaseException | None) -> bool:
 def _system_has_authorities() -> bool:
     paths = ssl.get_default_verify_paths()  # only what exists is told
     return paths.cafile is not None or (paths.capath is not None and any(Path(paths.capath).iterdir()))
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

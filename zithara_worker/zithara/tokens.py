@@ -20,7 +20,7 @@ import httpx
 
 from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.reasons import INVALID_REQUEST
-from zithara_worker.settings.sections import Secret
+from zithara_worker.settings.values import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.answers import describe, effective_status, excerpt
 from zithara_worker.zithara.http import failure_of, origin_of, send, usable_url

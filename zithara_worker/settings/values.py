@@ -1,0 +1,341 @@
+"""The kinds of values that settings have: how each is written, checked and shown.
+
+A `Kind` reads one way of writing a value, `Secret` is a text that no log shows, and `Key` is a key of the INI file.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name, short_name
+
+ENVIRONMENT_PREFIX = "ZITHARA_WORKER_"
+
+_PREFIX = re.compile(r"[A-Za-z0-9_]*\Z")
+_MASK = "********"
+
+
+class Secret:
+    """A text that never shows itself: only `reveal()` gives it away, so no log or traceback can by accident."""
+
+    __slots__ = ("_text",)
+
+    def __init__(self, text: str = "") -> None:
+        self._text = text
+
+    def reveal(self) -> str:
+        return self._text
+
+    def __repr__(self) -> str:
+        return f"Secret({str(self)!r})"
+
+    def __str__(self) -> str:
+        return _MASK if self._text else ""
+
+    def __bool__(self) -> bool:
+        return bool(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return self._text == other._text if isinstance(other, Secret) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._text))
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError("a Secret is not pickled: pass the settings on as a configuration file")
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """One way to write a value.
+
+    `wants` completes the sentence "must be ...". `accept` takes what `parse` made of the text, or what a program gave,
+    and returns the value as the settings hold it; both raise ValueError, whose text never holds the value itself and
+    may be empty when `wants` says it all.
+    """
+
+    wants: str
+    parse: Callable[[str], Any]
+    accept: Callable[[Any], Any]
+    secret: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Key:
+    """A key of the INI file: where it stands, how it is read, what it means."""
+
+    section: str
+    name: str
+    kind: Kind
+    default: Any
+    unit: str
+    doc: str
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.section, self.name
+
+    @property
+    def secret(self) -> bool:
+        return self.kind.secret
+
+    @property
+    def environment(self) -> str:
+        """The environment variable: ZITHARA_WORKER_WORKER_LEASE for [worker] lease."""
+        return f"{ENVIRONMENT_PREFIX}{self.section}_{self.name}".upper()
+
+    def read(self, value: object) -> Any:
+        """The setting for a text as in the file, or for a typed value; ValueError's text begins with "must"."""
+        try:
+            return self.kind.accept(self.kind.parse(value) if isinstance(value, str) else value)
+        except ValueError as error:
+            raise ValueError(f"must be {self.kind.wants}" if not error.args else str(error)) from error
+
+
+def as_ini_text(value: object) -> str:
+    """A setting as it is written in the INI file; a secret as its mask."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, tuple):
+        return ",".join(value)
+    return str(value)
+
+
+# ---------------------------------------------------------------- kinds of values
+
+
+def _only(*types: type) -> Callable[[Any], Any]:
+    """An `accept` that passes these types on; bool is not taken for int."""
+
+    def accept(value: Any) -> Any:
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError
+        return value
+
+    return accept
+
+
+def _same(text: str) -> str:
+    return text
+
+
+def whole(low: int, high: int) -> Kind:
+    def accept(value: Any) -> int:
+        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError
+        return value
+
+    def parse(text: str) -> int:
+        # int() takes '1_000' and '٣' too, which nobody means.
+        if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
+            raise ValueError
+        return int(text)
+
+    return Kind(wants=f"a whole number from {low} to {high}", parse=parse, accept=accept)
+
+
+def number(low: float, high: float) -> Kind:
+    def accept(value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+            raise ValueError
+        return float(value)
+
+    def parse(text: str) -> float:
+        if not re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)", text):
+            raise ValueError
+        return float(text)
+
+    return Kind(wants=f"a number from {low:.15g} to {high:.15g}", parse=parse, accept=accept)
+
+
+def flag() -> Kind:
+    words = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+    def parse(text: str) -> bool:
+        if text.lower() not in words:
+            raise ValueError
+        return words[text.lower()]
+
+    return Kind(wants="true or false", parse=parse, accept=_only(bool))
+
+
+def choice(*words: str) -> Kind:
+    by_folded = {word.lower(): word for word in words}
+
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or value.lower() not in by_folded:
+            raise ValueError
+        return by_folded[value.lower()]
+
+    return Kind(wants=f"{', '.join(words[:-1])} or {words[-1]}", parse=_same, accept=accept)
+
+
+def text() -> Kind:
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        return value
+
+    return Kind(wants="a text on one line", parse=_same, accept=accept)
+
+
+def secret() -> Kind:
+    def accept(value: Any) -> Secret:
+        if not isinstance(value, Secret):
+            raise ValueError
+        return value
+
+    return Kind(wants="a text", parse=Secret, accept=accept, secret=True)
+
+
+def header_text() -> Kind:
+    """What travels as the value of an HTTP header. Blanks around it, easily pasted along, are no part of it."""
+
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
+            raise ValueError
+        return value.strip()
+
+    return Kind(wants="made of visible ASCII characters", parse=_same, accept=accept)
+
+
+def secret_header_text() -> Kind:
+    plain = header_text()
+
+    def accept(value: Any) -> Secret:
+        if not isinstance(value, Secret):
+            raise ValueError("must be a Secret")
+        return Secret(plain.accept(value.reveal()))
+
+    return Kind(wants=plain.wants, parse=Secret, accept=accept, secret=True)
+
+
+def path() -> Kind:
+    def parse(text: str) -> Path | None:
+        return Path(text) if text else None
+
+    def accept(value: Any) -> Path | None:
+        if value is not None and not (isinstance(value, Path) and str(value).isprintable()):
+            raise ValueError
+        return value
+
+    return Kind(wants="a path", parse=parse, accept=accept)
+
+
+def table_prefix() -> Kind:
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not _PREFIX.match(value):
+            raise ValueError
+        return value
+
+    return Kind(
+        wants="made of letters, digits and _ only, as in the shop's app/etc/env.php", parse=_same, accept=accept
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine itself, so that what is said to it crosses no network."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def url() -> Kind:
+    def accept(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        if not value:
+            return value
+        if any(character.isspace() or not character.isprintable() for character in value):
+            raise ValueError("must be a URL, without spaces in it")
+        try:
+            parts = urlsplit(value)
+            host, _ = parts.hostname, parts.port
+        except ValueError as error:
+            raise ValueError("must be a URL such as https://host/path") from error
+        if parts.scheme not in ("http", "https") or not host:
+            raise ValueError("must be a URL such as https://host/path")
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("must be a URL without user and password: it is printed and logged")
+        if parts.scheme == "http" and not is_loopback(host):
+            raise ValueError(
+                "must begin with https:// (http:// only to this machine itself): customers' data travel there"
+            )
+        return value.rstrip("/") if not parts.query and not parts.fragment else value
+
+    return Kind(wants="an https:// URL", parse=_same, accept=accept)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split(r"[,\s]+", text) if word)
+
+
+def topics() -> Kind:
+    """Topics by their short or full names; the setting holds the full names."""
+
+    def accept(value: Any) -> tuple[str, ...]:
+        names = tuple(full_name(word) for word in _only(tuple)(value))
+        if not set(names) <= set(TOPICS):
+            raise ValueError
+        return tuple(dict.fromkeys(names))
+
+    return Kind(
+        wants=f"some of {', '.join(SHORT_NAMES)} (or their full names, such as {TOPICS[0]}), separated by commas",
+        parse=_words,
+        accept=accept,
+    )
+
+
+def short_topics() -> Kind:
+    """As `topics`, but the setting holds their short names."""
+    full = topics()
+    return Kind(
+        wants=full.wants,
+        parse=full.parse,
+        accept=lambda value: tuple(short_name(topic) for topic in full.accept(value)),
+    )
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """('127.0.0.1', 9209) for '127.0.0.1:9209', ('::1', 0) for '[::1]:0'. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        if ipaddress.ip_address(host).version != 6:
+            raise ValueError("brackets are for an IPv6 address")
+    elif ":" in host:
+        raise ValueError("an IPv6 address needs brackets")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError("not host:port")
+    return host, int(port)
+
+
+def address() -> Kind:
+    def accept(value: Any) -> str:
+        if not isinstance(value, str):
+            raise ValueError
+        try:
+            if value:
+                split_address(value)
+        except ValueError as error:
+            raise ValueError("must be host:port, such as 127.0.0.1:9209 or [::1]:9209, or empty") from error
+        return value
+
+    return Kind(wants="host:port", parse=_same, accept=accept)
