@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+from support.memory_queue import MemoryQueue, Row
 from support.workers import Clock, StepWorker
 
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pace import TokenBucket
-from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Rejection, Request, Target
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection, Request, Target
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
-from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import RetrySettings
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
@@ -65,103 +65,6 @@ ANSWERS = {
 OWN_FAULTS = ("403", "500", "502 page", "timeout", "429")
 PATH_FAULTS = ("403", "500", "302", "timeout")
 HOST_FAULTS = (*PATH_FAULTS, "no connection", "no token")
-
-
-@dataclass
-class Row:
-    """A message on the queue, with what the tables know of it."""
-
-    number: int
-    topic: str
-    group: str
-    fault: str | None
-    published_at: float
-    status: str = "pending"
-    trials: int = 0
-    attempts: int = 0
-    unwitnessed: int = 0
-    failed_at: float | None = None
-    #: None: its group is free; else from when it may be claimed
-    not_before: float | None = None
-    held: bool = False
-
-
-class MemoryQueue:
-    """What Outcomes and a loop need of `MessageQueue`, with the same order of candidates."""
-
-    def __init__(self, queue_id: int, topic: str, clock: Callable[[], float]) -> None:
-        self.queue_id, self.name, self.topic, self._clock = queue_id, f"queue of {topic}", topic, clock
-        self.rows: list[Row] = []
-
-    def claim(self, limit: int, *, fresh_first: bool = False) -> list[Message]:
-        heads: dict[str, Row] = {}
-        for row in self.rows:
-            if row.status == "pending":
-                heads.setdefault(row.group, row)
-        free = [row for row in heads.values() if not row.held]
-        fresh = [row for row in free if row.not_before is None]
-        due = sorted(
-            (row for row in free if row.not_before is not None and row.not_before <= self._clock()),
-            key=lambda row: (row.not_before or 0.0, row.group),
-        )
-        taken = (fresh if fresh_first and fresh else due + fresh)[:limit]
-        for row in taken:
-            row.held = True
-        return [self._message(row) for row in taken]
-
-    def _message(self, row: Row) -> Message:
-        return Message(
-            id=row.number,
-            message_id=row.number,
-            queue_id=self.queue_id,
-            queue_name=self.name,
-            topic=self.topic,
-            group_key=row.group,
-            number_of_trials=row.trials,
-            claim=1,
-            attempts=row.attempts,
-            unwitnessed=row.unwitnessed,
-            failed_at=row.failed_at,
-            status_before=2,
-            updated_at_before="2026-11-24 12:00:00",
-            lease=Lease(float("inf")),
-        )
-
-    def settle(self, settlements: Sequence[Settlement]) -> Settled:
-        for each in settlements:
-            row, kind = self._row(each.message), each.outcome.kind
-            row.held = False
-            if kind is OutcomeKind.RETRY:
-                row.trials += 1
-                row.attempts += 1
-                row.unwitnessed += each.unwitnessed
-                row.failed_at = self._clock()
-            if kind in (OutcomeKind.RETRY, OutcomeKind.RELEASED):
-                row.not_before = self._clock() + each.delay_seconds
-            else:
-                row.status = "delivered" if kind is OutcomeKind.DELIVERED else "error"
-        return Settled(done=list(settlements))
-
-    def refund(self, settlements: Iterable[Settlement]) -> int:
-        count = 0
-        for each in settlements:
-            row = self._row(each.message)
-            if row.trials == each.message.number_of_trials + 1 and not row.held and row.status == "pending":
-                row.trials -= 1
-                row.attempts -= 1
-                row.unwitnessed -= each.unwitnessed
-                row.not_before = self._clock()
-                count += 1
-        return count
-
-    def wake(self, messages: Iterable[Message]) -> None:
-        for message in messages:
-            row = self._row(message)
-            if not row.held and row.not_before is not None:
-                row.not_before = min(row.not_before, self._clock())
-
-    def _row(self, message: Message) -> Row:
-        return self.rows[message.id]
 
 
 class World:
@@ -246,8 +149,8 @@ class World:
         if limited and claimed:
             self._fresh_first[queue.topic] = not self._fresh_first[queue.topic]
         results = []
-        for message in claimed:
-            self._being_sent = queue.rows[message.id]
+        for message, _ in claimed:
+            self._being_sent = queue.rows[message.message_id]
             self.now += 0.001
             results.append((message, self.courier.deliver(message, REQUESTS[queue.topic])))
         self.outcomes.settled(self.topics[queue.queue_id], queue.settle(self.outcomes.decide(results)), 0.0)
@@ -442,11 +345,11 @@ def test_the_stand_in_keeps_the_order_of_the_queue(shop: Shop) -> None:
             worker.queue.settle([Settlement(message=message, outcome=released)])
     now = [0.0]
     stand_in = MemoryQueue(0, TOPIC_ORDER, lambda: now[0])
-    stand_in.rows = [Row(number, TOPIC_ORDER, group, None, 0.0) for number, group in enumerate(groups)]
+    stand_in.rows = [Row(number, TOPIC_ORDER, group) for number, group in enumerate(groups)]
     fresh_first = real[1][0] not in real[0]
     expected: list[list[str]] = []
     for limit in (2, *[1] * 8):
-        messages = stand_in.claim(limit, fresh_first=fresh_first)
+        messages = [message for message, _ in stand_in.claim(limit, fresh_first=fresh_first)]
         fresh_first = fresh_first if limit > 1 else not fresh_first
         expected.append([message.group_key for message in messages])
         for message in messages:

@@ -1,0 +1,510 @@
+"""The order of the steps of a turn, on a clock of the test; whole workers: test_loop_survives, tests/acceptance."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from support.loops import CREATE, SERVED, LoopOnClock
+
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
+from zithara_worker.worker.claiming import SUSPECTS_SECONDS
+from zithara_worker.worker.ending import End, Limits
+from zithara_worker.worker.inbox import ControlRequest
+from zithara_worker.worker.loop import MAX_DATABASE_PAUSE
+
+MakeLoop = Callable[..., LoopOnClock]
+
+GONE = DatabaseUnavailable("the server is gone")
+FAILED = Outcome(kind=OutcomeKind.RETRY, reason="http_500", http_status=500, evidence=Evidence.PATH)
+THROTTLED = Outcome(kind=OutcomeKind.RELEASED, reason="throttled", http_status=429, retry_after_seconds=7.0)
+
+
+@pytest.fixture
+def make_loop(monkeypatch: pytest.MonkeyPatch) -> MakeLoop:
+    def make(*topics: str, **options: object) -> LoopOnClock:
+        return LoopOnClock(monkeypatch, topics or (TOPIC_ORDER,), **options)
+
+    return make
+
+
+@pytest.fixture
+def loop(make_loop: MakeLoop) -> LoopOnClock:
+    return make_loop()
+
+
+def events(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [getattr(record, "event", "") for record in caplog.records]
+
+
+# ---------------------------------------------------------------- the order of a turn
+
+
+def test_the_first_turn_does_every_duty_and_then_claims_and_submits(loop: LoopOnClock) -> None:
+    loop.publish()
+    steps = loop.steps_of_a_turn()
+    assert steps[:4] == ["shop", "pulse", "recheck", "sweep"]
+    assert steps[-2:] == ["claim", "submit"]
+    assert steps.index("register 0") < steps.index("claim")
+
+
+def test_a_turn_settles_before_it_claims(loop: LoopOnClock) -> None:
+    loop.publish(count=20)
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.threads.answer(1)
+    steps = loop.steps_of_a_turn()
+    assert steps.index("settle") < steps.index("claim")
+    assert [each.message.id for each, in_doubt in loop.queues[0].settled if not in_doubt] == [0, 1]
+
+
+def test_a_turn_without_results_settles_nothing_and_without_messages_claims_nothing(loop: LoopOnClock) -> None:
+    loop.turns(1)
+    assert not {"settle", "claim"} & {*loop.steps_of_a_turn(), *loop.steps_of_a_turn()}
+
+
+def test_results_that_arrive_together_are_settled_in_one_transaction(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.turns(1)
+    for number in range(2):
+        loop.arrivals.at(loop.clock.now + 0.3, lambda number=number: loop.threads.answer(number))
+    assert loop.steps_of_a_turn().count("settle") == 1
+    assert loop.claimed() == 0
+
+
+# ---------------------------------------------------------------- waiting
+
+
+def test_an_idle_loop_waits_until_the_next_poll(loop: LoopOnClock) -> None:
+    loop.turns(1)
+    before = loop.clock.now
+    loop.turns(3)
+    assert loop.clock.now - before == 3.0
+
+
+def test_a_result_ends_the_wait(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.turns(2)
+    began = loop.clock.now
+    loop.arrivals.at(began + 0.25, lambda: loop.threads.answer(0))
+    loop.turns(1)
+    assert loop.clock.now == began + 0.25
+    assert loop.queues[0].rows[0].status == "delivered"
+
+
+def test_a_request_of_the_operator_ends_the_wait(loop: LoopOnClock) -> None:
+    loop.turns(1)
+    began = loop.clock.now
+    loop.arrivals.at(began + 0.5, lambda: loop.arrivals.put(ControlRequest.RELOAD))
+    loop.turns(1)
+    assert loop.clock.now == began + 0.5
+
+
+def test_results_wait_for_others_while_every_thread_has_its_next_message(loop: LoopOnClock) -> None:
+    loop.publish(count=8)
+    loop.turns(2)
+    assert loop.claimed() == 8
+    loop.threads.answer(0, replace(SERVED, duration_ms=7.0))
+    loop.turns(1)
+    loop.threads.answer(1, replace(SERVED, duration_ms=900.0))
+    loop.turns(1)
+    assert loop.slept == [0.007, 0.02]
+
+
+def test_the_service_manager_is_told_in_time_that_the_loop_lives(make_loop: MakeLoop) -> None:
+    loop = make_loop(poll_interval=50.0)
+    loop.service_manager.interval_seconds = 3.0
+    alive: list[float] = []
+    loop.service_manager.alive = lambda: alive.append(loop.clock.now)
+    loop.turns(4)
+    assert [later - earlier for earlier, later in pairwise(alive)] == [3.0, 3.0, 3.0]
+
+
+# ---------------------------------------------------------------- how much is claimed
+
+
+def test_no_more_is_claimed_than_threads_and_one_batch_need(loop: LoopOnClock) -> None:
+    loop.publish(count=30)
+    loop.turns(5)
+    assert loop.claimed() == 2 * loop.settings.concurrency + loop.settings.batch_size
+    assert loop.steps_of_a_turn().count("claim") == 0, "while every thread is busy, one free place is no batch"
+
+
+def test_nothing_is_claimed_of_a_paused_topic_and_the_others_go_on(make_loop: MakeLoop) -> None:
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
+    loop.paused = {TOPIC_ORDER, "zithara.other.events"}
+    loop.publish(TOPIC_ORDER)
+    loop.publish(TOPIC_CART)
+    loop.turns(2)
+    assert [message.topic for message in loop.held.messages()] == [TOPIC_CART]
+    assert loop.loop.status().paused == (TOPIC_ORDER,)
+    loop.paused = set()
+    loop.turns(1)
+    assert loop.claimed() == 2
+
+
+def test_nothing_is_claimed_while_the_shop_is_switched_off_or_nothing_may_be_claimed(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.may_claim, loop.shop = False, replace(loop.shop, enabled=False)
+    loop.turns(2)
+    loop.may_claim = True
+    loop.turns(2)
+    assert loop.claimed() == 0 and not loop.loop.status().consumable
+    loop.may_claim = False
+    loop.shop = replace(loop.shop, enabled=True)
+    loop.turn_until(6)
+    assert loop.claimed() == 0
+    loop.may_claim = True
+    loop.turns(1)
+    assert loop.claimed() == 2
+
+
+def test_topics_take_turns_to_be_claimed_first(make_loop: MakeLoop) -> None:
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
+    loop.publish(TOPIC_ORDER, count=30)
+    loop.publish(TOPIC_CART, count=30)
+    loop.turns(3)
+    assert {message.topic for message in loop.held.messages()} == {TOPIC_ORDER, TOPIC_CART}
+
+
+def test_a_suspect_is_delivered_alone_and_then_the_others_have_their_turn(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.publish(suspect=True)
+    loop.publish(suspect=True)
+    loop.turns(2)
+    assert [message.id for message in loop.held.messages()] == [2]
+    loop.arrivals.at(loop.clock.now + SUSPECTS_SECONDS, lambda: loop.threads.answer(2))
+    loop.turn_until(SUSPECTS_SECONDS)
+    assert sorted(message.id for message in loop.held.messages()) == [0, 1]
+
+
+def test_a_message_that_cannot_become_a_request_has_its_outcome_at_once(loop: LoopOnClock) -> None:
+    loop.process = lambda event: Rejection(code="no_items", detail="an order without items")
+    loop.publish()
+    loop.turns(2)
+    assert [each.outcome.reason for each, _ in loop.queues[0].settled] == ["no_items"]
+    assert "submit" not in loop.steps
+
+
+def test_a_defect_in_a_processor_costs_its_message_an_attempt(loop: LoopOnClock) -> None:
+    def defect(event: object) -> Rejection:
+        raise LookupError("a defect")
+
+    loop.process = defect
+    loop.publish()
+    loop.turns(2)
+    assert [(each.outcome.kind, each.outcome.reason) for each, _ in loop.queues[0].settled] == [
+        (OutcomeKind.RETRY, "internal_error")
+    ]
+
+
+def test_an_update_of_an_order_that_is_not_there_is_sent_again_as_its_create(loop: LoopOnClock) -> None:
+    absent = Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404)
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0, absent)
+    loop.turns(1)
+    assert [request for _, request in loop.threads.under_way.values()] == [CREATE]
+    assert loop.claimed() == 1 and not loop.queues[0].settled
+
+
+# ---------------------------------------------------------------- a lost database
+
+
+def test_a_lost_database_keeps_what_is_in_hand_and_is_asked_again_after_pauses_that_double(
+    loop: LoopOnClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = GONE
+    tried = []
+    for _ in range(400):
+        if "settle" in loop.steps_of_a_turn():
+            tried.append(loop.clock.now)
+        if len(tried) == 9:
+            break
+    pauses = [later - earlier for earlier, later in pairwise(tried)]
+    assert pauses == pytest.approx([0.1, 0.2, 0.4, 0.8, 1.6, 3.2, MAX_DATABASE_PAUSE, MAX_DATABASE_PAUSE])
+    assert loop.claimed() == 2 and not loop.loop.status().database_up
+    assert events(caplog).count("database_away") == 1
+
+    del loop.fail["settle"]
+    loop.turn_until(MAX_DATABASE_PAUSE)
+    assert [(each.message.id, in_doubt) for each, in_doubt in loop.queues[0].settled] == [(0, True)]
+    assert loop.renewals_woken > 0 and loop.loop.status().database_up
+    assert events(caplog).count("database_back") == 1
+
+
+def test_after_a_lost_database_nothing_is_in_doubt_any_more(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.fail["pulse"] = GONE
+    loop.turn_until(1.5)
+    del loop.fail["pulse"]
+    loop.turn_until(5)
+    woken = loop.renewals_woken
+    loop.threads.answer(1)
+    loop.turns(1)
+    assert loop.queues[0].settled[-1][1] is False and loop.renewals_woken == woken
+
+
+def test_another_session_makes_what_was_written_doubtful(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.database.generation += 1
+    loop.turns(1)
+    assert [in_doubt for _, in_doubt in loop.queues[0].settled] == [True]
+    assert loop.renewals_woken == 1
+
+
+def test_results_that_arrive_while_the_database_is_away_are_settled_afterwards(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = GONE
+    loop.turns(1)
+    loop.threads.answer(1)
+    loop.turns(5)
+    del loop.fail["settle"]
+    loop.turn_until(MAX_DATABASE_PAUSE)
+    assert sorted(each.message.id for each, _ in loop.queues[0].settled) == [0, 1]
+
+
+def test_a_refused_login_wants_the_configuration_read_again(loop: LoopOnClock) -> None:
+    loop.fail["pulse"] = DatabaseRefused("access denied")
+    loop.turns(1)
+    assert loop.reload.wanted
+
+
+def test_contention_is_no_lost_database(loop: LoopOnClock, caplog: pytest.LogCaptureFixture) -> None:
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = Contention("deadlock")
+    loop.turns(3)
+    assert loop.loop.status().database_up and loop.claimed() == 1
+    del loop.fail["settle"]
+    loop.turns(1)
+    assert [in_doubt for _, in_doubt in loop.queues[0].settled] == [False]
+    assert [event for event in events(caplog) if event.startswith("database")] == ["database_contention"]
+
+
+def test_a_claim_that_meets_a_defect_gives_its_messages_back_untouched(
+    loop: LoopOnClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.publish(count=2)
+    loop.fail["submit"] = LookupError("a defect")
+    loop.turns(1)
+    del loop.fail["submit"]
+    loop.turns(2)
+    given_back = [each for each, _ in loop.queues[0].settled]
+    assert {each.outcome.kind for each in given_back} == {OutcomeKind.RELEASED}
+    assert "turn_failed" in events(caplog)
+
+
+def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.turns(1)
+    settle = loop.queues[0].settle
+
+    def refuses_the_first(settlements: list, *, in_doubt: bool = False) -> object:
+        if any(each.message.id == 0 and each.outcome.kind is OutcomeKind.DELIVERED for each in settlements):
+            raise LookupError("a defect")
+        return settle(settlements, in_doubt=in_doubt)
+
+    loop.queues[0].settle = refuses_the_first
+    loop.threads.answer(0)
+    loop.threads.answer(1)
+    loop.turns(1)
+    assert {each.message.id: each.outcome.kind for each, _ in loop.queues[0].settled} == {
+        0: OutcomeKind.RETRY,
+        1: OutcomeKind.DELIVERED,
+    }
+
+
+# ---------------------------------------------------------------- limits
+
+
+def test_what_was_only_released_does_not_count_towards_max_messages(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(max_messages=2))
+    loop.publish(count=5)
+    loop.turns(1)
+    assert loop.claimed() == 2, "never more in hand than are left"
+    loop.threads.answer(0, THROTTLED)
+    loop.threads.answer(1, FAILED)
+    loop.turns(1)
+    assert loop.loop.settled_count == 1
+    [left] = loop.held.messages()
+    loop.threads.answer(left.id)
+    assert loop.loop.run() is End.MESSAGES
+    assert loop.loop.settled_count == 2
+
+
+def test_time_is_up_at_the_second(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(max_runtime_seconds=7.5), poll_interval=2.0)
+    began = loop.clock.now
+    assert loop.loop.run() is End.RUNTIME
+    assert loop.clock.now == began + 7.5
+
+
+def test_time_is_up_without_a_database_too(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(max_runtime_seconds=7.5))
+    loop.fail["pulse"] = GONE
+    began = loop.clock.now
+    assert loop.loop.run() is End.RUNTIME
+    assert loop.clock.now == began + 7.5
+
+
+def test_the_queues_are_empty_only_after_a_look_everywhere(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(stop_when_empty=True))
+    assert loop.loop.run() is End.EMPTY
+    assert loop.steps[-3:] == ["pulse", "sweep_all", "recheck"]
+
+
+def test_a_released_message_is_waited_for_before_the_queues_are_empty(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(stop_when_empty=True))
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0, THROTTLED)
+    released_at = loop.clock.now
+    loop.arrivals.at(released_at + 9, lambda: loop.threads.answer(0))
+    assert loop.loop.run() is End.EMPTY
+    assert loop.clock.now >= released_at + 9
+    assert loop.queues[0].rows[0].status == "delivered"
+
+
+def test_a_shop_that_is_switched_off_has_nothing_left(make_loop: MakeLoop) -> None:
+    loop = make_loop(limits=Limits(stop_when_empty=True))
+    loop.publish()
+    loop.shop = replace(loop.shop, enabled=False)
+    assert loop.loop.run() is End.EMPTY
+    assert loop.queues[0].rows[0].status == "pending"
+
+
+# ---------------------------------------------------------------- the end
+
+
+def test_a_stop_releases_what_was_not_sent_and_waits_for_the_answers_under_way(loop: LoopOnClock) -> None:
+    loop.publish(count=6)
+    loop.turns(2)
+    began = loop.clock.now
+    loop.arrivals.at(began + 3, lambda: loop.threads.answer(0))
+    loop.arrivals.at(began + 4, lambda: loop.threads.answer(1))
+    loop.stop()
+    assert loop.loop.run() is End.STOPPED
+    assert [row.status for row in loop.queues[0].rows] == ["delivered"] * 2 + ["pending"] * 4
+    assert {(each.outcome.kind, each.outcome.reason) for each, _ in loop.queues[0].settled[:4]} == {
+        (OutcomeKind.RELEASED, "shutdown")
+    }
+    assert loop.clock.now == pytest.approx(began + 4, abs=0.01), "not a moment longer"
+    assert loop.stopping.is_set() and loop.service_manager.told == ["stopping within 45 s"]
+
+
+def test_what_has_no_answer_at_shutdown_timeout_is_revoked_and_released(make_loop: MakeLoop) -> None:
+    loop = make_loop(shutdown_timeout=5.0)
+    loop.publish()
+    loop.turns(1)
+    [message] = loop.held.messages()
+    loop.stop()
+    began = loop.clock.now
+    loop.loop.run()
+    assert message.lease.valid_until == 0.0, "its thread may not send it any more"
+    assert [each.outcome.reason for each, _ in loop.queues[0].settled] == ["late"]
+    assert loop.clock.now == pytest.approx(began + 5.0)
+
+
+def test_a_second_stop_request_ends_the_loop_neither_sooner_nor_in_another_way(loop: LoopOnClock) -> None:
+    """The command ends the process at a second signal; an embedding program may call `stop` as often as it likes."""
+    loop.publish()
+    loop.turns(1)
+    began = loop.clock.now
+    loop.arrivals.at(began + 1, loop.stop)
+    loop.arrivals.at(began + 2, loop.stop)
+    loop.arrivals.at(began + 3, lambda: loop.threads.answer(0))
+    assert loop.loop.run() is End.STOPPED
+    assert loop.queues[0].rows[0].status == "delivered"
+    assert loop.clock.now == pytest.approx(began + 3, abs=0.01)
+
+
+def test_nothing_new_is_sent_while_the_loop_ends(loop: LoopOnClock) -> None:
+    absent = Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404)
+    loop.publish(count=3)
+    loop.turns(1)
+    loop.stop()
+    loop.steps.clear()
+    loop.arrivals.at(loop.clock.now + 1, lambda: loop.threads.answer(0, absent))
+    loop.arrivals.at(loop.clock.now + 1, lambda: loop.threads.answer(1))
+    loop.loop.run()
+    assert not {"claim", "submit"} & set(loop.steps)
+    assert loop.queues[0].rows[0].status == "pending"
+
+
+def test_a_loop_that_ends_without_its_database_leaves_its_messages_to_their_leases(
+    make_loop: MakeLoop, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = make_loop(shutdown_timeout=5.0)
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = GONE
+    loop.stop()
+    began = loop.clock.now
+    assert loop.loop.run() is End.STOPPED
+    assert loop.clock.now == pytest.approx(began + 5.0)
+    assert loop.claimed() == 1 and events(caplog)[-1] == "left_behind"
+
+
+def test_a_database_that_comes_back_while_the_loop_ends_is_used(make_loop: MakeLoop) -> None:
+    loop = make_loop(shutdown_timeout=5.0)
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = GONE
+    loop.arrivals.at(loop.clock.now + 2, loop.fail.clear)
+    loop.stop()
+    loop.loop.run()
+    assert loop.queues[0].rows[0].status == "delivered"
+
+
+def test_contention_while_the_loop_ends_is_tried_again(make_loop: MakeLoop) -> None:
+    loop = make_loop(shutdown_timeout=5.0)
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.fail["settle"] = Contention("deadlock")
+    loop.arrivals.at(loop.clock.now + 1, loop.fail.clear)
+    loop.stop()
+    loop.loop.run()
+    assert loop.queues[0].rows[0].status == "delivered"
+
+
+def test_a_new_configuration_ends_the_loop_for_its_successor(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.turns(1)
+    loop.reload.ask()
+    loop.arrivals.at(loop.clock.now + 0.5, lambda: loop.threads.answer(0))
+    assert loop.loop.run() is End.RELOAD
+    assert loop.prepared_reloads == [True] and loop.service_manager.told == ["reloading"]
+    assert loop.claimed() == 0
+
+
+def test_a_changed_shop_wants_a_reload(loop: LoopOnClock) -> None:
+    loop.turns(1)
+    loop.shop = replace(loop.shop, values={("zithara", "client_id"): ("new", "the shop")})
+    assert loop.loop.run() is End.RELOAD
+
+
+def test_the_shops_poison_pill_ends_the_loop_after_what_is_under_way(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.turns(1)
+    loop.poison_pill = "2"
+    loop.arrivals.at(loop.clock.now + 4, lambda: loop.threads.answer(0))
+    assert loop.loop.run() is End.POISON_PILL
+    assert loop.queues[0].rows[0].status == "delivered"
