@@ -208,6 +208,31 @@ def test_a_half_open_connection_is_given_up_and_replaced(
     assert groups_left(shop) == 0
 
 
+@pytest.mark.parametrize("held_up", ["queue_poison_pill", "SET lease_until"], ids=["polls", "renewals"])
+def test_statements_held_up_for_longer_than_a_lease_cost_neither_message_nor_duplicate(
+    shop: Shop, api: FakeZithara, worker_config: Config, held_up: str
+) -> None:
+    """A worker that looks for expired leases then finds its own."""
+    api.responder = lambda request: Reply().after(0.7) if request.message else None
+    with Wire(shop.server.socket_path) as wire:
+        worker = {"lease": "3", "poll_interval": "0.05", "concurrency": "4"}
+        config = worker_config(database=through(wire, shop), worker=worker)
+        with WorkerProcess(config, "consume", TOPIC_ORDER) as process:
+            shop.publish_order("first")
+            api.wait_for(1)
+            wire.delay(of=held_up, seconds=4, times=5)
+            # So many that some are always in hand: without one no lease is renewed.
+            for number in range(150):
+                shop.publish_order(f"N{number % 100}")
+            eventually(lambda: wire.delays_left == 0, within=60)
+            eventually(lambda: shop.statuses() == [4] * 151, within=30)
+            process.terminate()
+            assert process.wait() == 0
+    assert len(keys(api)) == len(set(keys(api))) == 151
+    assert {row.number_of_trials for row in shop.rows()} == {0}
+    assert groups_left(shop) == 0
+
+
 def test_a_database_that_turns_read_only_is_waited_for(shop: Shop, api: FakeZithara, worker_config: Config) -> None:
     """As after a failover, or when a disk is full: the worker's user has no SUPER privilege."""
     gate = threading.Event()

@@ -1,4 +1,4 @@
-"""A stretch of network between a worker and the database that fails on demand: silence, and cuts around a COMMIT.
+"""A stretch of network between a worker and the database that fails on demand: silence, delays, cuts around a COMMIT.
 
 Knows just enough of the MySQL protocol: a packet's header and COM_QUERY.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from contextlib import suppress
 from enum import Enum
 from pathlib import Path
@@ -36,6 +37,7 @@ class Wire:
         self._lock = threading.Lock()
         self._silent = False
         self._cut: tuple[bytes, Cut] | None = None
+        self._delay: tuple[bytes, float, int] | None = None
         #: Set when a cut that was ordered has been made
         self.was_cut = threading.Event()
         #: Set when something has been swallowed
@@ -82,6 +84,25 @@ class Wire:
                 return None
             (_, where), self._cut = self._cut, None
             return where
+
+    def delay(self, *, of: str, seconds: float, times: int) -> None:
+        """The next `times` statements containing `of` reach the server that much later; other connections go on."""
+        with self._lock:
+            self._delay = (of.encode(), seconds, times)
+
+    @property
+    def delays_left(self) -> int:
+        """How many of the delays that were ordered have not begun."""
+        return self._delay[2] if self._delay else 0
+
+    def take_delay(self, query: bytes) -> float:
+        """Seconds by which this statement is late."""
+        with self._lock:
+            if self._delay is None or self._delay[0] not in query:
+                return 0.0
+            of, seconds, times = self._delay
+            self._delay = (of, seconds, times - 1) if times > 1 else None
+            return seconds
 
     def _accept(self, listener: socket.socket) -> None:
         while True:
@@ -167,6 +188,8 @@ class _Pair:
                 return False
             self._cut_answer = True
         self._cut_next = self._wire.take_cut(query) or self._cut_next
+        if delay := self._wire.take_delay(query):
+            time.sleep(delay)
         self._server.sendall(packet)
         return True
 
