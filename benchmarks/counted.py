@@ -152,7 +152,7 @@ def calls_of_line(directory: Path, count: int = 100) -> float:
     fields = {"topic": messages.TOPIC, "message_id": 1, "group": "order:1", "attempt": 1}
 
     def all_of_them() -> None:
-        with logs.together():
+        with logs.batched_writes():
             for _ in range(count):
                 extra = {"event": "delivered", **fields, "duration_ms": 50.1, "http_status": 200}
                 log.info("message %s", "delivered", extra=extra)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
+from zithara_worker.units import count, duration, iso, iso_milliseconds, milliseconds, moment, percent, rate
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,8 @@ def test_response_times_are_milliseconds_or_seconds(value: float | None, text: s
 def test_times_are_utc() -> None:
     assert (moment(1_795_482_123.9), iso(1_795_482_123.9)) == ("2026-11-24 01:02:03", "2026-11-24T01:02:03Z")
     assert (moment(None), iso(None)) == ("-", None)
+
+
+def test_the_time_of_a_log_line_is_utc_with_milliseconds_that_are_never_rounded_up() -> None:
+    assert iso_milliseconds(1_795_435_200.0625) == "2026-11-23T12:00:00.062Z"
+    assert iso_milliseconds(1_795_435_199.9999) == "2026-11-23T11:59:59.999Z"

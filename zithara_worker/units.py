@@ -5,6 +5,7 @@ A value that is not known (None) is written as '-'.
 
 from __future__ import annotations
 
+import time
 from datetime import datetime, timezone
 
 
@@ -41,6 +42,12 @@ def iso(seconds: float | None) -> str | None:
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_milliseconds(seconds: float) -> str:
+    """'2026-11-24T01:02:03.045Z', for logs and audits. `seconds`: since the epoch."""
+    whole, milliseconds = divmod(int(seconds * 1000), 1000)
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(whole)) + f".{milliseconds:03d}Z"
 
 
 def count(number: float | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from zithara_worker import reasons
-from zithara_worker.logs import handlers as logs
+from zithara_worker.logs.formatting import set_current_message
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class DeliveryPool:
         while (item := self._waiting.get()) is not None:
             message, request = item
             self._begun_at[number] = self._monotonic()
-            logs.about(message)
+            set_current_message(message)
             try:
                 outcome = self._deliver(message, request)
             except Exception as error:

@@ -20,6 +20,7 @@ from typing import Any
 
 from zithara_worker.logs.escaping import escaped
 from zithara_worker.logs.files import is_named, open_for_append
+from zithara_worker.units import iso_milliseconds
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class AuditFile:
         """Writes one line for each record, `time` first; never raises for what the file system may do."""
         if not records:
             return
-        now = _time(self._utc())
+        now = iso_milliseconds(self._utc())
         lines = [_line({"time": now, **record}) for record in records]
         with self._lock:
             self._waiting.extend(lines)
@@ -246,8 +247,3 @@ def _host() -> str:
 def _line(record: Mapping[str, Any]) -> bytes:
     # Half a surrogate pair, from a file name or a group key, cannot be UTF-8: it is escaped then.
     return escaped(_encode(record)).encode("utf-8", "backslashreplace") + b"\n"
-
-
-def _time(seconds: float) -> str:
-    """ISO 8601, UTC, milliseconds."""
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03d}Z"

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
 from zithara_worker.delivery.pace import delay_before
-from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.audit import AuditFile
+from zithara_worker.logs.handlers import batched_writes
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
@@ -214,7 +214,7 @@ class Outcomes:
 
 def log_settled(settlements: Sequence[Settlement]) -> None:
     """One line for each message: INFO if it is done, WARNING if it is tried again, ERROR if it is given up."""
-    with logs.together():
+    with batched_writes():
         for each in settlements:
             level = _LEVELS.get(each.outcome.kind, logging.WARNING)
             if log.isEnabledFor(level):
