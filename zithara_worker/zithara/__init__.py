@@ -1,1 +1,1 @@
-"""What is known of the Zithara API: its URLs, tokens, headers, and what its answers mean for a message."""
+"""The Zithara API: sends one request over HTTP, gets access tokens, and decides what an answer means for a message."""

@@ -1,7 +1,8 @@
-"""What an answer means for its message: statuses, the API's own `status` in a body, excerpts. Pure; sends nothing.
+"""Decides what an HTTP answer means for its message, and makes excerpts of answers for people. Pure; sends nothing.
 
-Sources: an error body of the API has `status`, `error` and `message`; the PHP module (zithara/webhook 1.0.3,
-Model/Queue/CartProcessor) takes a cart as accepted by the `status` of the body, so the body has a say beside HTTP.
+Sources: an error body of the API has `status`, `error` and `message`. The PHP module (zithara/webhook 1.0.3,
+Model/Queue/CartProcessor) reads the `status` of the body to learn whether a cart was accepted, so the body counts
+besides the HTTP status.
 """
 
 from __future__ import annotations
@@ -18,15 +19,14 @@ from typing import Any, Final
 from zithara_worker import reasons
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 
-#: Bytes of an answer's body that are looked at; an API answer is a few hundred.
+#: Bytes of an answer's body that are read. An answer of the API has a few hundred.
 BODY_LIMIT = 64 * 1024
-#: Characters of an answer that are kept for people.
+#: Characters of an answer that outcomes, logs and reasons show.
 EXCERPT_LENGTH = 500
-#: A host that asks for more than a day has lost its clock, or wants a person to look: then ask again after a day.
+#: Longest Retry-After that is obeyed. A host that asks for more has a wrong clock or is misconfigured.
 MAX_RETRY_AFTER_SECONDS = 86_400.0
-
-#: Levels of nesting of an answer that is read; an API answer has two. Python's own parser is no bound: where it allows
-#: ten thousand levels (3.13), it overruns the stack of a delivery thread, which ends the process.
+#: Levels of nesting that are parsed. An answer of the API has two. Python's parser allows up to ten thousand (3.13),
+#: which overflows the small stack of a delivery thread and crashes the process.
 MAX_DEPTH = 100
 
 _STRING_OR_BRACKET = re.compile(r'"(?:[^"\\]|\\.)*"?|[\[\]{}]', re.DOTALL)
@@ -34,7 +34,7 @@ _TRANSIENT = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY)
 
 
 class _NotJson:
-    """What a body is that says nothing as JSON; `null` says something."""
+    """The result of parsing a body that is not JSON. None does not serve, because it is the result of `null`."""
 
 
 NOT_JSON: Final = _NotJson()
@@ -42,10 +42,10 @@ NOT_JSON: Final = _NotJson()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """What came back: the head in full, the body up to one byte more than BODY_LIMIT.
+    """An answer with its whole head and up to BODY_LIMIT + 1 bytes of its body.
 
-    `broken`: the connection ended, or time ran out, within the body. `duration_ms`: from before connecting to the last
-    byte in. `headers`: names in lower case, or a mapping that does not care.
+    `headers`: names in lower case, or a mapping that ignores case. `broken`: the connection ended or the time ran out
+    within the body. `duration_ms`: from before connecting until the last byte was read.
     """
 
     status: int
@@ -55,7 +55,7 @@ class Answer:
     duration_ms: float
 
     def parsed(self) -> Any:
-        """The body as JSON; NOT_JSON when it is none, or cannot be read."""
+        """The body as JSON. NOT_JSON if it is not JSON or cannot be read."""
         if not self.body or self.unreadable():
             return NOT_JSON
         try:
@@ -64,7 +64,7 @@ class Answer:
             return NOT_JSON
 
     def unreadable(self) -> str:
-        """Why nobody can know what the body says, a code of `reasons`; "" when it can be read."""
+        """The reason code why the content of the body is unknown. "" if the body can be read."""
         if self.broken:
             return reasons.TRUNCATED_ANSWER
         encoding = self.headers.get("content-encoding", "").strip().lower()
@@ -74,7 +74,7 @@ class Answer:
 
 
 def json_of(text: str) -> Any:
-    """A text as JSON; NOT_JSON when it is none, or nests more than MAX_DEPTH levels deep."""
+    """A text as JSON. NOT_JSON if it is not JSON or has more than MAX_DEPTH levels."""
     try:
         return NOT_JSON if _is_too_deep(text) else json.loads(text)
     except ValueError:
@@ -93,12 +93,13 @@ def _is_too_deep(text: str) -> bool:
 
 
 def effective_status(answer: Answer, parsed: Any) -> int:
-    """The body's own `status` where HTTP says success and that is a number from 400 to 599, or its text; or HTTP's."""
+    """The `status` of the body if the HTTP status is 2xx and the body's is a number from 400 to 599, or such a number
+    as text. Otherwise the HTTP status."""
     if 200 <= answer.status < 300 and isinstance(parsed, dict):
         own = parsed.get("status")
         if isinstance(own, str):
             own = own.strip()
-            # Three digits before converting: int() refuses a number of some thousand digits.
+            # Only three digits are converted: int() raises for a number of some thousand digits.
             own = int(own) if len(own) == 3 and own.isascii() and own.isdecimal() else None
         if isinstance(own, (int, float)) and not isinstance(own, bool) and 400 <= own < 600:
             return int(own)
@@ -108,14 +109,18 @@ def effective_status(answer: Answer, parsed: Any) -> int:
 def classify(
     answer: Answer, request: Request, *, endpoint: str, now_utc: Callable[[], float], mask: Callable[[str], str]
 ) -> Outcome:
-    """The outcome of an answer, after design section 4. `now_utc`: seconds since the epoch, for a date in Retry-After.
+    """The outcome of an answer. `now_utc`: seconds since the epoch, for a date in Retry-After.
 
-    A webhook's receiver is somebody else's program: any 2xx is success, 410 says that nobody is there for good, and
-    anything else is tried again. From the API, 2xx is success unless the body has a `status` of its own that says
-    otherwise, or nobody can know whether it has: cut off, longer than BODY_LIMIT, compressed (we ask for `identity`),
-    JSON that cannot be parsed, or an HTML page, which some host between us and the API wrote. Any other body counts as
-    success, an empty one (204) and plain text, as it does for the PHP module. A 3xx, and a 4xx without JSON, are not
-    the API's word either: completing or failing the message would lose it.
+    The API:
+    - 2xx is success, with an empty body (204) and with plain text too, as for the PHP module. Exceptions: the body has
+      a `status` from 400 to 599, which then decides; or nobody can know whether it has one, because the body is cut
+      off, longer than BODY_LIMIT, compressed (requests ask for `identity`), broken JSON, or an HTML page, which a proxy
+      or a maintenance page wrote. Such an answer is retried.
+    - 3xx, and 4xx without JSON, did not come from the API but from a host before it. They are retried: to complete or
+      to fail the message would lose it.
+
+    Receivers of webhooks are programs of others: 2xx is success, 410 means that the receiver is gone for good, and
+    everything else is retried.
     """
 
     def outcome(
@@ -173,37 +178,37 @@ def classify(
 
 
 def _doubtful(answer: Answer, parsed: Any) -> str:
-    """Why a 2xx of the API is no success, a code of `reasons`; "" when it is one."""
+    """The reason code why a 2xx of the API is not a success. "" if it is one."""
     unreadable = answer.unreadable()
     if unreadable or parsed is not NOT_JSON:
         return unreadable
     if answer.headers.get("content-type", "").lower().startswith(("text/html", "application/xhtml")):
         return reasons.HTML_ANSWER
-    # What begins like the API's JSON and is none was cut short, or is more than a parser takes.
+    # A body that begins like JSON and cannot be parsed was cut off, or is more than the parser accepts.
     return reasons.UNREADABLE_ANSWER if answer.body.lstrip()[:1] in (b"{", b"[") else ""
 
 
 def retry_after_seconds(answer: Answer, now_utc: Callable[[], float]) -> float | None:
-    """Retry-After (RFC 9110, 10.2.3: whole seconds or an HTTP date) from now; None when absent or not understood."""
+    """Seconds from now that Retry-After asks for (RFC 9110, 10.2.3: whole seconds or an HTTP date). None if it is
+    absent or malformed."""
     value = answer.headers.get("retry-after", "").strip()
     if not value:
         return None
     if value.isascii() and value.isdecimal():
-        # Cut before converting: a number of a thousand digits is no float.
-        return min(float(value[:12]), MAX_RETRY_AFTER_SECONDS)
+        return min(float(value), MAX_RETRY_AFTER_SECONDS)
     try:
         date = parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return None
-    if date.tzinfo is None:  # "-0000", and the zone of an HTTP date is always GMT
+    if date.tzinfo is None:  # the zone "-0000"; an HTTP date is always in GMT
         date = date.replace(tzinfo=timezone.utc)
     return min(max(0.0, date.timestamp() - now_utc()), MAX_RETRY_AFTER_SECONDS)
 
 
 def excerpt(text: str, mask: Callable[[str], str]) -> str:
-    """One line for people: nothing unprintable, no secret, at most EXCERPT_LENGTH characters.
+    """The text as one line for people, without unprintable characters, masked, at most EXCERPT_LENGTH characters.
 
-    Masked before it is cut: half a token at the end of an excerpt would still be half a token.
+    It is masked before it is cut. Otherwise the cut could leave half a token, which `mask` does not recognise.
     """
     line = " ".join("".join(each if each.isprintable() else " " for each in text).split())
     line = mask(line)
@@ -211,7 +216,7 @@ def excerpt(text: str, mask: Callable[[str], str]) -> str:
 
 
 def describe(answer: Answer, mask: Callable[[str], str]) -> str:
-    """Status, where a redirect points, and the beginning of the body: one line, see `excerpt`."""
+    """Status, target of a redirect, and the beginning of the body as one line; see `excerpt`."""
     said = f"HTTP {answer.status}"
     if 300 <= answer.status < 400 and "location" in answer.headers:
         said += f" to {answer.headers['location'][:200]} (redirects are not followed: set the final URL)"

@@ -1,6 +1,7 @@
-"""Sends one request to Zithara, or to the shop's webhook, and says what that means for the message.
+"""Sends the request of one message to Zithara, or to the shop's webhook URL, and returns its outcome.
 
-Knows headers, tokens and immediate re-sends. Pacing, outages and backoff belong to those who call it.
+Adds headers and the token, and sends again at once after a bad connection. Rate limit, circuit breakers and backoff are
+the caller's.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import httpx
 from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_after_delay, wait_fixed
@@ -21,46 +22,40 @@ from zithara_worker.logs.masking import masked, without_echoes
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
-from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenUnavailable
+from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenSource, TokenUnavailable
 
 log = logging.getLogger(__name__)
 
-#: Immediate re-sends of what broke for want of a connection, and the window in which they start.
+#: Immediate re-sends after a bad connection: how many, and the time within which the last one must start.
 RESENDS = 2
 RESEND_WINDOW_SECONDS = 2.0
-#: Pauses before the first and before the second.
+#: Seconds before the first and before the second re-send.
 _FIRST_PAUSE, _SECOND_PAUSE = 0.1, 0.7
 
-#: Parsed URLs that are kept: three of the API and the webhooks of a shop's configuration rows.
+#: Parsed URLs that are kept: the API has three, and each configuration row of a shop has a webhook URL.
 _URLS_KEPT = 64
 
 _TOKEN_REFUSED = reasons.http_status(401)
 
-# Text goes as it is: half the bytes of \uXXXX for Indian names. NaN is no JSON, and the API would refuse it.
+# Without ensure_ascii, Indian names take half the bytes of their \uXXXX escapes. NaN is not JSON: the API refuses it.
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _encode_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
 
-class Tokens(Protocol):
-    """The part of `TokenSource` that sending needs."""
-
-    def get(self) -> str: ...
-    def refresh(self, rejected_token: str) -> str: ...
-    def mask(self, text: str) -> str: ...
-
-
 class ZitharaApi:
-    """`now_utc`: seconds since the epoch. `pause`: waits for so many seconds, or less when the process is to stop.
-    `digest`: whether outcomes tell the SHA-256 of the body. `mask`: whether personal data is masked in what they quote.
+    """Sends requests for all delivery threads. Thread-safe.
 
-    Raises UrlRefused (a ConfigurationError) when `base_url` is unfit for a token.
+    `pause`: waits for so many seconds, or less if the worker stops. `now_utc`: seconds since the epoch. `digest`:
+    whether outcomes carry the SHA-256 of the body. `mask`: whether personal data is masked in excerpts of answers.
+
+    Raises UrlRefused (a ConfigurationError) if no token may be sent to `base_url`.
     """
 
     def __init__(
         self,
         *,
         base_url: str,
-        tokens: Tokens,
+        tokens: TokenSource,
         transport: httpx.BaseTransport,
         pause: Callable[[float], object],
         now_utc: Callable[[], float] = time.time,
@@ -82,12 +77,13 @@ class ZitharaApi:
     def send(
         self, request: Request, message: str, *, retries: int = 0, may_send: Callable[[], bool] | None = None
     ) -> Outcome:
-        """DELIVERED, RETRY, FAILED, RELEASED or LEASE_LOST; see `answers.classify` and the table in `reasons`. Never
-        raises for what the network, the API or the message may bring.
+        """Sends the request and returns DELIVERED, RETRY, FAILED, RELEASED or LEASE_LOST; see `answers.classify` and
+        `reasons`. Raises nothing for errors of the network, the API or the message.
 
-        `message` and `retries`: see `idempotency_key`. `may_send` is asked again whenever a request is about to leave,
-        after whatever time a token or a connection took; LEASE_LOST if the answer is no.
-        From the API a 401 has a new token fetched and the request sent once more: who refuses it has not acted on it.
+        `message` and `retries`: see `idempotency_key`. `may_send`: called right before a request leaves, because
+        getting a token and connecting take time; if it returns False, nothing is sent and the outcome is LEASE_LOST.
+        After a 401 of the API the token is renewed and the request is sent once more. That is safe, because a request
+        that was refused has not been processed.
         """
         label = "webhook" if request.target is Target.WEBHOOK else f"{request.method} {request.path}"
         try:
@@ -106,7 +102,7 @@ class ZitharaApi:
             return self._not_sent(label, OutcomeKind.FAILED, reasons.INVALID_REQUEST, str(error))
 
         def attempt(token: str) -> Outcome:
-            # The bare token, without 'Bearer', as the API wants it (zithara/webhook 1.0.3, Model/Queue/OrderProcessor).
+            # The API expects the bare token, without "Bearer" (zithara/webhook 1.0.3, Model/Queue/OrderProcessor).
             authorized = [*headers, (b"Authorization", token.encode("ascii"))]
             extensions = {} if may_send is None else {MAY_SEND: may_send}
             return self._attempt(
@@ -139,7 +135,8 @@ class ZitharaApi:
             return self._not_sent(label, kind, failure.reason, failure.detail, failure.evidence)
 
     def _attempt(self, request: Request, http_request: httpx.Request, label: str) -> Outcome:
-        # Bodies at DEBUG only, masked by whoever writes the log; a request that gets no answer is seen as well.
+        # Bodies are logged at DEBUG only; the log's formatter masks them. The request has a line of its own, so that a
+        # request without an answer is in the log too.
         verbose = log.isEnabledFor(logging.DEBUG)
         if verbose:
             log.debug("sends %s", label, extra={"event": "request", "endpoint": label, "request": request.json})
@@ -148,17 +145,19 @@ class ZitharaApi:
             log.debug("answer of %s: %d", label, answer.status, extra=self._shown(answer, request, label))
 
         def clean(text: str) -> str:
-            # An excerpt shows less than this of a body, and a long page shall not be searched.
+            # Cut first: an excerpt shows less than this, and to search a page of 64 KB for personal data takes long.
             text = self._without_echoes(self._tokens.mask(text)[: 4 * EXCERPT_LENGTH], request)
             return masked(text) if self._mask else text
 
         return classify(answer, request, endpoint=label, now_utc=self._now_utc, mask=clean)
 
     def _without_echoes(self, text: str, request: Request) -> str:
+        """The text without personal data of the request, which an answer may repeat; unchanged if masking is off."""
         return without_echoes(text, request.json) if self._mask else text
 
     def _shown(self, answer: Answer, request: Request, label: str) -> dict[str, Any]:
-        """An answer as the log's fields; its body as JSON, so that personal data is found by its keys, or as text."""
+        """The fields of an answer's log line. The body is logged as JSON if it is JSON, so that the formatter masks
+        personal data by its keys; otherwise as text."""
         text = self._without_echoes(self._tokens.mask(answer.body.decode("utf-8", "replace")), request)
         body = json_of(text)
         return {
@@ -170,7 +169,7 @@ class ZitharaApi:
         }
 
     def _url(self, request: Request) -> httpx.URL:
-        """Parsed once: that costs a tenth of a request."""
+        """The parsed URL, kept because parsing takes a tenth of the time of a request."""
         key = (request.target, request.path)
         known = self._urls.get(key)
         if known is None:
@@ -181,9 +180,9 @@ class ZitharaApi:
         return known
 
     def _exchange(self, request: httpx.Request, *, idempotent: bool) -> Answer:
-        """One exchange, sent again at once when only the connection was bad: refused, or stale and closed by the host.
+        """Sends the request, and again at once if only the connection was bad: refused, or closed by the host.
 
-        Tenacity comes in only after a failure: around every request it would cost 5 % of the CPU.
+        Tenacity is used only after a first failure, because around each request it would take 5 % of the CPU.
         """
         started = self._monotonic()
 
@@ -196,7 +195,7 @@ class ZitharaApi:
         try:
             return send(self._transport, request)
         except httpx.TransportError as error:
-            # Both pauses are set aside, so that the last re-send too starts within the window.
+            # Less both pauses, so that the last re-send also starts within the window.
             left = RESEND_WINDOW_SECONDS - _FIRST_PAUSE - _SECOND_PAUSE - (self._monotonic() - started)
             if not resendable(error) or left <= 0:
                 raise
@@ -226,20 +225,21 @@ class ZitharaApi:
 
 
 def idempotency_key(message: str, method: str, path: str, body: bytes, retries: int = 0) -> str:
-    """The same for every repetition of one request.
+    """The value of the Idempotency-Key header: the same for each repetition of one request.
 
-    `message`: queue name and message id; a restored database gives an id to another message, so that the key has a
-    digest of the request too. `retries`: how often an operator had a failed message sent anew; a host that remembers
-    the answers to keys would repeat the failure.
+    `message`: queue name and message id. After a restore of the database an id can belong to another message, so the
+    key contains a digest of the request as well. `retries`: how often an operator retried the failed message. It
+    changes the key, because a host that remembers its answers by key would answer with the same failure again.
     """
     digest = hashlib.sha256(f"{method}{path}".encode() + body)
     return f"{message}-{digest.hexdigest()[:16]}" + (f"-{retries}" if retries else "")
 
 
 def encoded(value: Any) -> bytes:
-    """A request's body. Raises ValueError for what JSON cannot say (NaN, Infinity).
+    """The body of a request as UTF-8. Raises ValueError for NaN and Infinity, which JSON does not have.
 
-    Half a surrogate pair (an emoji that the shop's database cut in two) cannot be UTF-8: such a body is escaped.
+    Half a surrogate pair (an emoji that the shop's database cut in two) has no UTF-8, so a body with one is escaped as
+    ASCII.
     """
     try:
         return _encode(value).encode("utf-8")

@@ -1,12 +1,11 @@
-"""One HTTP exchange at a time over a connection that the calling thread keeps: `httpx.Request` in, `Response` out.
+"""Exchanges one `httpx.Request` for one `httpx.Response`, over a connection that each thread keeps to each host.
 
-httpx's documented extension point (`httpx.BaseTransport`) over the standard library's `http.client`; docs/decisions.md
-says why not httpx's own. What follows, and is wanted: no redirect is followed, no cookie kept, no body decompressed,
-and HTTP_PROXY and its kin are not obeyed: requests carry the shop's token, and go where the configuration says and
-nowhere else. Proxies are not supported.
+`Transport` implements httpx's extension point (`httpx.BaseTransport`) with the standard library's `http.client`;
+docs/decisions.md says why httpx's own transport is not used. Redirects are not followed, cookies are not kept, bodies
+are not decompressed, and HTTP_PROXY and similar variables are ignored, because requests carry the shop's token and must
+go only where the configuration says.
 
-This is the edge where errors of `http.client` and the sockets become httpx's. Knows nothing of tokens or of what an
-answer means.
+Errors of `http.client` and of sockets become httpx's errors here. Knows nothing of tokens, nor of what an answer means.
 """
 
 from __future__ import annotations
@@ -32,30 +31,31 @@ from zithara_worker.messages import Evidence
 from zithara_worker.settings.values import is_loopback
 from zithara_worker.zithara.answers import BODY_LIMIT, Answer
 
-#: Seconds an idle connection is kept: less than what common servers allow (nginx 75, AWS load balancers 60).
+#: Seconds that an idle connection is kept: less than common servers keep it (nginx 75, AWS load balancers 60).
 KEEPALIVE_SECONDS = 30.0
-#: A host that has not accepted a connection after this many seconds will not do so later, whatever `timeout` says.
+#: Longest time to connect to one address, in seconds, however long `timeout` is. A host that has not accepted by then
+#: will not accept later.
 CONNECT_SECONDS = 10.0
 
-#: Of a request: asked right before it leaves, when connecting is over. If the answer is no, Withdrawn is raised.
+#: Extension of a request: a function that is called after connecting, right before the request leaves. If it returns
+#: False, Withdrawn is raised.
 MAY_SEND = "may_send"
-#: Of a response: whether the connection ended, or time ran out, within the body.
+#: Extension of a response: whether the connection ended, or the time ran out, within the body.
 BROKEN = "broken"
 
-#: What `http.client` raises about an answer; ValueError for the size of a chunk that is none.
+#: What `http.client` raises while it reads an answer; ValueError if the size of a chunk is not a number.
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
-
-#: What a header's value may not hold; http.client lets a NUL and folded lines pass.
+#: Finds what the value of a header must not contain. http.client itself accepts NUL and folded lines.
 _control_character = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
 class Withdrawn(Exception):
-    """The caller no longer wants the request sent; nothing of it has left."""
+    """`MAY_SEND` returned False. Nothing of the request was sent."""
 
 
 class UrlRefused(ConfigurationError):
-    """A URL that nothing is sent to; `reason` is a code of `reasons`."""
+    """A URL to which nothing is sent. `reason`: a code of `reasons`."""
 
     def __init__(self, reason: str, text: str) -> None:
         super().__init__(text)
@@ -64,10 +64,10 @@ class UrlRefused(ConfigurationError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """Why no answer came. `reason`: a code of `reasons`; `detail`: for people, without the request's headers.
+    """Why there is no answer. `reason`: a code of `reasons`. `detail`: for people, without headers of the request.
 
-    `may_have_been_processed`: sending had begun, and the host may have acted on the request.
-    `again_at_once`: a new connection may do better right now (not so after a timeout).
+    `may_have_been_processed`: sending had begun, so the host may have processed the request.
+    `again_at_once`: a new connection may succeed at once; not after a timeout.
     """
 
     reason: str
@@ -78,9 +78,9 @@ class Failure:
 
 
 def usable_url(text: str) -> httpx.URL:
-    """Raises UrlRefused: not an absolute http(s) URL, or http:// to a host that is not this one.
+    """The parsed URL. Raises UrlRefused if it is not an absolute http(s) URL, or is http:// to another host than this.
 
-    User and password in the URL are not used (an Authorization header goes with every request) and not repeated.
+    User and password in a URL are not used, because each request has an Authorization header. Errors do not quote them.
     """
     try:
         url = httpx.URL(text)
@@ -100,16 +100,16 @@ def usable_url(text: str) -> httpx.URL:
 
 
 def origin_of(url: httpx.URL) -> str:
-    """ "https://host:port", without user and password; the port only where it is not the usual one."""
+    """ "https://host:port" without user and password. The port is left out if it is the default of the scheme."""
     return f"{url.scheme}://{url.netloc.decode('ascii')}"
 
 
 def tls_context(*, verify: bool = True, ca_file: str = "") -> ssl.SSLContext:
-    """The context that all connections share: building one takes 10 ms and more, and each holds all authorities.
+    """The TLS context for all connections. It is shared, because creating one takes 10 ms and more.
 
-    Trusted are the system's authorities, which its administrator can add to; those of httpx (certifi) where the system
-    has none, as in slim containers; and those in the PEM file `ca_file` besides. Raises ConfigurationError when that
-    file cannot be read.
+    It trusts the authorities of the operating system, to which an administrator can add; those of httpx (certifi) where
+    the system has none, as in slim containers; and those of the PEM file `ca_file` in addition. Raises
+    ConfigurationError if that file cannot be read.
     """
     if not verify:
         context = httpx.create_ssl_context(verify=False)
@@ -127,8 +127,8 @@ def tls_context(*, verify: bool = True, ca_file: str = "") -> ssl.SSLContext:
 
 
 def send(transport: httpx.BaseTransport, request: httpx.Request) -> Answer:
-    """The whole answer, whatever its status. Raises httpx.TransportError (see `failure_of`) when none came, Withdrawn
-    when `MAY_SEND` said no."""
+    """Sends the request and returns its answer, whatever the status. Raises httpx.TransportError if there is no answer
+    (see `failure_of`), and Withdrawn."""
     started = time.monotonic()
     response = transport.handle_request(request)
     body = b"".join(response.iter_raw())
@@ -142,8 +142,8 @@ def send(transport: httpx.BaseTransport, request: httpx.Request) -> Answer:
 
 
 def failure_of(error: httpx.TransportError) -> Failure:
-    """The most specific reason that can be told."""
-    # Nobody but the host and the network between has a say before the first byte of a request.
+    """What an error of `send` means."""
+    # No message can cause an error before the first byte of its request was sent.
     connecting = isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
     evidence = Evidence.HOST if connecting else Evidence.PATH
     if isinstance(error, httpx.LocalProtocolError):
@@ -168,10 +168,10 @@ def failure_of(error: httpx.TransportError) -> Failure:
 
 
 class Transport(httpx.BaseTransport):
-    """Exchanges of any number of threads, each over connections of its own.
+    """Sends for any number of threads; each thread has its own connections.
 
-    `timeout_seconds` bounds a whole exchange: connecting, sending and the answer; a host that drips a byte now and then
-    is cut off as well. Only the resolver can take longer.
+    `timeout_seconds`: the limit for a whole exchange, which is connecting, sending and the answer, so that a host that
+    sends single bytes is cut off too. Only the resolver can take longer.
     """
 
     def __init__(
@@ -187,14 +187,14 @@ class Transport(httpx.BaseTransport):
         self._watcher: threading.Thread | None = None
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Sends one request with its `MAY_SEND` and reads its answer up to one byte more than BODY_LIMIT, `BROKEN` or
-        not. Raises httpx.TransportError when no answer came, Withdrawn."""
+        """Sends one request, which may have the extension MAY_SEND. Returns its answer with up to BODY_LIMIT + 1 bytes
+        of the body and the extension BROKEN. Raises httpx.TransportError if there is no answer, and Withdrawn."""
         return self._connection_to(request.url).exchange(request, self._monotonic() + self._timeout)
 
     def close(self) -> None:
-        """Ends every connection of every thread, now and from now on; a request still on its way fails.
+        """Closes the connections of all threads. Requests under way fail, and no more are sent.
 
-        A thread that is connecting just then sends nothing: nobody would cut it off any more.
+        A thread that is just connecting sends nothing either, because nothing would enforce its deadline any more.
         """
         self._closed.set()
         with self._lock:
@@ -221,11 +221,11 @@ class Transport(httpx.BaseTransport):
         return connection
 
     def _watch(self) -> None:
-        """Cuts off what is overdue.
+        """Cuts off exchanges whose deadline has passed. Runs in a thread of its own.
 
-        A socket's own timeout is that of a single operation: a host that sends a byte every 29 seconds would hold a
-        thread and a message for hours, and no code of ours runs in that thread meanwhile. So the sockets have none,
-        which also spares each operation a wait of its own, and with it a hand-over of the interpreter's lock.
+        The timeout of a socket limits a single operation: a host that sends a byte every 29 seconds would keep a thread
+        and its message for hours. Therefore the sockets have no timeout, and this thread shuts them down. Blocking
+        sockets also save a `poll` before each operation, and with it a release of the interpreter's lock.
         """
         tick = min(1.0, max(0.02, self._timeout / 10))
         while not self._closed.wait(tick):
@@ -237,7 +237,7 @@ class Transport(httpx.BaseTransport):
 
 
 class _Connection:
-    """One thread's connection to one host, with the deadline of the exchange it is in."""
+    """The connection of one thread to one host, with the deadline of the current exchange."""
 
     __slots__ = (
         "_closed",
@@ -263,8 +263,9 @@ class _Connection:
         self._readable = select.poll()
         self._idle_since = 0.0
         self._lock = threading.Lock()
-        # All below is guarded by _lock: the watcher comes from another thread. `http.client` lets go of its socket when
-        # an answer's head announces the end of the connection, and the body may still drip then.
+        # _lock guards all below, because the watcher calls `enforce` from another thread. _socket is kept here, because
+        # `http.client` drops its own reference when the head of an answer says "Connection: close", and the body still
+        # has to be cut off then.
         self._socket: socket.socket | None = None
         self._closed = False
         self._deadline: float | None = None
@@ -286,7 +287,7 @@ class _Connection:
             except _NO_ANSWER as error:
                 raise self._no_answer(error) from error
             if not sent and 200 <= answer.status < 300:
-                raise httpx.WriteError(f"answered {answer.status} before it had the whole request")
+                raise httpx.WriteError(f"answered {answer.status} before the whole request was sent")
             if self._overdue and not body:
                 raise self._no_answer(TimeoutError())
             broken = broken or self._overdue
@@ -307,7 +308,7 @@ class _Connection:
                 self._shut_down()
 
     def close(self) -> None:
-        """An exchange under way fails, and its thread closes the socket that it holds."""
+        """Closes the connection. If an exchange is under way, it fails, and its thread closes the socket."""
         with self._lock:
             self._closed = True
             self._shut_down()
@@ -323,16 +324,16 @@ class _Connection:
                 self._http = None
 
     def _shut_down(self) -> None:
-        """Wakes the thread that waits on the socket; called with the lock held.
+        """Wakes the thread that waits on the socket. The caller holds the lock.
 
-        Not SSLSocket.shutdown: it drops the TLS object under the feet of the thread that is reading through it.
+        SSLSocket.shutdown must not be used: it removes the TLS object while the other thread reads through it.
         """
         if self._socket is not None:
-            with suppress(OSError):  # closed or replaced meanwhile: nothing waits on it
+            with suppress(OSError):  # already closed, so no thread waits on it
                 socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
     def _opened(self, deadline: float) -> _Http:
-        """The connection, a new one where there is none that will surely do."""
+        """The connection that was kept if it is surely usable, else a new one."""
         known = self._http
         if known is not None:
             if self._is_quiet(known) and self._monotonic() - self._idle_since < KEEPALIVE_SECONDS:
@@ -350,13 +351,14 @@ class _Connection:
         return self._http
 
     def _is_quiet(self, connection: http.client.HTTPConnection) -> bool:
-        """Whether nothing waits to be read: neither the end of the connection nor bytes that nobody asked for, which
+        """Whether there is nothing to read: neither the end of the connection nor surplus bytes behind an answer, which
         would be taken for the answer to the next request."""
         waiting = isinstance(connection.sock, ssl.SSLSocket) and connection.sock.pending()
         return not waiting and not self._readable.poll(0)
 
     def _connected(self, deadline: float) -> _Http:
-        """Tries each address of the host, none longer than its share of the time: the first may be a dead one."""
+        """Tries the addresses of the host in turn, each for its share of the remaining time, because the first may not
+        answer. Raises UnicodeError for a name that cannot be looked up, else OSError."""
         addresses = list(
             dict.fromkeys(
                 str(found[4][0]) for found in socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
@@ -379,11 +381,11 @@ class _Connection:
             readable.register(connection.sock, select.POLLIN)
             with self._lock:
                 if self._closed:
-                    raise ConnectionAbortedError("the worker ends its connections")
+                    raise ConnectionAbortedError("the worker closes its connections")
                 if self._overdue:
                     raise TimeoutError("no connection within the time of the exchange")
                 self._socket, self._readable = connection.sock, readable
-            # From here on the deadline alone limits: see Transport._watch.
+            # From here on only the deadline limits the exchange; see Transport._watch.
             connection.sock.settimeout(None)
         except BaseException:
             connection.close()
@@ -405,8 +407,8 @@ class _Connection:
 
 
 class _Http(http.client.HTTPConnection):
-    """Keeps what is to be sent until all of it leaves at once: http.client writes head and body apart, which is one
-    more packet, TLS record and hand-over of the interpreter's lock a request."""
+    """Collects head and body, and sends them at once. http.client sends them apart, which costs each request one more
+    packet, one more TLS record and one more release of the interpreter's lock."""
 
     def __init__(self, host: str, port: int, timeout: float) -> None:
         super().__init__(host, port, timeout=timeout)
@@ -422,8 +424,8 @@ class _Http(http.client.HTTPConnection):
 
 
 def _sent(connection: _Http, request: httpx.Request) -> bool:
-    """Whether the whole request was written. A host may answer and close before it has read all: its answer is worth
-    more than the broken pipe. Raises httpx.LocalProtocolError for what HTTP cannot say."""
+    """Writes the request; whether all of it was written. If not, there may be an answer all the same, because a host
+    may answer and close before it has read everything. Raises httpx.LocalProtocolError for invalid headers."""
     try:
         target = request.url.raw_path.decode("ascii")
         connection.putrequest(request.method, target, skip_host=True, skip_accept_encoding=True)
@@ -432,7 +434,7 @@ def _sent(connection: _Http, request: httpx.Request) -> bool:
                 raise ValueError
             connection.putheader(name, value)
     except ValueError:
-        # `from None`: http.client quotes the header that it cannot write, and that may be the token.
+        # `from None`, because http.client quotes the invalid header, which may be the token.
         raise httpx.LocalProtocolError("a header holds characters that HTTP does not allow") from None
     try:
         connection.endheaders(request.content or None)
@@ -443,22 +445,22 @@ def _sent(connection: _Http, request: httpx.Request) -> bool:
 
 
 def _received(connection: http.client.HTTPConnection) -> tuple[http.client.HTTPResponse, bytes, bool]:
-    """The answer, its body up to one byte more than BODY_LIMIT, and whether the body broke off."""
+    """The answer, up to BODY_LIMIT + 1 bytes of its body, and whether the body broke off."""
     answer = connection.getresponse()
     while answer.status < 200:
-        # http.client skips 100 only; 102 and 103 also announce an answer and are none.
+        # http.client skips only 100, but 102 and 103 also come before the answer.
         answer.headers = answer.msg = None  # type: ignore[assignment]
         answer.begin()
     try:
-        # Without chunks and length the body ends where the connection ends, and so does a head that was cut off:
-        # http.client takes the one for the other. What then has no body may have lost it.
+        # Without chunks and length, the body ends where the connection ends. A head that was cut off looks the same to
+        # http.client. So if such an answer has no body, it may have been lost.
         until_closed = answer.length is None and not answer.chunked
         body = answer.read(BODY_LIMIT + 1)
     except http.client.IncompleteRead as error:
         return answer, error.partial, True
     except _NO_ANSWER:
         return answer, b"", True
-    # What is left of the length though the connection gave no more
+    # The connection ended before the announced length was read
     missing = bool(answer.length) and len(body) <= BODY_LIMIT
     return answer, body, missing or (until_closed and not body)
 
@@ -468,10 +470,10 @@ def _told(error: BaseException) -> str:
 
 
 def _is_tls(error: BaseException | None) -> bool:
-    """Whether TLS itself objected. An end of file within TLS is a connection that ended, like any other."""
+    """Whether TLS failed. An end of file within TLS is a connection that ended, not a failure of TLS."""
     return isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError))
 
 
 def _system_has_authorities() -> bool:
-    paths = ssl.get_default_verify_paths()  # only what exists is told
+    paths = ssl.get_default_verify_paths()  # paths that do not exist are None
     return paths.cafile is not None or (paths.capath is not None and any(Path(paths.capath).iterdir()))

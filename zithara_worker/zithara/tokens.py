@@ -1,8 +1,8 @@
-"""The access token: used while it is good, renewed once for all threads and workers, never shown.
+"""The access token: reused until it expires, renewed by one thread of one worker for all, never shown.
 
 Source: zithara/webhook 1.0.3, Helper/Data: `GET /generate-access-token` with the headers `client_id` and
-`client_secret`; the answer has `access_token` and `expires_in` (seconds, 3600 when absent). The API's documentation
-says POST; the module sends GET, and that works.
+`client_secret`. The answer has `access_token` and `expires_in` (seconds; 3600 if it is absent). The API's documentation
+says POST, but the module sends GET, and the API accepts it.
 """
 
 from __future__ import annotations
@@ -28,15 +28,16 @@ from zithara_worker.zithara.http import failure_of, origin_of, send, usable_url
 log = logging.getLogger(__name__)
 
 TOKEN_PATH = "/generate-access-token"  # noqa: S105 - a path, and no password
-#: A token with less left than this is renewed before it is used (design section 5).
+#: A token that expires within this time is renewed before it is used.
 MARGIN_SECONDS = 60.0
-#: What an answer without `expires_in` means (Helper/Data).
+#: Lifetime of a token whose answer has no `expires_in` (Helper/Data).
 DEFAULT_LIFETIME_SECONDS = 3600.0
-#: Seconds to wait for another worker that renews the token, and between two looks at what it wrote. No longer: messages
-#: wait meanwhile, and a second token harms nobody.
+#: How long to wait for another worker that renews the token, and the time between two reads of the shared token. Then
+#: this worker asks for a token itself: messages wait meanwhile, and a second token does no harm.
 WAIT_SECONDS = 15.0
 LOOK_SECONDS = 0.2
-#: After a failure everybody gets the same failure for so long: 64 threads need not ask a sick API 64 times.
+#: For how long after a failed renewal all threads get the same failure. Otherwise each of 64 threads would ask an API
+#: that does not work.
 FAILURE_SECONDS = 1.0
 MASK = "[masked]"
 
@@ -45,7 +46,7 @@ _NOT_HEADERS = (
     "or in [zithara]"
 )
 
-#: What every request says. An answer that is compressed all the same is not read (`Answer.unreadable`).
+#: Headers of every request. An answer that is compressed all the same is not read; see `Answer.unreadable`.
 COMMON_HEADERS = (
     (b"Accept", b"application/json"),
     (b"Accept-Encoding", b"identity"),
@@ -54,26 +55,26 @@ COMMON_HEADERS = (
 
 
 class TokenUnavailable(ZitharaWorkerError):
-    """No token now: the API or the shop's database does not answer as it should. Trying later is right."""
+    """There is no token now, because the API or the shop's database does not work. A later try may succeed."""
 
 
 class CredentialsRefused(ZitharaWorkerError):
-    """The API gives no token for these credentials: a person must correct them."""
+    """The API refuses client_id and client_secret. An operator must correct them."""
 
 
 class SharedToken(Protocol):
-    """The token that PHP and all workers share, with the time it ends, seconds since the epoch. Any call may raise
-    ZitharaWorkerError."""
+    """The token that PHP and all workers share, and when it expires, in seconds since the epoch. Every method may raise
+    a ZitharaWorkerError."""
 
     def load(self) -> tuple[Secret, float] | None: ...
     def save(self, token: Secret, expires_at_utc: float) -> None: ...
     def lock(self) -> bool:
-        """Keeps other workers from renewing until this use ends; False when one of them does it already."""
+        """Takes the lock of renewals until the end of `opened`. False if another worker holds it."""
         ...
 
 
 class TokenStore(Protocol):
-    """Where the shared token is."""
+    """Gives access to the shared token, and releases it at the end."""
 
     def opened(self) -> AbstractContextManager[SharedToken]: ...
 
@@ -85,10 +86,10 @@ class _Current:
 
 
 class TokenSource:
-    """Gives every thread the same token. `clock`: seconds since the epoch. `pause` waits for so many seconds, or less
-    and with True when the process is to stop.
+    """Gives all threads the same token. Thread-safe.
 
-    Raises UrlRefused (a ConfigurationError) when `base_url` is unfit for a secret.
+    `clock`: seconds since the epoch. `pause`: waits for so many seconds, or less and returns True if the worker stops.
+    Raises UrlRefused (a ConfigurationError) if no secret may be sent to `base_url`.
     """
 
     def __init__(
@@ -118,11 +119,11 @@ class TokenSource:
 
     @property
     def refresh_count(self) -> int:
-        """Tokens that were asked of the API."""
+        """How many tokens the API has given."""
         return self._refresh_count
 
     def get(self) -> str:
-        """A token that was good when last heard of. Raises TokenUnavailable, CredentialsRefused."""
+        """A token that has not expired and has not been refused. Raises TokenUnavailable, CredentialsRefused."""
         current = self._current
         if current is not None and self._clock() < current.use_until_utc:
             return current.token
@@ -133,9 +134,9 @@ class TokenSource:
             return self._renew()
 
     def refresh(self, rejected_token: str) -> str:
-        """Another token than the one that the API has refused. Raises like `get`.
+        """A token other than the one that the API has refused. Raises like `get`.
 
-        Any number of threads may come with the same token: the first asks, the others get what it got.
+        Several threads may come with the same refused token. The first one renews it, the others get the new one.
         """
         with self._lock:
             current = self._current
@@ -146,17 +147,18 @@ class TokenSource:
             return self._renew()
 
     def mask(self, text: str) -> str:
-        """The text without the secret and the tokens of late, also as PHP's JSON writes them ('/' as '\\/')."""
+        """The text without the secret and the latest tokens, also where '/' is escaped as '\\/', as PHP's JSON does."""
         for secret in (*self._seen, self._client_secret.reveal()):
             if secret:
                 text = text.replace(secret, MASK).replace(secret.replace("/", "\\/"), MASK)
         return text
 
     def _renew(self) -> str:
-        """A token from the store, if another worker or PHP was faster, else from the API; called with the lock held."""
+        """A new token: the shared one if another worker or PHP has renewed it, else one from the API. The caller holds
+        the lock."""
         failure = self._failure
         if failure is not None:
-            # Both ways, as this clock can be set back.
+            # abs(), because this clock can be set back.
             if abs(self._clock() - failure[0]) < FAILURE_SECONDS:
                 raise failure[1](failure[2])
             self._failure = None
@@ -249,12 +251,12 @@ class TokenSource:
             )
         token = parsed.get("access_token") if isinstance(parsed, dict) else None
         if not 200 <= status < 300 or not isinstance(token, str) or not _is_writable(token):
-            # A 2xx answer is not described: what cannot be understood may hold a token all the same.
+            # A 2xx answer is not quoted, because it may contain a token even if it is malformed.
             seen = "an answer without a usable access_token" if 200 <= status < 300 else describe(answer, self.mask)
             raise TokenUnavailable(f"no access token from {origin}: {seen}")
         lifetime = _lifetime_seconds(parsed)
         now = self._clock()
-        # A token that lives for a minute or less would otherwise be renewed for every request.
+        # At least half of the lifetime: a token of a minute or less would otherwise be renewed for every request.
         self._adopt(token, use_until_utc=now + max(lifetime - MARGIN_SECONDS, lifetime / 2))
         self._refresh_count += 1
         log.info("access token renewed", extra={"event": "token_renewed", "lifetime_seconds": lifetime})
@@ -274,17 +276,17 @@ class TokenSource:
                 (b"client_secret", self._client_secret.reveal().encode("utf-8")),
             ]
         except UnicodeEncodeError:
-            # `from None`: that error carries the text it could not encode.
+            # `from None`, because the original error contains the secret.
             raise CredentialsRefused(_NOT_HEADERS) from None
 
 
 def _is_writable(token: str) -> bool:
-    """Whether it can stand in a header: visible ASCII. Anything else is no token, and sending it would show it."""
+    """Whether a token can be sent in a header: visible ASCII only. The error about another one would quote it."""
     return bool(token) and all("!" <= each <= "~" for each in token)
 
 
 def _lifetime_seconds(parsed: Any) -> float:
-    """`expires_in`, a number or its text; the default when it says nothing sensible: a 401 comes soon enough."""
+    """`expires_in` as a number or as text, else the default. If the token expires sooner, a 401 renews it."""
     value = parsed.get("expires_in")
     if isinstance(value, str):
         try:
