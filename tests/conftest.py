@@ -14,7 +14,9 @@ from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
-from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.queues import find_queues
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.fixtures import FixtureMessage, fixture_messages
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import write_config
@@ -127,6 +129,24 @@ def audit() -> Any:
             self.lines += records
 
     return Collected()
+
+
+@pytest.fixture
+def refused(api: FakeZithara) -> set[str]:
+    """Order numbers that the API refuses with 400."""
+    numbers: set[str] = set()
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        return Reply.error(400, "bad") if any(number.encode() in request.body for number in numbers) else None
+
+    api.responder = respond
+    return numbers
+
+
+@pytest.fixture
+def everything(database: Database) -> Selection:
+    """Selects every failed message."""
+    return Selection(queue_ids=[queue.queue_id for queue in find_queues(database, TOPICS, {})])
 
 
 @pytest.fixture

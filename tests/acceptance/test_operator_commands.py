@@ -8,7 +8,7 @@ import re
 import signal
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from support.processes import WorkerProcess
 from support.terminal import Terminal
 from support.waiting import eventually
 
-from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
+from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import worker_command, write_config
@@ -39,19 +39,6 @@ def run(worker_config: Config) -> Run:
         return subprocess.run(command, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
 
     return call
-
-
-@pytest.fixture
-def refused(api: FakeZithara) -> Iterator[set[str]]:
-    """Order numbers that the API refuses."""
-    numbers: set[str] = set()
-
-    def respond(request: RecordedRequest) -> Reply | None:
-        return Reply.error(400, "bad") if any(number.encode() in request.body for number in numbers) else None
-
-    api.responder = respond
-    yield numbers
-    api.responder = None
 
 
 def fail(shop: Shop, run: Run, refused: set[str], number: str = "000000777") -> int:

@@ -1,0 +1,412 @@
+"""What operators do: retry, discard, pause and resume."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from support.workers import settings_of
+
+from zithara_worker import Settings, Worker
+from zithara_worker.database.session import Database
+from zithara_worker.queue import failures, operator
+from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.queues import find_queues
+from zithara_worker.queue.statuses import Status
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
+from zithara_worker.sandbox.publisher import stored_body
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
+from zithara_worker.worker.worker import Limits
+
+Consume = Callable[[], None]
+
+
+def retry(database: Database, selection: Selection, audit: Any, *, force: bool = False) -> operator.Retried:
+    ids = failures.matching(database, selection)
+    return operator.retry(database, ids, by="anna@shop1", force=force, audit=audit)
+
+
+def test_what_a_php_consumer_rejected_is_found_and_can_be_retried(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (published.relation_id,))
+    (found,), _ = failures.newest(database, everything, limit=10)
+    assert (found.reason, found.topic) == ("unrecorded", TOPIC_ORDER)
+    assert failures.matching(database, replace(everything, reasons=["unrecorded"])) == [published.relation_id]
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    assert shop.query("SELECT group_key FROM {prefix}zithara_message_group") == [("order:000000777",)]
+    consume()
+    assert shop.statuses() == [4]
+
+
+def test_a_retried_message_starts_with_all_attempts_and_leaves_no_failure_when_it_arrives(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    assert retry(database, everything, audit).retried == (published.message_id,)
+    row = shop.row(published.relation_id)
+    assert (row.status, row.number_of_trials) == (5, 0)
+    (found,), _ = failures.newest(database, replace(everything, statuses=[Status.RETRY_REQUIRED]), limit=10)
+    assert found.history[-1]["operator"] == "anna@shop1"
+    consume()
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+    (line,) = audit.lines
+    assert (line["action"], line["message_ids"], line["who"]) == ("retry", [published.message_id], "anna@shop1")
+
+
+def test_a_retry_makes_its_group_due_at_once(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    retry(database, everything, audit)
+    pulse = {row["queue_id"]: row["due"] for row in database.rows("pulse", queue_ids=list(everything.queue_ids))}
+    (order_queue,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
+    assert [queue_id for queue_id, due in pulse.items() if due] == [order_queue]
+    assert shop.row(published.relation_id).status == 5
+
+
+def test_several_failed_messages_of_one_group_are_delivered_in_their_order(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    first = shop.publish_order("000000777", grand_total="1.0000").message_id
+    second = shop.publish_order("000000777", grand_total="2.0000").message_id
+    consume()
+    refused.clear()
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (first, second)
+    consume()
+    keys = [each.message for each in api.requests() if each.message]
+    assert keys == [f"zithara_order_queue-{first}", f"zithara_order_queue-{second}"]
+
+
+def test_a_retry_that_would_overwrite_newer_data_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    shop.publish_order("000000777")
+    consume()
+    (found,), _ = failures.newest(database, everything, limit=10)
+    assert found.newer_delivered
+    refusal = retry(database, everything, audit)
+    assert (refusal.retried, refusal.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+    assert audit.lines[0]["forced"] is True
+
+
+def test_only_messages_in_error_are_retried_or_discarded(
+    shop: Shop, database: Database, consume: Consume, audit: Any
+) -> None:
+    done = shop.publish_order("000000776")
+    consume()
+    new = shop.publish_order("000000777")
+    ids = [done.relation_id, new.relation_id]
+    retried = operator.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (retried.retried, retried.not_failed) == ((), (done.message_id, new.message_id))
+    discarded = operator.discard(database, ids, by="anna@shop1", note="test", audit=audit)
+    assert (discarded.discarded, discarded.not_failed) == ((), (done.message_id, new.message_id))
+    assert shop.statuses() == [4, 2] and audit.lines == []
+
+
+def discard_all(database: Database, selection: Selection, audit: Any, note: str = "test order") -> operator.Discarded:
+    return operator.discard(database, failures.matching(database, selection), by="anna@shop1", note=note, audit=audit)
+
+
+def test_a_discarded_message_is_complete_and_what_is_known_of_it_stays(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    published = shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    done = discard_all(database, everything, audit, note="broken extension")
+    assert done.discarded == (published.message_id,)
+    assert shop.statuses() == [4]
+    # A PHP consumer that finds its lock acknowledges without processing: none may stand beside what can be taken back.
+    assert shop.query("SELECT COUNT(*) FROM {prefix}queue_lock") == [(0,)]
+    assert failures.newest(database, everything, limit=10) == ([], 0)
+    (found,), _ = failures.find(database, everything.queue_ids, [published.message_id])
+    assert found.discarded_utc and found.reason == "not_json"
+    assert (found.history[-1]["act"], found.history[-1]["note"]) == ("discard", "broken extension")
+    (line,) = audit.lines
+    assert (line["action"], line["note"], line["message_ids"]) == (
+        "discard",
+        "broken extension",
+        [published.message_id],
+    )
+
+
+@pytest.mark.parametrize("by_php", [False, True])
+def test_a_discarded_message_can_be_taken_back(
+    shop: Shop,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+    by_php: bool,
+) -> None:
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    if by_php:
+        shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    else:
+        consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    assert shop.statuses() == [4]
+    ids = [published.relation_id]
+    twice = operator.discard(database, ids, by="anna@shop1", note="again", audit=audit)
+    assert (twice.discarded, twice.not_failed, len(audit.lines)) == ((), (published.message_id,), 1)
+    assert operator.retry(database, ids, by="anna@shop1", force=False, audit=audit).retried == (published.message_id,)
+    assert shop.row(published.relation_id).status == 5
+    (found,), _ = failures.find(database, everything.queue_ids, [published.message_id])
+    assert (found.discarded_utc, found.retries, found.attempts, found.unwitnessed) == (None, 1, 0, 0)
+    consume()
+    assert shop.statuses() == [4]
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+
+
+def test_what_was_delivered_is_not_taken_back(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    """A message that was discarded, taken back and delivered has been discarded no more."""
+    refused.add("000000777")
+    published = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    ids = [published.relation_id]
+    operator.retry(database, ids, by="anna@shop1", force=False, audit=audit)
+    consume()
+    again = operator.retry(database, ids, by="anna@shop1", force=True, audit=audit)
+    assert (again.retried, again.not_failed, shop.statuses()) == ((), (published.message_id,), [4])
+
+
+def test_a_discarded_message_that_newer_data_has_overtaken_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    discard_all(database, everything, audit)
+    shop.publish_order("000000777")
+    consume()
+    done = operator.retry(database, [old.relation_id], by="anna@shop1", force=False, audit=audit)
+    assert (done.retried, done.overtaken) == ((), (old.message_id,))
+    assert shop.row(old.relation_id).status == 4
+
+
+def test_what_is_known_of_a_discarded_message_goes_with_it(
+    shop: Shop, database: Database, consume: Consume, everything: Selection, audit: Any
+) -> None:
+    shop.publish_body(TOPIC_ORDER, "{nonsense")
+    consume()
+    discard_all(database, everything, audit)
+    failures.forget_deleted(database)
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(1,)]
+    shop.make_older(minutes=8 * 1440)
+    assert shop.run_cleanup_cron()["deleted"] == 1
+    failures.forget_deleted(database)
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
+
+
+# ---------------------------------------------------------------- a retry beside newer messages of its group
+
+
+def attempts_of(api: FakeZithara) -> list[str]:
+    """Message ids in the order in which they reached the API."""
+    keys = (each.headers.get("idempotency-key", "") for each in api.requests())
+    return [match[1] for key in keys if (match := re.match(r"zithara_order_queue-(\d+)", key))]
+
+
+def group_row(shop: Shop, published: Any, *, worker: str | None = None, group: str = "order:000000777") -> None:
+    """The group's row as a worker that holds this message leaves it, or (no worker) as it waits for its retry."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group"
+        " (queue_id, group_key, id, message_id, worker_id, lease_until, not_before)"
+        " SELECT queue_id, %s, id, message_id, %s, IF(%s IS NULL, NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR),"
+        " IF(%s IS NULL, UTC_TIMESTAMP(3) + INTERVAL 1 HOUR, NULL)"
+        " FROM {prefix}queue_message_status WHERE id = %s",
+        (group, worker, worker, worker, published.relation_id),
+    )
+
+
+def failed_before(shop: Shop, published: Any) -> None:
+    """The failure row of a message that waits for its next attempt, or is at it."""
+    shop.query(
+        "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
+        "reason_code, detail, first_failed_at, last_failed_at, history) SELECT id, queue_id, message_id, '', "
+        "'order:000000777', 1, 'http_500', '', NOW(3), NOW(3), '' FROM {prefix}queue_message_status WHERE id = %s",
+        (published.relation_id,),
+    )
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_only_waits(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    refused.clear()
+    api.forget_requests()
+    new = shop.publish_order("000000777")
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    consume()
+    assert attempts_of(api) == [str(old.message_id), str(new.message_id)]
+
+
+def test_a_retried_message_goes_before_a_newer_one_that_waits_for_its_next_attempt(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    refused: set[str],
+    everything: Selection,
+    audit: Any,
+) -> None:
+    old, new, newest = (shop.publish_order("000000777") for _ in range(3))
+    replies = [Reply.error(400, "bad"), Reply.error(500, "ill")]
+    api.responder = lambda request: replies.pop(0) if "idempotency-key" in request.headers and replies else None
+    patient = replace(settings, retry=replace(settings.retry, delay=60.0))
+    limits = Limits(max_messages=2, max_runtime_seconds=20)
+    Worker(patient).run([TOPIC_ORDER], limits=limits)
+    assert shop.statuses() == [6, 5, 2]
+    api.forget_requests()
+    assert retry(database, everything, audit).retried == (old.message_id,)
+    Worker(patient).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert attempts_of(api) == [str(each.message_id) for each in (old, new, newest)]
+
+
+def test_a_newer_message_in_flight_may_arrive_first_so_a_retry_wants_force(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any
+) -> None:
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", (new.relation_id,))
+    group_row(shop, new, worker="w1")
+    failed_before(shop, new)
+    done = retry(database, everything, audit)
+    assert (done.retried, done.passed) == ((), ((old.message_id, new.message_id),))
+    assert shop.row(old.relation_id).status == 6 and audit.lines == []
+    assert retry(database, everything, audit, force=True).retried == (old.message_id,)
+
+
+@pytest.mark.parametrize("why", ["it stands for older snapshots", "it was released"])
+def test_a_waiting_head_that_cannot_make_way_is_not_passed(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, audit: Any, why: str
+) -> None:
+    """Its older snapshots, and a head without a failure row, would be found again by a sweep only: too late."""
+    refused.add("000000777")
+    old = shop.publish_order("000000777")
+    consume()
+    new = shop.publish_order("000000777")
+    group_row(shop, new)
+    if why == "it stands for older snapshots":
+        failed_before(shop, new)
+        shop.query("UPDATE {prefix}zithara_message_group SET supersedes = '7:7'")
+    assert retry(database, everything, audit).passed == ((old.message_id, new.message_id),)
+    assert shop.query("SELECT message_id FROM {prefix}zithara_message_group") == [(new.message_id,)]
+
+
+def test_a_retried_message_waits_behind_an_older_one_in_flight_and_goes_before_newer_ones(
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    settings: Settings,
+    everything: Selection,
+    audit: Any,
+) -> None:
+    """While the worker sends the oldest, the next one is retried: the newest, which the worker has long seen, waits."""
+    first, second, third = (shop.publish_order("000000777") for _ in range(3))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", (second.relation_id,))
+    done = []
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        if "idempotency-key" in request.headers and not done:
+            with closing(Database(settings_of(shop))) as other:
+                done.append(retry(other, everything, audit))
+        return None
+
+    api.responder = respond
+    Worker(settings).run([TOPIC_ORDER], limits=Limits(max_messages=3, max_runtime_seconds=20))
+    assert done[0].retried == (second.message_id,)
+    assert attempts_of(api) == [str(each.message_id) for each in (first, second, third)]
+
+
+def test_many_are_retried_batch_by_batch_with_progress(
+    shop: Shop, database: Database, everything: Selection, audit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(25)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "PAGE", 7)
+    monkeypatch.setattr(operator, "BATCH", 10)
+    progress: list[int] = []
+    ids = failures.matching(database, everything)
+    done = operator.retry(database, ids, by="anna@shop1", force=False, audit=audit, on_progress=progress.append)
+    assert (len(done.retried), progress) == (25, [10, 10, 5])
+    assert shop.status_counts() == {5: 25}
+
+
+# ---------------------------------------------------------------- pause and resume
+
+
+def test_a_paused_topic_stays_on_the_queue_and_the_others_go_on(
+    shop: Shop, database: Database, consume: Callable[[], None], audit: Any
+) -> None:
+    shop.publish_order()
+    shop.publish_cart()
+    (paused,) = operator.pause(database, [TOPIC_ORDER], by="anna@shop1", reason="import", audit=audit)
+    assert paused.changed and paused.pause is not None and paused.pause.reason == "import"
+    consume()
+    assert (shop.statuses(TOPIC_ORDER), shop.statuses(TOPIC_CART)) == ([2], [4])
+    (resumed,) = operator.resume(database, [TOPIC_ORDER], by="anna@shop1", audit=audit)
+    assert resumed.changed and resumed.pause is None
+    consume()
+    assert shop.statuses(TOPIC_ORDER) == [4]
+    assert [(line["action"], line["topic"], line["who"]) for line in audit.lines] == [
+        ("pause", TOPIC_ORDER, "anna@shop1"),
+        ("resume", TOPIC_ORDER, "anna@shop1"),
+    ]
+
+
+def test_whoever_paused_first_stays_on_record(database: Database, audit: Any) -> None:
+    operator.pause(database, [TOPIC_ORDER], by="anna@shop1", reason="import", audit=audit)
+    (again,) = operator.pause(database, [TOPIC_ORDER], by="ben@shop2", reason="", audit=audit)
+    assert not again.changed
+    assert again.pause is not None and (again.pause.paused_by, again.pause.reason) == ("anna@shop1", "import")
+    assert len(audit.lines) == 1
+
+
+def test_resuming_what_runs_changes_nothing(database: Database, audit: Any) -> None:
+    (resumed,) = operator.resume(database, [TOPIC_CART], by="anna@shop1", audit=audit)
+    assert not resumed.changed and resumed.pause is None and audit.lines == []
