@@ -123,7 +123,7 @@ class StepDatabase:
                 "queue_id": queue.queue_id,
                 "newest": queue.newest,
                 "due": queue.due,
-                "expired": queue.suspects_wait,
+                "expired": queue.may_have_suspects,
                 "paused": ",".join(self._loop.paused),
                 "poison_pill": self._loop.poison_pill,
             }
@@ -220,7 +220,7 @@ class LoopOnClock:
         starter = Starter(self.threads, self.held, inbox, process=self._process, look_at_shop=self.duties.look_at_shop)
         outcomes = Outcomes(
             states,
-            outages=self.courier,
+            courier=self.courier,
             create=lambda event: CREATE,
             policy=RetrySettings(),
             jitter=lambda: 0.0,
@@ -291,8 +291,8 @@ class LoopOnClock:
     def wake(self) -> None:
         self.renewals_woken += 1
 
-    def forget_old(self) -> None:
-        self.step("forget_old")
+    def remove_stale(self) -> None:
+        self.step("remove_stale")
 
     def process(self, event: Event) -> Request | Skip | Rejection:
         return Request(target=Target.API, method="POST", path="/order", json=dict(event.payload))

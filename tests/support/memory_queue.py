@@ -75,7 +75,7 @@ class MemoryQueue:
         return any(row.number < self._seen and not row.suspect for row in self._free())
 
     @property
-    def suspects_wait(self) -> bool:
+    def may_have_suspects(self) -> bool:
         return any(row.suspect for row in self._free())
 
     def sweep(self) -> bool:

@@ -88,7 +88,7 @@ class World:
         self.topics = {queue.queue_id: TopicState(queue, TARGETS[queue.topic]) for queue in self.queues}  # type: ignore[arg-type]
         self.outcomes = Outcomes(
             self.topics,
-            outages=self.courier,
+            courier=self.courier,
             create=lambda event: Rejection(code="unused", detail="no order is absent here"),
             policy=RetrySettings(limit=limit),
             jitter=lambda: 0.0,

@@ -71,7 +71,7 @@ def topic(queue: Queue) -> TopicState:
 def outcomes(topic: TopicState, path: Path) -> Outcomes:
     return Outcomes(
         {1: topic},
-        outages=path,
+        courier=path,
         create=lambda event: Rejection(code="unused", detail="no order is absent here"),
         policy=RetrySettings(),
         jitter=lambda: 0.0,

@@ -68,16 +68,8 @@ class CircuitBreaker:
     Each permit that `admit` gives must end with one of the methods that follow it.
     """
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float],
-        first_pause_seconds: float = FIRST_PAUSE_SECONDS,
-        max_pause_seconds: float = MAX_PAUSE_SECONDS,
-    ) -> None:
+    def __init__(self, *, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._first_pause = first_pause_seconds
-        self._max_pause = max_pause_seconds
         self._lock = threading.Lock()
         self._under_way = 0
         self._unreachable = 0
@@ -86,7 +78,7 @@ class CircuitBreaker:
         self._groups: set[str] = set()
         self._open = False
         self._why = ""
-        self._pause = first_pause_seconds
+        self._pause = FIRST_PAUSE_SECONDS
         self._probe_at = 0.0
         self._probing = False
         self._window: int | None = None
@@ -205,7 +197,7 @@ class CircuitBreaker:
             if permit is Permit.PROBE:
                 self._why = why
                 self._probing = False
-                self._pause = min(self._pause * 2, self._max_pause)
+                self._pause = min(self._pause * 2, MAX_PAUSE_SECONDS)
                 self._probe_at = self._clock() + self._pause
             return False
         if not enough:
@@ -213,7 +205,7 @@ class CircuitBreaker:
         self._open = True
         self._why = why
         self._probing = False
-        self._pause = self._first_pause
+        self._pause = FIRST_PAUSE_SECONDS
         self._since = self._clock()
         self._probe_at = self._since + self._pause
         return True

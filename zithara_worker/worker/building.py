@@ -1,4 +1,4 @@
-"""Builds one loop: a function for each of its parts, and `running_loop`, which joins them and takes them down again.
+"""Builds one loop, with a function for each of its parts; `running_loop` takes it down again.
 
 The only module that knows every room.
 """
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
 
 from zithara_worker.database import schema
 from zithara_worker.database.session import Database
@@ -135,254 +135,227 @@ def prepare(
 @contextmanager
 def running_loop(prepared: Prepared, lasting: Lasting, limits: Limits, arrivals: Arrivals) -> Iterator[Loop]:
     """A loop with everything it needs, its threads started. `arrivals`: where its results and requests arrive."""
-    settings = prepared.settings
-    stopping = threading.Event()
-    identity = _identity(prepared)
-    registry = Registry(prepared.database, identity)
-    held = Held(worker_id=identity.id, lease_seconds=settings.worker.lease, clock=lasting.monotonic)
-    transport = Transport(tls=prepared.tls, timeout_seconds=settings.zithara.timeout)
-    tokens = _tokens(prepared, lasting, transport, stopping, owner=held.worker_id)
-    courier = _courier(prepared, lasting, transport, tokens, stopping)
-    pool = _delivery_threads(settings.worker.concurrency, courier, arrivals)
-    renewal = Renewal(Database(settings.database, clock=lasting.database_clock), held)
-    renewal.start()
+    parts = Parts(prepared, lasting, limits, arrivals)
+    parts.renewal.start()
     lasting.metrics.begin([row.topic for row in prepared.queues])
     try:
-        loop = _loop(
-            prepared,
-            lasting,
-            limits,
-            registry=registry,
-            held=held,
-            inbox=Inbox(arrivals, held, concurrency=settings.worker.concurrency),
-            courier=courier,
-            pool=pool,
-            renewal=renewal,
-        )
-        lasting.endpoints.attach(_monitored(prepared, loop, courier, tokens))
-        yield loop
-        _leave(registry)
+        lasting.endpoints.attach(parts.monitored)
+        yield parts.loop
+        _leave(parts.registry)
     finally:
         lasting.endpoints.detach()
-        courier.shutdown()
-        pool.stop(0.0)
-        renewal.stop()
-        transport.close()
+        parts.courier.shutdown()
+        parts.pool.stop(0.0)
+        parts.renewal.stop()
+        parts.transport.close()
 
 
-def _identity(prepared: Prepared) -> Identity:
-    host = socket.gethostname()
-    return Identity(
-        id=f"{host[:32]}-{os.getpid()}-{secrets.token_hex(4)}",
-        host=host,
-        pid=os.getpid(),
-        version=VERSION,
-        topics=[row.topic for row in prepared.queues],
-    )
+class Parts:
+    """The parts of one loop, one function each. A part is built when it is first asked for, from those that it names.
 
+    Nothing is connected or started but the delivery threads, by `pool`.
+    """
 
-def _tokens(
-    prepared: Prepared, lasting: Lasting, transport: Transport, stopping: threading.Event, *, owner: str
-) -> TokenSource:
-    settings = prepared.settings
-    return TokenSource(
-        base_url=settings.zithara.base_url,
-        client_id=settings.zithara.client_id,
-        client_secret=settings.zithara.client_secret,
-        store=DatabaseTokenStore(lambda: Database(settings.database), owner=owner),
-        pause=stopping.wait,
-        clock=lasting.utc,
-        transport=transport,
-    )
+    def __init__(self, prepared: Prepared, lasting: Lasting, limits: Limits, arrivals: Arrivals) -> None:
+        settings = prepared.settings
+        self._prepared = prepared
+        self._settings = settings
+        self._lasting = lasting
+        self._limits = limits
+        self._arrivals = arrivals
+        #: Set when the loop ends: it ends every wait of a delivery thread
+        self._stopping = threading.Event()
+        identity = _identity([row.topic for row in prepared.queues])
+        self.registry = Registry(prepared.database, identity)
+        self.held = Held(worker_id=identity.id, lease_seconds=settings.worker.lease, clock=lasting.monotonic)
+        self.renewal = Renewal(Database(settings.database, clock=lasting.database_clock), self.held)
+        self.transport = Transport(tls=prepared.tls, timeout_seconds=settings.zithara.timeout)
+        self.inbox = Inbox(arrivals, self.held, concurrency=settings.worker.concurrency)
 
+    # ---------------------------------------------------------------- how requests are made and sent
 
-def _courier(
-    prepared: Prepared, lasting: Lasting, transport: Transport, tokens: TokenSource, stopping: threading.Event
-) -> Courier:
-    settings = prepared.settings
-    return Courier(
-        api=ZitharaApi(
-            base_url=settings.zithara.base_url,
-            tokens=tokens,
-            transport=transport,
-            pause=stopping.wait,
-            now_utc=lasting.utc,
-            digest=prepared.audit is not None,
-            mask=settings.logging.mask,
-        ),
-        bucket=TokenBucket(
-            rate=settings.worker.rate_limit,
-            burst=settings.worker.burst,
-            clock=lasting.monotonic,
-            wait=stopping.wait,
-        ),
-        stopping=stopping,
-        clock=lasting.monotonic,
-        targets=sorted({target for row in prepared.queues for target in TARGETS[row.topic]}),
-    )
+    @cached_property
+    def requests(self) -> RequestFactory:
+        def on_webhook_url() -> None:
+            self.courier.forget(WEBHOOK)
 
-
-def _delivery_threads(concurrency: int, courier: Courier, arrivals: Arrivals) -> DeliveryPool:
-    def on_result(message: Message, outcome: Outcome) -> None:
-        arrivals.put((message, outcome))
-
-    before = threading.stack_size(_STACK_BYTES)
-    try:
-        return DeliveryPool(concurrency, courier.deliver, on_result)
-    finally:
-        # The threads of an embedding program keep their size.
-        threading.stack_size(before)
-
-
-def _loop(
-    prepared: Prepared,
-    lasting: Lasting,
-    limits: Limits,
-    *,
-    registry: Registry,
-    held: Held,
-    inbox: Inbox,
-    courier: Courier,
-    pool: DeliveryPool,
-    renewal: Renewal,
-) -> Loop:
-    settings = prepared.settings
-    requests = RequestFactory(
-        settings.zithara, prepared.shop, utc=lasting.utc, on_webhook_url=lambda: courier.forget(WEBHOOK)
-    )
-    topics = {row.queue_id: TopicState(_queue(prepared, row, held), TARGETS[row.topic]) for row in prepared.queues}
-    duties = _duties(prepared, lasting, topics, registry=registry, courier=courier, on_shop=requests.use)
-    starter = Starter(pool, held, inbox, process=requests.process, look_at_shop=duties.look_at_shop)
-    return Loop(
-        held=held,
-        inbox=inbox,
-        settling=Settling(
-            topics,
-            held=held,
-            inbox=inbox,
-            outcomes=_outcomes(prepared, lasting, topics, courier=courier, requests=requests, worker_id=held.worker_id),
-            starter=starter,
-        ),
-        duties=duties,
-        claiming=Claiming(
-            topics,
-            settings=settings.worker,
-            held=held,
-            courier=courier,
-            duties=duties,
-            starter=starter,
-            metrics=lasting.metrics,
-            may_claim=_may_claim(prepared),
-        ),
-        pool=pool,
-        courier=courier,
-        limits=limits,
-        shutdown_timeout_seconds=settings.worker.shutdown_timeout,
-        reload=lasting.reload,
-        renewal=renewal,
-        service_manager=lasting.service_manager,
-    )
-
-
-def _queue(prepared: Prepared, row: QueueRow, held: Held) -> MessageQueue:
-    settings = prepared.settings
-    coalesced = {full_name(word) for word in settings.worker.coalesce}
-    return MessageQueue(
-        prepared.database,
-        queue_id=row.queue_id,
-        name=row.name,
-        topic=row.topic,
-        held=held,
-        identify=identify,
-        supersedes=supersedes if row.topic in coalesced else None,
-        outline=outline,
-        attempt_limit=settings.retry.limit,
-    )
-
-
-def _duties(
-    prepared: Prepared,
-    lasting: Lasting,
-    topics: Mapping[int, TopicState],
-    *,
-    registry: Registry,
-    courier: Courier,
-    on_shop: Callable[[ShopConfiguration], None],
-) -> Duties:
-    def register(in_hand: int) -> None:
-        registry.update(
-            in_flight=in_hand,
-            metrics_address=lasting.endpoints.address,
-            state=_states(courier),
-            minutes=lasting.minute_counters.minutes(),
+        return RequestFactory(
+            self._settings.zithara, self._prepared.shop, utc=self._lasting.utc, on_webhook_url=on_webhook_url
         )
 
-    return Duties(
-        prepared.database,
-        [topic.queue for topic in topics.values()],
-        shop=prepared.shop,
-        files=prepared.files,
-        poison_pill=lasting.poison_pill,
-        debug=lasting.debug,
-        registry=registry,
-        register=register,
-        on_shop=on_shop,
-        monotonic=lasting.monotonic,
-        poll_interval_seconds=prepared.settings.worker.poll_interval,
-    )
+    @cached_property
+    def tokens(self) -> TokenSource:
+        return TokenSource(
+            base_url=self._settings.zithara.base_url,
+            client_id=self._settings.zithara.client_id,
+            client_secret=self._settings.zithara.client_secret,
+            store=DatabaseTokenStore(lambda: Database(self._settings.database), owner=self.held.worker_id),
+            pause=self._stopping.wait,
+            clock=self._lasting.utc,
+            transport=self.transport,
+        )
 
+    @cached_property
+    def courier(self) -> Courier:
+        worker, clock = self._settings.worker, self._lasting.monotonic
+        api = ZitharaApi(
+            base_url=self._settings.zithara.base_url,
+            tokens=self.tokens,
+            transport=self.transport,
+            pause=self._stopping.wait,
+            now_utc=self._lasting.utc,
+            digest=self._prepared.audit is not None,
+            mask=self._settings.logging.mask,
+        )
+        return Courier(
+            api=api,
+            bucket=TokenBucket(rate=worker.rate_limit, burst=worker.burst, clock=clock, wait=self._stopping.wait),
+            stopping=self._stopping,
+            clock=clock,
+            targets={target for row in self._prepared.queues for target in TARGETS[row.topic]},
+        )
 
-def _outcomes(
-    prepared: Prepared,
-    lasting: Lasting,
-    topics: Mapping[int, TopicState],
-    *,
-    courier: Courier,
-    requests: RequestFactory,
-    worker_id: str,
-) -> Outcomes:
-    return Outcomes(
-        topics,
-        outages=courier,
-        create=requests.create,
-        policy=prepared.settings.retry,
-        jitter=lambda: random.uniform(-1, 1),  # noqa: S311
-        monotonic=lasting.monotonic,
-        minute_counters=lasting.minute_counters,
-        metrics=lasting.metrics,
-        audit=DeliveryAudit(prepared.audit, worker_id=worker_id) if prepared.audit else None,
-    )
+    @cached_property
+    def pool(self) -> DeliveryPool:
+        def on_result(message: Message, outcome: Outcome) -> None:
+            self._arrivals.put((message, outcome))
 
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            return DeliveryPool(self._settings.worker.concurrency, self.courier.deliver, on_result)
+        finally:
+            # The threads of an embedding program keep their size.
+            threading.stack_size(before)
 
-def _may_claim(prepared: Prepared) -> Callable[[], bool]:
-    """False while an audit file that is required cannot be written."""
-    audit = prepared.audit if prepared.settings.logging.audit_required else None
-    return audit.ready if audit else lambda: True
+    # ---------------------------------------------------------------- the loop and its steps
 
+    @cached_property
+    def loop(self) -> Loop:
+        return Loop(
+            held=self.held,
+            inbox=self.inbox,
+            settling=Settling(
+                self.topics, held=self.held, inbox=self.inbox, outcomes=self.outcomes, starter=self.starter
+            ),
+            duties=self.duties,
+            claiming=self.claiming,
+            pool=self.pool,
+            courier=self.courier,
+            limits=self._limits,
+            shutdown_timeout_seconds=self._settings.worker.shutdown_timeout,
+            reload=self._lasting.reload,
+            renewal=self.renewal,
+            service_manager=self._lasting.service_manager,
+        )
 
-def _monitored(prepared: Prepared, loop: Loop, courier: Courier, tokens: TokenSource) -> MonitoredWorker:
-    return MonitoredWorker(
-        status=loop.status,
-        targets=courier.states,
-        token_refreshes=lambda: tokens.refresh_count,
-        queues=prepared.queues,
-        targets_by_topic={row.topic: TARGETS[row.topic] for row in prepared.queues},
-        settings=prepared.settings,
-        audit=prepared.audit,
-    )
+    @cached_property
+    def topics(self) -> Mapping[int, TopicState]:
+        """By queue id."""
+        return {row.queue_id: TopicState(self._queue(row), TARGETS[row.topic]) for row in self._prepared.queues}
 
+    def _queue(self, row: QueueRow) -> MessageQueue:
+        coalesced = {full_name(word) for word in self._settings.worker.coalesce}
+        return MessageQueue(
+            self._prepared.database,
+            queue_id=row.queue_id,
+            name=row.name,
+            topic=row.topic,
+            held=self.held,
+            identify=identify,
+            supersedes=supersedes if row.topic in coalesced else None,
+            outline=outline,
+            attempt_limit=self._settings.retry.limit,
+        )
 
-def _states(courier: Courier) -> dict[str, Any]:
-    """The state of breakers and throttles, as the row in zithara_worker has it."""
-    return {
-        target: {
-            "breaker": status.breaker.state.value,
-            "why": status.breaker.why,
-            "next_probe_seconds": round(courier.next_opening_seconds(target), 1),
-            "throttled_seconds": round(status.throttled_seconds, 1),
+    @cached_property
+    def outcomes(self) -> Outcomes:
+        audit = self._prepared.audit
+        return Outcomes(
+            self.topics,
+            courier=self.courier,
+            create=self.requests.create,
+            policy=self._settings.retry,
+            jitter=lambda: random.uniform(-1, 1),  # noqa: S311
+            monotonic=self._lasting.monotonic,
+            minute_counters=self._lasting.minute_counters,
+            metrics=self._lasting.metrics,
+            audit=DeliveryAudit(audit, worker_id=self.held.worker_id) if audit else None,
+        )
+
+    @cached_property
+    def duties(self) -> Duties:
+        return Duties(
+            self._prepared.database,
+            [topic.queue for topic in self.topics.values()],
+            shop=self._prepared.shop,
+            files=self._prepared.files,
+            poison_pill=self._lasting.poison_pill,
+            debug=self._lasting.debug,
+            registry=self.registry,
+            register=self._register,
+            on_shop=self.requests.use,
+            monotonic=self._lasting.monotonic,
+            poll_interval_seconds=self._settings.worker.poll_interval,
+        )
+
+    @cached_property
+    def claiming(self) -> Claiming:
+        # Nothing is claimed while an audit file that is required cannot be written.
+        audit = self._prepared.audit if self._settings.logging.audit_required else None
+        return Claiming(
+            self.topics,
+            settings=self._settings.worker,
+            held=self.held,
+            courier=self.courier,
+            duties=self.duties,
+            starter=self.starter,
+            metrics=self._lasting.metrics,
+            may_claim=audit.ready if audit else lambda: True,
+        )
+
+    @cached_property
+    def starter(self) -> Starter:
+        process, look_at_shop = self.requests.process, self.duties.look_at_shop
+        return Starter(self.pool, self.held, self.inbox, process=process, look_at_shop=look_at_shop)
+
+    # ---------------------------------------------------------------- what others see of it
+
+    def _register(self, in_hand: int) -> None:
+        """Updates this worker's row in zithara_worker."""
+        state = {
+            target: {
+                "breaker": status.breaker.state.value,
+                "why": status.breaker.why,
+                "next_probe_seconds": round(self.courier.next_opening_seconds(target), 1),
+                "throttled_seconds": round(status.throttled_seconds, 1),
+            }
+            for target, status in self.courier.states().items()
         }
-        for target, status in courier.states().items()
-    }
+        self.registry.update(
+            in_flight=in_hand,
+            metrics_address=self._lasting.endpoints.address,
+            state=state,
+            minutes=self._lasting.minute_counters.minutes(),
+        )
+
+    @property
+    def monitored(self) -> MonitoredWorker:
+        """What the endpoints read."""
+        return MonitoredWorker(
+            status=self.loop.status,
+            targets=self.courier.states,
+            token_refreshes=lambda: self.tokens.refresh_count,
+            queues=self._prepared.queues,
+            targets_by_topic={row.topic: TARGETS[row.topic] for row in self._prepared.queues},
+            settings=self._settings,
+            audit=self._prepared.audit,
+        )
+
+
+def _identity(topics: Sequence[str]) -> Identity:
+    host, pid = socket.gethostname(), os.getpid()
+    worker_id = f"{host[:32]}-{pid}-{secrets.token_hex(4)}"
+    return Identity(id=worker_id, host=host, pid=pid, version=VERSION, topics=topics)
 
 
 def _leave(registry: Registry) -> None:

@@ -8,9 +8,10 @@ import logging
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from zithara_worker.delivery.breaker import MAX_PAUSE_SECONDS
+from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pace import delay_before
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.logs.handlers import batched_writes
@@ -52,14 +53,6 @@ class TopicState:
         return self.targets[-1]
 
 
-class Outages(Protocol):
-    """The part of `Courier` that tells an outage from the fault of a message."""
-
-    def is_open(self, target: str) -> bool: ...
-    def served_since(self, target: str, since: float) -> bool: ...
-    def served_others_since(self, target: str, group: str, failed_at: float) -> bool: ...
-
-
 class Outcomes:
     """Judges the outcomes of all queues of one loop, in its thread.
 
@@ -76,7 +69,7 @@ class Outcomes:
         self,
         topics: Mapping[int, TopicState],
         *,
-        outages: Outages,
+        courier: Courier,
         create: Callable[[Event], Request | Skip | Rejection],
         policy: RetrySettings,
         jitter: Callable[[], float],
@@ -86,7 +79,7 @@ class Outcomes:
         audit: DeliveryAudit | None = None,
     ) -> None:
         self._topics = topics
-        self._outages = outages
+        self._courier = courier
         self._create = create
         self._policy = policy
         self._jitter = jitter
@@ -129,7 +122,7 @@ class Outcomes:
         if outcome.kind is not OutcomeKind.RETRY:
             return Settlement(message=message, outcome=outcome)
         by_outage = outcome.evidence is Evidence.PATH
-        if by_outage and self._outages.is_open(self._topics[message.queue_id].path):
+        if by_outage and self._courier.is_open(self._topics[message.queue_id].path):
             # The breaker opened while this request was under way.
             return Settlement(message=message, outcome=replace(outcome, kind=OutcomeKind.RELEASED))
         attempt = message.attempts + 1
@@ -185,10 +178,10 @@ class Outcomes:
     def _refund(self, topic: TopicState, in_hand: Container[int]) -> None:
         """Gives back the attempts of failures that turned out to be the beginning of an outage."""
         failures = topic.failures_since_success
-        while failures and self._outages.served_since(topic.path, failures[0][0]):
+        while failures and self._courier.served_since(topic.path, failures[0][0]):
             failures.popleft()
         refundable = [each for _, each in failures if each.message.id not in in_hand]
-        if refundable and self._outages.is_open(topic.path):
+        if refundable and self._courier.is_open(topic.path):
             # Newest first: a message that failed several times gets its attempts back one after another.
             refunded = topic.queue.refund(reversed(refundable))
             topic.failures_since_success = deque(
@@ -204,7 +197,7 @@ class Outcomes:
         woken = [
             message
             for failed_at, message in topic.unwitnessed.values()
-            if message.id not in in_hand and self._outages.served_others_since(topic.path, message.group_key, failed_at)
+            if message.id not in in_hand and self._courier.served_others_since(topic.path, message.group_key, failed_at)
         ]
         if woken:
             topic.queue.wake(woken)
