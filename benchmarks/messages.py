@@ -8,7 +8,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from zithara_worker.sandbox.fixtures import Fate, fixture_messages
-from zithara_worker.sandbox.php_json import php_json_encode
+from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.topics import TOPIC_ORDER
 
 RECORDED = Path(__file__).parents[1] / "tests" / "fixtures" / "plugin-cases.jsonl"
@@ -27,14 +27,9 @@ def bodies(count: int, *, groups: int | None = None, first: int = 0) -> Iterator
     ]
     # Encoded once: as PHP writes it takes half a millisecond, and an order number's digits look the same in any JSON.
     whole = [
-        stored({**event, "order": {**event["order"], "increment_id": _PLACE}})
+        stored_body({**event, "order": {**event["order"], "increment_id": _PLACE}})
         for event in events
         if len(json.dumps(event)) >= _WHOLE_ORDER
     ]
     for number, body in enumerate(islice(cycle(whole), count)):
         yield body.replace(_PLACE, f"{100_000_000 + first + (number if groups is None else number % groups)}")
-
-
-def stored(event: object) -> str:
-    """As the observer and Magento's MessageEncoder write it: JSON in a JSON string."""
-    return php_json_encode(php_json_encode(event))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.php import run_php
 
-from zithara_worker.sandbox.php_json import php_json_encode
+from zithara_worker.sandbox.publisher import php_json_encode
 
 _VALUES = [
     None,
