@@ -22,7 +22,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.sandbox.tcp_proxy import Cut, Wire
+from zithara_worker.sandbox.tcp_proxy import Cut, TcpProxy
 from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.worker.worker import configure
 
@@ -53,14 +53,14 @@ def first_answer_held(gate: threading.Event) -> Callable[[RecordedRequest], Repl
     return respond
 
 
-def through(wire: Wire, shop: Shop) -> dict[str, str]:
-    """The [database] section for a worker behind this wire.
+def through(proxy: TcpProxy, shop: Shop) -> dict[str, str]:
+    """The [database] section for a worker behind this proxy.
 
-    MySQL wants a first login over a secure way, or RSA, and knows the password from then on; behind the wire the server
-    believes to talk over its socket and the worker over TCP, so they would not agree on which.
+    MySQL wants the first login of an account over a secure connection, or with RSA, and caches the password then.
+    Behind the proxy the server sees its socket and the worker sees TCP, so they would not agree on which.
     """
     shop.connect(user=shop.user, password=shop.password).close()
-    return {"unix_socket": "", "host": "127.0.0.1", "port": str(wire.port)}
+    return {"unix_socket": "", "host": "127.0.0.1", "port": str(proxy.port)}
 
 
 @pytest.fixture
@@ -163,17 +163,17 @@ def test_a_database_that_is_killed_during_a_delivery_costs_neither_message_nor_d
 def test_a_connection_cut_at_a_commit_costs_neither_message_nor_duplicate(
     shop: Shop, api: FakeZithara, worker_config: Config, step: str, statement: str, where: Cut
 ) -> None:
-    with Wire(shop.server.socket_path) as wire:
-        config = worker_config(database=through(wire, shop), **QUICK)
+    with TcpProxy(shop.server.socket_path) as proxy:
+        config = worker_config(database=through(proxy, shop), **QUICK)
         with WorkerProcess(config, "consume", TOPIC_ORDER) as worker:
             worker.wait_for_log(event="started")
-            wire.cut_at_commit(of=statement, where=where)
+            proxy.cut_at_commit(of=statement, where=where)
             with shop.transaction() as publisher:
                 publisher.publish_order("1")
                 publisher.publish_order("1", is_update=True)
                 publisher.publish_order("2")
             eventually(lambda: shop.statuses() == [4, 4, 4], within=20)
-            assert wire.was_cut.is_set()
+            assert proxy.was_cut.is_set()
             worker.terminate()
             assert worker.wait() == 0
     assert sorted(Counter(keys(api)).values()) == [1, 1, 1]
@@ -185,8 +185,8 @@ def test_a_half_open_connection_is_given_up_and_replaced(
     shop: Shop, api: FakeZithara, worker_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "ANSWER_TIMEOUT", 1)
-    with Wire(shop.server.socket_path) as wire:
-        config = worker_config(database=through(wire, shop), **QUICK)
+    with TcpProxy(shop.server.socket_path) as proxy:
+        config = worker_config(database=through(proxy, shop), **QUICK)
         stop = threading.Event()
         gate = threading.Event()
         api.responder = first_answer_held(gate)
@@ -196,9 +196,9 @@ def test_a_half_open_connection_is_given_up_and_replaced(
         try:
             shop.publish_order("1")
             api.wait_for(1)
-            wire.fall_silent()
+            proxy.fall_silent()
             gate.set()
-            assert wire.has_swallowed.wait(5)
+            assert proxy.has_swallowed.wait(5)
             shop.publish_order("1", is_update=True)
             eventually(lambda: shop.statuses() == [4, 4], within=20)
         finally:
@@ -214,17 +214,17 @@ def test_statements_held_up_for_longer_than_a_lease_cost_neither_message_nor_dup
 ) -> None:
     """A worker that looks for expired leases then finds its own."""
     api.responder = lambda request: Reply().after(0.7) if request.message else None
-    with Wire(shop.server.socket_path) as wire:
+    with TcpProxy(shop.server.socket_path) as proxy:
         worker = {"lease": "3", "poll_interval": "0.05", "concurrency": "4"}
-        config = worker_config(database=through(wire, shop), worker=worker)
+        config = worker_config(database=through(proxy, shop), worker=worker)
         with WorkerProcess(config, "consume", TOPIC_ORDER) as process:
             shop.publish_order("first")
             api.wait_for(1)
-            wire.delay(of=held_up, seconds=4, times=5)
+            proxy.delay(of=held_up, seconds=4, times=5)
             # So many that some are always in hand: without one no lease is renewed.
             for number in range(150):
                 shop.publish_order(f"N{number % 100}")
-            eventually(lambda: wire.delays_left == 0, within=60)
+            eventually(lambda: proxy.delays_left == 0, within=60)
             eventually(lambda: shop.statuses() == [4] * 151, within=30)
             process.terminate()
             assert process.wait() == 0

@@ -1,11 +1,11 @@
-"""Everything the worker needs around it, made on this machine: a database server, a shop's queue, the Zithara API.
+"""The surroundings of a worker, created on this machine: a database server, a shop's queue, the Zithara API.
 
-The database is a real MariaDB or MySQL, the API real HTTP; only what answers is ours. Tests, demo and benchmarks share
-it, and `zithara-worker sandbox` lets an operator try everything with no shop.
+The database is a real MariaDB or MySQL server, the API speaks real HTTP; only its answers are simulated. Tests, demo
+and benchmarks share the sandbox, and `zithara-worker sandbox` lets an operator try every command without a shop.
 
     mariadb       a private server          shop          Magento's tables, settings and cron in one database of it
-    publisher     Magento's publishing      php_consumer  Magento's consuming, statement by statement
-    api           the Zithara API           session       all of it together, with a configuration file for the worker
-    examples      sample payloads           fixtures      recorded messages, and what must become of each
-    demo          the whole path, told
+    publisher     publishes like Magento    php_consumer  consumes like Magento, statement by statement
+    api           the Zithara API           session       all of them together, and a configuration file for the worker
+    examples      sample payloads           fixtures      recorded messages, and the required outcome of each
+    tcp_proxy     a network that fails      demo          one run of the whole path, with a report
 """

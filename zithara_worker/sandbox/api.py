@@ -1,6 +1,7 @@
-"""A local Zithara API: a real HTTP/1.1 server that checks tokens, records what it gets, and misbehaves on demand.
+"""A local Zithara API: a real HTTP/1.1 server that checks tokens, records requests, and fails on demand.
 
-One thread a connection, and a parser of just what HTTP clients send: a client's throughput is measured, not ours.
+One thread per connection, and a parser for only what HTTP clients send, so that a benchmark measures the client and not
+this server.
 Knows the API's endpoints (zithara/webhook 1.0.3, Model/Queue/*Processor and Helper/Data); knows no database.
 """
 
@@ -24,7 +25,7 @@ from itertools import takewhile
 from types import TracebackType
 from typing import Any, NamedTuple
 
-#: What the API takes: path -> methods. The webhook's receiver is no part of it, but stands on the same port.
+#: The API's endpoints: path -> methods. The receiver of webhooks is not part of the API, but uses the same port.
 ENDPOINTS: Mapping[str, tuple[str, ...]] = {
     "/v1/order": ("POST", "PATCH"),
     "/v1/customer": ("POST",),
@@ -35,7 +36,7 @@ WEBHOOK_PATH = "/hook"
 
 _MAX_HEAD_BYTES = 64 * 1024
 _HANDSHAKE_SECONDS = 5.0
-#: Behind queue name and message id the key has a digest of the request, and the number of an operator's retry.
+#: An Idempotency-Key is queue name, message id, digest of the request, and the number of an operator's retry, if any.
 _MESSAGE_OF_KEY = re.compile(r"(.+-[0-9]+)-[0-9a-f]{16}(-[0-9]+)?$")
 _NO_HOLD = threading.Event()
 _NO_HOLD.set()
@@ -43,20 +44,20 @@ _NO_HOLD.set()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordedRequest:
-    """One request as it came over the wire."""
+    """One request as it was received."""
 
     #: 1 for the first request of the server's life
     number: int
     #: 1 for the first connection; requests of one keep-alive connection share it
     connection: int
-    #: time.monotonic() when its last byte had been read
+    #: time.monotonic() when its last byte was read
     at: float
     method: str
     #: As sent, query string included
     path: str
     #: Names in lower case
     headers: Mapping[str, str]
-    #: b"" in the record when the server does not keep bodies
+    #: b"" if the server keeps no bodies
     body: bytes
 
     @property
@@ -77,13 +78,13 @@ class Fault(Enum):
     RESET = "reset"
     #: The connection is closed in order (FIN) instead of an answer
     CLOSE = "close"
-    #: Content-Length is sent in full, half the body follows, and the connection ends
+    #: The full Content-Length is sent, then half the body, then the connection is closed
     TRUNCATE = "truncate"
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a responder decides: an answer or a fault, at once, `after` some time, or `held` until a test lets go."""
+    """An answer or a fault: at once, `after` some seconds, or `held` until a test releases it."""
 
     status: int = 200
     body: bytes = b'{"status": 200, "message": "ok"}'
@@ -115,7 +116,7 @@ class Reply:
 
     @classmethod
     def reset(cls) -> Reply:
-        """The request has been read, and then the connection is reset: the client cannot know what became of it."""
+        """Reads the request, then resets the connection: the client cannot know whether it was processed."""
         return cls(fault=Fault.RESET)
 
     @classmethod
@@ -128,25 +129,25 @@ class Reply:
 
     @classmethod
     def never(cls) -> Reply:
-        """No answer at all; the connection ends when the server stops."""
+        """Never answers. The connection is closed when the server stops."""
         return cls(hold=threading.Event(), fault=Fault.CLOSE)
 
     def after(self, seconds: float) -> Reply:
         return replace(self, delay_seconds=seconds)
 
     def held(self, gate: threading.Event) -> Reply:
-        """The same answer once the test calls gate.set()."""
+        """The same answer, but not before the test calls gate.set()."""
         return replace(self, hold=gate)
 
 
-#: Decides about a request; None leaves it to the API's ordinary behaviour. Called by many threads.
+#: Answers a request; None leaves it to the API's ordinary behaviour. Called by many threads.
 Responder = Callable[[RecordedRequest], "Reply | None"]
 
 
 def in_turn(*replies: Reply | None, path: str | None = None) -> Responder:
-    """A responder that gives these replies one by one (None: ordinary behaviour), and is ordinary afterwards.
+    """A responder that gives these replies one by one (None: ordinary behaviour), then behaves ordinarily.
 
-    `path`: only requests for it take part; without it all but those for a token.
+    `path`: the requests that it answers; None: all but those for a token.
     """
     waiting = deque(replies)
 
@@ -165,8 +166,8 @@ class FakeZithara:
     """Serves the API at `base_url` and a webhook receiver at `webhook_url`, on a loopback port that the system chose.
 
     `tls`: a server-side context makes it https. `latency_seconds`: before every ordinary answer but a token's.
-    `keep_requests`: how many of the last requests are remembered (None: all); `keep_bodies=False` for long runs.
-    As a context manager it serves from entry to end. `stop` and `start` again keep the port: an outage, to a client.
+    `keep_requests`: how many of the last requests are recorded (None: all); `keep_bodies=False` for long runs.
+    As a context manager it serves from entry to exit. `stop` and `start` keep the port: clients see an outage.
     """
 
     def __init__(
@@ -188,7 +189,7 @@ class FakeZithara:
         self._tls = tls
         self._keep_bodies = keep_bodies
         self._changed = threading.Condition()
-        # All below is guarded by _changed.
+        # _changed guards everything below.
         self._records: deque[RecordedRequest] = deque(maxlen=keep_requests)
         self._request_count = 0
         self._connections: dict[int, socket.socket] = {}
@@ -217,7 +218,7 @@ class FakeZithara:
         self.stop()
 
     def start(self) -> None:
-        """Listens; a second start after a stop takes the same port again."""
+        """Listens. A start after a stop takes the same port again."""
         if self._listener is not None:
             return
         listener = socket.socket()
@@ -235,7 +236,7 @@ class FakeZithara:
         self._acceptor.start()
 
     def stop(self) -> None:
-        """Refuses connections, ends the open ones and what is held, and waits for its threads. The record stays."""
+        """Closes the listener and all connections, releases held answers, waits for its threads. The record stays."""
         listener, self._listener = self._listener, None
         if listener is None:
             return
@@ -252,7 +253,7 @@ class FakeZithara:
         for thread in threads:
             thread.join()
 
-    # --- where it is, what it did -----------------------------------------------------------------------------
+    # --- addresses and record -----------------------------------------------------------------------------
 
     @property
     def port(self) -> int:
@@ -290,12 +291,12 @@ class FakeZithara:
 
     @property
     def most_in_flight(self) -> int:
-        """The most requests that ever waited for their answers at the same time."""
+        """The highest number of requests that waited for their answers at the same time."""
         with self._changed:
             return self._most_in_flight
 
     def requests(self, path: str | None = None) -> list[RecordedRequest]:
-        """The remembered requests in the order of arrival; without `path` all but those for tokens."""
+        """The recorded requests in the order of arrival; without `path` all but those for tokens."""
         with self._changed:
             return [request for request in self._records if _is_for(request, path)]
 
@@ -307,10 +308,10 @@ class FakeZithara:
         matching: Callable[[RecordedRequest], bool] = lambda _: True,
         within: float = 5.0,
     ) -> list[RecordedRequest]:
-        """Waits until at least `count` requests (see `requests` for `path`) match, and gives them in order.
+        """Waits until at least `count` requests (see `requests` for `path`) match, and returns them in order.
 
-        `within`: seconds. Raises AssertionError, telling what came instead. A request counts from when it has been
-        read: its answer may still be held or delayed.
+        `within`: seconds. Raises AssertionError that lists what came instead. A request counts as soon as it has been
+        read; its answer may still be held or delayed.
         """
         deadline = time.monotonic() + within
         found: list[RecordedRequest] = []
@@ -331,7 +332,7 @@ class FakeZithara:
                     )
 
     def forget_requests(self) -> None:
-        """Empties the record; counters go on."""
+        """Empties the record. The counters stay."""
         with self._changed:
             self._records.clear()
 
@@ -355,18 +356,18 @@ class FakeZithara:
         with self._changed:
             self._tokens.clear()
 
-    # --- misbehaving below HTTP -------------------------------------------------------------------------------
+    # --- faults below HTTP -------------------------------------------------------------------------------
 
     def drop_connections(self) -> None:
         """Resets every open connection, idle keep-alive ones too."""
         with self._changed:
             for connection in self._connections.values():
-                with suppress(OSError):  # the client was faster: there is nothing left to drop
+                with suppress(OSError):  # the client has closed it already
                     _reset_on_close(connection)
                     connection.shutdown(socket.SHUT_RDWR)
 
     def reset_next_connections(self, count: int) -> None:
-        """The next `count` connections are reset before anything is read: the request has surely not been processed."""
+        """Resets the next `count` connections before anything is read, so that no request is processed."""
         with self._changed:
             self._connections_to_reset = count
 
@@ -407,7 +408,7 @@ class FakeZithara:
                 with self._changed:
                     self._connections[number] = connection
             self._serve_requests(connection, number)
-        except OSError:  # a client that goes away, or a refused handshake, ends its connection and nothing else
+        except OSError:  # a client that leaves, or a failed handshake, concerns only its own connection
             pass
         finally:
             with self._changed:
@@ -429,7 +430,7 @@ class FakeZithara:
             try:
                 reply = self._decide(request)
                 self._await_turn(reply)
-            finally:  # before the answer leaves: who has it may look at the counters at once
+            finally:  # before the answer is sent: a test that has it may read the counters at once
                 with self._changed:
                     self._in_flight -= 1
             if reply.fault is Fault.RESET:
@@ -523,7 +524,7 @@ class _Head(NamedTuple):
 
 
 def _read_request(connection: socket.socket, pending: bytes) -> tuple[_Head, bytes, bytes] | None:
-    """The next request's head and body and what was read beyond; None when the client has gone."""
+    """The next request's head and body, and the bytes read after it; None if the client has closed."""
     while (end := pending.find(b"\r\n\r\n")) < 0:
         if len(pending) > _MAX_HEAD_BYTES:
             return _Head("", "", {}, True, 0, HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE), b"", b""
@@ -583,10 +584,10 @@ def _is_for(request: RecordedRequest, path: str | None) -> bool:
 
 
 def _after(number: int, records: deque[RecordedRequest]) -> list[RecordedRequest]:
-    """Those that came after request `number`, without a look at all the others."""
+    """The requests after number `number`, without reading all the earlier ones."""
     return list(takewhile(lambda request: request.number > number, reversed(records)))[::-1]
 
 
 def _reset_on_close(connection: socket.socket) -> None:
-    """Linger for no time: closing sends RST and not FIN."""
+    """Lets close() send RST and not FIN, by a linger time of zero."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -1,8 +1,8 @@
-"""The whole path in one run: recorded shop events, Magento's tables, the real command, HTTP, and an account of it all.
+"""The whole path in one run: recorded shop events, Magento's tables, the real command, HTTP, and a report.
 
     python -m zithara_worker.sandbox.demo tests/fixtures/plugin-cases.jsonl
 
-Exits 0 only when every message had the fate that it must have.
+Exits 0 only if every message had its required outcome.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ _WITHIN = 120
 
 
 class DemoError(ZitharaWorkerError):
-    """The command did not do its part; the text holds the end of what it said."""
+    """The command failed or took too long. The text holds the end of its output."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """What became of one message."""
+    """The outcome of one message."""
 
     message: FixtureMessage
     row: QueueRow
@@ -52,7 +52,7 @@ class Account:
 
     @property
     def fate(self) -> Fate | None:
-        """None: the message is still on its way, or was sent more than once or sent and failed."""
+        """None if the message is not finished, was sent more than once, or was sent and failed."""
         if self.row.status == Status.COMPLETE and len(self.requests) <= 1:
             return Fate.DELIVERED if self.requests else Fate.SKIPPED
         if self.row.status == Status.ERROR and not self.requests:
@@ -61,7 +61,7 @@ class Account:
 
     @property
     def complaint(self) -> str | None:
-        """What is wrong, None when all is as it must be."""
+        """How the outcome differs from the required one; None if it does not."""
         if self.fate is None or not self.message.fate.allows(self.fate):
             actual = self.fate.value if self.fate else f"status {self.row.status} after {len(self.requests)} requests"
             return f"must be {self.message.fate.value}, but is {actual}{self.reason and f' ({self.reason})'}"
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(messages: Sequence[FixtureMessage]) -> int:
-    # Without coalescing, so that each recorded message is seen on the wire.
+    # Without coalescing, so that each recorded message is sent.
     with open_sandbox(sections={"worker": {"coalesce": ""}, "metrics": {"listen": ""}}) as sandbox:
         print(f"database server {sandbox.server.version}, Zithara API at {sandbox.api.base_url}")
         accounts = [
@@ -99,7 +99,7 @@ def _run(messages: Sequence[FixtureMessage]) -> int:
     for account in complaints:
         print(f"WRONG {account.message.id} ({account.message.description}): {account.complaint}")
     if complaints:
-        print(f"\n{len(complaints)} of {len(accounts)} messages are not as they must be.")
+        print(f"\n{len(complaints)} of {len(accounts)} messages did not have the required outcome.")
         return 1
     print(f"All {len(accounts)} messages are accounted for: none lost, none sent twice.")
     return 0
@@ -139,7 +139,7 @@ def _deliver(sandbox: Sandbox, messages: Iterable[FixtureMessage], webhook_url: 
 
 
 def _consume(sandbox: Sandbox) -> float:
-    """Runs the real command until the queues are empty; when it was started, monotonic seconds."""
+    """Runs the real command until the queues are empty. Returns when it started, monotonic seconds."""
     command = [worker_command(), "--config", str(sandbox.config), "consume", "--all", "--stop-when-empty"]
     print(f"$ zithara-worker --config {sandbox.config.name} consume --all --stop-when-empty")
     started = time.monotonic()
@@ -193,7 +193,7 @@ def _print_account(accounts: Sequence[Account]) -> None:
 
 
 def _print_side_by_side(account: Account) -> None:
-    """The queue row on the left, the request that it became on the right."""
+    """Prints the queue row on the left and its request on the right."""
     row, request = account.row, account.requests[0]
     left = [
         f"queue {row.queue}",

@@ -1,7 +1,7 @@
-"""Payloads as the module's observers publish them, for trying things out and as the builders of tests.
+"""Payloads as the module's observers publish them, for the sandbox and for tests.
 
-Each builder gives a complete, valid payload; keywords replace or add top-level values of its main part.
-Shapes after zithara/webhook 1.0.3: OrderSave, CustomerSave, CartSave, Helper\\Data::sendWebhook.
+Each builder returns a complete, valid payload. Keywords replace or add top-level values of its main part.
+Source of the shapes: zithara/webhook 1.0.3: OrderSave, CustomerSave, CartSave, Helper\\Data::sendWebhook.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def webhook(event_type: str = "order_payment", *, payload: Any = None, **overrid
     }
 
 
-#: What the sandbox puts on the queue to begin with.
+#: The messages that the sandbox publishes at its start.
 SAMPLES: tuple[tuple[str, dict[str, Any]], ...] = (
     (TOPIC_ORDER, order()),
     (TOPIC_ORDER, order(is_update=True, state="complete", status="complete", total_paid="1499.0000")),

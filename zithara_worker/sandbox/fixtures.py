@@ -1,4 +1,4 @@
-"""Reads recorded messages of the PHP module (a plugin-cases.jsonl), and says what must become of each."""
+"""Reads recorded messages of the PHP module (a plugin-cases.jsonl), with the required outcome of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Fate(Enum):
     DELIVERED = "delivered"
     SKIPPED = "skipped"
     REJECTED = "rejected"
-    #: Nothing to deliver: complete or kept as an error are both right
+    #: Nothing to deliver: COMPLETE and ERROR are both right
     SKIPPED_OR_REJECTED = "skipped or rejected"
 
     def allows(self, actual: Fate) -> bool:
@@ -29,7 +29,7 @@ class FixtureMessage:
     id: str
     topic: str
     description: str
-    #: What the observer gave to Magento's publisher; None where only a stored body makes sense
+    #: What the observer passed to Magento's publisher; None if the case has only a stored body
     published: str | None
     #: queue_message.body
     body: str
@@ -37,14 +37,14 @@ class FixtureMessage:
     webhook_url: str | None
     #: The requests that PHP made: method, path, headers, json
     requests: tuple[Mapping[str, Any], ...]
-    #: Classes of the defects that PHP shows here
+    #: The classes of the PHP module's defects in this case
     bug: tuple[str, ...]
-    #: What is right where PHP is wrong
+    #: The right outcome, where PHP's is wrong
     want: Mapping[str, Any]
 
     @property
     def fate(self) -> Fate:
-        """What must become of the message in the worker's hands."""
+        """The outcome that the worker must reach."""
         if self.want.get("error"):
             return Fate.REJECTED
         if self.want.get("skip"):

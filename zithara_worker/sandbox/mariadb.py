@@ -1,4 +1,4 @@
-"""A private database server: its own data directory and socket, and gone without a trace when closed.
+"""A private database server with its own data directory and socket. Nothing of it is left after `close`.
 
 Knows server binaries, their options and their processes. Knows no table: that is `shop`.
 """
@@ -27,8 +27,8 @@ SERVER_VARIABLE = "ZITHARA_SANDBOX_SERVER"
 #: Debian keeps servers in /usr/sbin, which is not in an ordinary user's PATH.
 _SEARCH_PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
 
-#: Durable like a shop's server (each commit is flushed, strict sql_mode is the default), but small and quick to start.
-#: The server lives in India's time zone on purpose: whoever forgets to set the session's is off by 5:30 h in a test.
+#: Durable like a shop's server (it flushes each commit, and its sql_mode is strict), but small and quick to start.
+#: Its time zone is +05:30 on purpose: code that forgets to set the session's time zone is off by 5:30 h in a test.
 _OPTIONS = (
     "--innodb-flush-log-at-trx-commit=1",
     "--innodb-buffer-pool-size=128M",
@@ -44,8 +44,8 @@ _OPTIONS = (
 
 _CONNECT_SECONDS = 5.0
 
-#: A process that outlives nothing: when its standard input closes, because we ended in whatever way, even by
-#: SIGKILL, it ends the server and removes the directory. Arguments: the server's process id, the directory.
+#: A shell that kills the server and removes its directory as soon as its standard input closes, which happens however
+#: this process ends, SIGKILL included. Arguments: the server's process id, the directory.
 _GUARD = 'read -r _; kill -9 "$1" 2>/dev/null; rm -rf -- "$2"'
 
 
@@ -72,11 +72,11 @@ def find_server() -> Path:
 
 
 class MariaDbServer:
-    """A server of one's own, with an empty root password, reachable over its socket.
+    """A private server with an empty root password, reachable over its socket.
 
     `tcp=True` also listens on a loopback port chosen by the system (`tcp_port`, the same after a restart).
     `options` are appended to the server's command line, e.g. ("--innodb-lock-wait-timeout=1",).
-    As a context manager it starts at entry and leaves neither process nor file behind.
+    As a context manager it starts at entry, and leaves neither a process nor a file at exit.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class MariaDbServer:
         self._directory: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
-        #: The loopback port, None while there is none
+        #: The loopback port; None without `tcp`, or before the first start
         self.tcp_port: int | None = None
 
     # --- life -------------------------------------------------------------------------------------------------
@@ -109,24 +109,22 @@ class MariaDbServer:
         self.close()
 
     def start(self) -> None:
-        """Starts the server, with new data the first time; returns when it answers.
+        """Starts the server and waits until it answers. The first start creates its data directory.
 
         Raises ShopError or ConfigurationError when there is no usable server, with the end of the server's log.
         """
         if self.running:
             return
-        if self._binary is None:
-            self._binary = find_server()
         try:
             if self._directory is None:
                 self._create_data()
             self._launch()
-        except BaseException:  # KeyboardInterrupt too: half a server is not left behind
+        except BaseException:  # KeyboardInterrupt too: leave no half-started server behind
             self.close()
             raise
 
     def stop(self) -> None:
-        """An orderly shutdown (SIGTERM); the data stay."""
+        """Shuts down in order (SIGTERM). The data stay."""
         if self._process is not None:
             self._process.terminate()
             try:
@@ -136,18 +134,18 @@ class MariaDbServer:
         self._forget_process()
 
     def kill(self) -> None:
-        """SIGKILL, like a power cut; the data stay, and the next start recovers them."""
+        """Kills the server (SIGKILL), like a power cut. The data stay, and the next start recovers them."""
         if self._process is not None:
             self._process.kill()
         self._forget_process()
 
     def restart(self) -> None:
-        """Stops in order if it runs, and starts again on the same data, socket and port."""
+        """Stops the server in order, if it runs, and starts it again with the same data, socket and port."""
         self.stop()
         self.start()
 
     def close(self) -> None:
-        """Ends the server and removes its directory: the data are not needed any more, so no orderly shutdown."""
+        """Kills the server and removes its directory."""
         self.kill()
         if self._directory is not None:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -197,7 +195,7 @@ class MariaDbServer:
             "init_command": "SET time_zone = '+00:00'",
             **settings,
         }
-        # pymysql forgets to close a socket that nobody answers, and Python warns about it at any later moment.
+        # pymysql leaves a socket open if nobody answers, and Python then warns about it later.
         wire = socket.socket(socket.AF_UNIX)
         try:
             wire.settimeout(_CONNECT_SECONDS)
@@ -211,7 +209,7 @@ class MariaDbServer:
 
     @property
     def version(self) -> str:
-        """As the server tells it, e.g. '10.11.6-MariaDB' or '8.0.39'."""
+        """As the server reports it, e.g. '10.11.6-MariaDB' or '8.0.39'."""
         with self.connect() as connection, connection.cursor() as cursor:
             cursor.execute("SELECT VERSION()")
             return str(cursor.fetchone()[0])
@@ -226,15 +224,15 @@ class MariaDbServer:
 
     @property
     def _account(self) -> list[str]:
-        """Servers refuse to run as root unless told who they are."""
+        """Servers refuse to run as root unless --user names an account."""
         if os.geteuid() != 0:
             return []
         return [f"--user={_server_account()}"]
 
     def _create_data(self) -> None:
-        # Not pytest's or the user's directory: a socket's path may have only 107 characters.
+        # A short path, not pytest's or the user's directory: the path of a socket may have only 107 characters.
         self._directory = Path(tempfile.mkdtemp(prefix="zithara-sandbox-"))
-        # Servers that are made at the same time would take each other's temporary tables for their own in /tmp.
+        # Servers that start at the same time would overwrite each other's temporary tables in a common /tmp.
         (self._directory / "tmp").mkdir()
         if os.geteuid() == 0:
             shutil.chown(self._directory, _server_account())
@@ -269,7 +267,7 @@ class MariaDbServer:
         said = subprocess.run([str(self._server), "--no-defaults", "--version"], capture_output=True, text=True)
         if said.returncode != 0:
             raise ConfigurationError(
-                f"{self._server} --version failed, it is no usable database server: {said.stderr.strip()[-500:]}"
+                f"{self._server} --version failed, so it is not a usable database server: {said.stderr.strip()[-500:]}"
             )
         return "mariadb" not in said.stdout.lower()
 
@@ -277,8 +275,8 @@ class MariaDbServer:
         if not self._wants_tcp:
             self._try_launch(["--skip-networking"])
             return
-        # The port is free when we choose it, and somebody may take it before the server does: then choose again.
-        # After a restart it stays, because clients are waiting for it.
+        # Another process may take the chosen port before the server does: then choose another one. A restart keeps the
+        # port, because clients wait for it.
         for attempts_left in (2, 1, 0):
             port = self.tcp_port or _free_port()
             try:
@@ -308,7 +306,7 @@ class MariaDbServer:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in the terminal is ours; the server ends when we say so
+            start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
         )
         self._guard = subprocess.Popen(
             ["/bin/sh", "-c", _GUARD, "guard", str(self._process.pid), str(self.directory)],
@@ -339,10 +337,10 @@ class MariaDbServer:
                     f"{self._server} does not answer after {self._start_timeout_seconds:g} s ({refused}); "
                     f"its log says:\n{self._log_tail()}"
                 ) from refused
-            time.sleep(0.02)  # a starting server has no event to wait for but its socket's answer
+            time.sleep(0.02)  # there is no event to wait for: only a connection shows that the server is ready
 
     def _forget_process(self) -> None:
-        """Reaps the ended server, and the guard before it can act."""
+        """Ends the guard, then reaps the server. The order matters: the guard would remove the data directory."""
         if self._guard is not None:
             self._guard.kill()
             self._guard.wait()
@@ -360,7 +358,7 @@ class MariaDbServer:
 
 
 def _server_account() -> str:
-    """The account that a server started by root runs as: mysql where the package made it, else root."""
+    """The account for a server that root starts: mysql if the package created it, else root."""
     try:
         return pwd.getpwnam("mysql").pw_name
     except KeyError:

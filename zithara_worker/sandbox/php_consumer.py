@@ -1,4 +1,4 @@
-"""A PHP consumer's statements one at a time, so that a test can put anything between two of them.
+"""A PHP consumer, statement by statement, so that a test can act between any two of them.
 
 Source: Magento\\MysqlMq\\Model\\ResourceModel\\Queue and QueueManagement,
 Magento\\Framework\\MessageQueue\\MessageController and Magento\\MessageQueue\\Model\\ResourceModel\\Lock.
@@ -18,7 +18,7 @@ from zithara_worker.topics import TOPIC_TABLE
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selected:
-    """A row of getMessages(): read without a lock, so it may be stale by the time it is used."""
+    """A row of getMessages(). It was read without a lock, so it may be stale when it is used."""
 
     relation_id: int
     message_id: int
@@ -28,7 +28,7 @@ class Selected:
 
 
 class PhpConsumer:
-    """`select`, `take`, `lock`, then `complete`, `reject` or `requeue`; `consume_one` does them in Magento's order.
+    """`select`, `take`, `lock`, then `complete`, `reject` or `requeue`. `consume_one` calls them in Magento's order.
 
     `connection`: autocommit, and without CLIENT.FOUND_ROWS, because PHP counts changed rows.
     """
@@ -58,11 +58,11 @@ class PhpConsumer:
         return Selected(relation_id=row[0], message_id=row[1], topic=row[2], body=row[3], number_of_trials=row[4])
 
     def take(self, selected: Selected) -> bool:
-        """Sets IN_PROGRESS without looking at the status; whether the row changed, which PHP takes for 'mine'."""
+        """Sets IN_PROGRESS whatever the status is. Returns whether the row changed, which PHP takes for success."""
         return self._set_status(selected, Status.IN_PROGRESS) == 1
 
     def lock(self, selected: Selected) -> bool:
-        """Inserts the queue_lock row; False when the code exists: 'already processed', to be completed unprocessed."""
+        """Inserts the queue_lock row. False if the code exists: PHP then completes the message unprocessed."""
         with self._connection.cursor() as cursor:
             cursor.execute(
                 f"SELECT id FROM {self._prefix}queue_lock WHERE message_code = %s", (self._message_code(selected),)
@@ -78,7 +78,7 @@ class PhpConsumer:
         self._set_status(selected, Status.COMPLETE)
 
     def reject(self, selected: Selected) -> None:
-        """The handler threw: ERROR at once, and the lock row goes."""
+        """What PHP does when its handler throws: sets ERROR at once and deletes the queue_lock row."""
         self._set_status(selected, Status.ERROR)
         with self._connection.cursor() as cursor:
             cursor.execute(
@@ -86,7 +86,7 @@ class PhpConsumer:
             )
 
     def requeue(self, selected: Selected) -> None:
-        """The poison pill changed with the message in hand."""
+        """What PHP does when the poison pill changed after it took the message."""
         with self._connection.cursor() as cursor:
             cursor.execute(
                 f"UPDATE {self._prefix}queue_message_status SET status = 5, number_of_trials = number_of_trials+1 "
@@ -95,7 +95,7 @@ class PhpConsumer:
             )
 
     def consume_one(self) -> Selected | None:
-        """Takes and completes the next message; what its handler got, None when there was nothing to handle."""
+        """Takes and completes the next message. Returns what its handler received; None if it received nothing."""
         selected = self.select()
         if selected is None or not self.take(selected):
             return None

@@ -24,10 +24,10 @@ class Published(NamedTuple):
 
 
 def stored_body(payload: Any) -> str:
-    """What stands in queue_message.body when an observer publishes `payload` on one of the module's topics.
+    """The text of queue_message.body after an observer publishes `payload` on one of the module's topics.
 
     The observer encodes its array to a string, and Magento's MessageEncoder encodes that string once more, because
-    the topics are declared with request="string". A `payload` that is a str is taken for the string already published.
+    the topics are declared with request="string". A `payload` of type str counts as the string already published.
     """
     return queues.stored_body(payload if isinstance(payload, str) else php_json_encode(payload))
 
@@ -35,9 +35,9 @@ def stored_body(payload: Any) -> str:
 def php_json_encode(value: Any) -> str:
     """`value` as PHP would encode it: / and everything outside ASCII escaped, no spaces, 10.0 as 10, 1e25 as 1.0e+25.
 
-    A dict is a PHP array with string keys or an object, a list a PHP list; PHP cannot tell [] from {}, so what the
-    shop encodes from an empty array is [], and it is for the caller to pass [] there.
-    Raises TypeError for anything that JSON does not have, ValueError for NaN and infinities, as PHP refuses them.
+    A dict stands for a PHP object or an array with string keys, a list for a PHP list. PHP encodes an empty array as
+    [], so pass [] and not {} there.
+    Raises TypeError for a type that JSON does not have, ValueError for NaN and infinities.
     """
     if value is None or isinstance(value, (bool, int)):
         return json.dumps(value)
@@ -76,15 +76,15 @@ class Publisher:
         self._prefix = prefix
 
     def publishing_connection(self) -> pymysql.connections.Connection[Any]:
-        """The connection to publish on; a shop gives a live one where a lost one was."""
+        """The connection to publish on. `Shop` opens a new one if it was lost."""
         return self._publishing_connection
 
     def publish(self, topic: str, payload: Any, *, queue: str | None = None) -> Published:
-        """Publishes what an observer would pass: an array (dict, list) or the string made of it."""
+        """Publishes what an observer would pass: an array (dict or list), or its JSON as a string."""
         return self.publish_body(topic, stored_body(payload), queue=queue)
 
     def publish_body(self, topic: str, body: str | None, *, queue: str | None = None) -> Published:
-        """Stores `body` as it is. Raises ShopError when the queue has no row, where Magento would lose the message."""
+        """Stores `body` as it is. Raises ShopError if the queue has no row; Magento would lose the message then."""
         name = queue or _queue_of(topic)
         with self.publishing_connection().cursor() as cursor:
             cursor.execute(f"INSERT INTO {self._prefix}queue_message (topic_name, body) VALUES (%s, %s)", (topic, body))
@@ -100,9 +100,9 @@ class Publisher:
             return Published(relation_id=int(cursor.lastrowid), message_id=message_id)
 
     def publish_bodies(self, topic: str, bodies: Iterable[str], *, queue: str | None = None) -> int:
-        """Stores many bodies with few statements, for backlogs; how many. Not Magento's way, but the same rows.
+        """Stores many bodies with few statements, and returns how many. The rows equal those that Magento writes.
 
-        Nobody else may publish the topic meanwhile: the rows are told by being new.
+        Nobody else may publish on the topic meanwhile, because all its new rows are linked to the queue.
         """
         name = queue or _queue_of(topic)
         with self.publishing_connection().cursor() as cursor:
@@ -141,6 +141,6 @@ class Publisher:
 
 
 def _queue_of(topic: str) -> str:
-    """As the worker resolves it: the module's name, else a queue named like the topic."""
+    """The module's queue of the topic, else a queue with the topic's name, as the worker resolves it."""
     known = TOPIC_TABLE.get(topic)
     return known.queue if known else topic

@@ -50,14 +50,14 @@ def write_config(path: Path, shop: Shop, api: FakeZithara, sections: Sections | 
 
 @contextmanager
 def open_sandbox(*, prefix: str = "", sections: Sections | None = None) -> Iterator[Sandbox]:
-    """A running sandbox whose shop is configured for the API, webhooks too; nothing of it is left afterwards.
+    """A running sandbox, its shop configured for the API and for webhooks. Everything is removed at exit.
 
     Raises ShopError when the machine has no database server.
     """
     with MariaDbServer() as server, Shop(server, prefix=prefix) as shop, FakeZithara() as api:
         shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
         as_root = {**(sections or {}), "database": {"user": "root", "password": ""}}
-        # In the server's directory, which disappears even when this process is killed.
+        # In the server's directory, which is removed even if this process is killed.
         yield Sandbox(
             server=server,
             shop=shop,
@@ -70,9 +70,9 @@ def open_sandbox(*, prefix: str = "", sections: Sections | None = None) -> Itera
 def run_sandbox(
     *, samples: bool = True, stop: threading.Event | None = None, say: Callable[[str], None] = print
 ) -> None:
-    """Opens a sandbox, says how to use it and what the API receives, until Ctrl-C, SIGTERM or `stop` is set.
+    """Opens a sandbox, prints how to use it and each request that the API receives, until Ctrl-C, SIGTERM or `stop`.
 
-    `samples`: whether a handful of messages stand on the queue to begin with. Must run in the main thread.
+    `samples`: whether to publish a few messages first. Must run in the main thread.
     """
 
     def tell(request: RecordedRequest) -> None:
@@ -104,7 +104,7 @@ Ctrl-C ends it and removes everything. Requests as they come:"""
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """SIGTERM ends the block like Ctrl-C, by KeyboardInterrupt, so that everything is cleaned up. Main thread only."""
+    """SIGTERM raises KeyboardInterrupt in the block, as Ctrl-C does, so that it cleans up. Main thread only."""
 
     def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""One Magento shop, as far as its database goes: tables, settings, a publisher, cron, and a user for the worker."""
+"""The database of one Magento shop: tables, settings, a publisher, cron, and a user for the worker."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RETRY_INPROGRESS_AFTER = 1440
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueRow:
-    """A row of queue_message_status with the names it belongs to."""
+    """A row of queue_message_status, with the names of its queue and topic."""
 
     relation_id: int
     message_id: int
@@ -42,10 +42,10 @@ class QueueRow:
 
 
 class Shop(Publisher):
-    """A database of its own on a sandbox server. Not for several threads: each takes its own `connect()`.
+    """A separate database on a sandbox server. Not thread-safe: each thread takes its own `connect()`.
 
-    As a context manager it is made at entry and dropped at the end. `worker_tables=False` leaves out what
-    `zithara-worker install` makes, and with it the worker's privileges (see `grant_worker`).
+    As a context manager it creates the database at entry and drops it at exit. `worker_tables=False` leaves out the
+    tables that `zithara-worker install` creates, and the worker's privileges (see `grant_worker`).
     """
 
     def __init__(self, server: MariaDbServer, *, prefix: str = "", worker_tables: bool = True) -> None:
@@ -53,7 +53,7 @@ class Shop(Publisher):
         self.prefix = self._prefix = statements.validated_prefix(prefix)
         self._with_worker_tables = worker_tables
         self.name = f"shop_{secrets.token_hex(6)}"
-        #: The worker's user, which may do what sql/grants.sql allows and nothing else
+        #: The worker's user; it has the privileges of sql/grants.sql and no others
         self.user = f"worker_{secrets.token_hex(6)}"
         self.password = secrets.token_urlsafe(18)
         self._operator: pymysql.connections.Connection[Any] | None = None
@@ -67,15 +67,15 @@ class Shop(Publisher):
     ) -> None:
         self.drop()
 
-    # --- made and dropped -------------------------------------------------------------------------------------
+    # --- create and drop -------------------------------------------------------------------------------------
 
     def create(self) -> None:
-        """Database, Magento's tables, the module's queues, the worker's tables and its user."""
+        """Creates the database, Magento's tables, the module's queues, the worker's tables and its user."""
         with self.server.connect() as root, root.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {self.name} CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
             cursor.execute(f"CREATE USER '{self.user}'@'%%' IDENTIFIED BY %s", (self.password,))
         self.run_script("magento_queue.sql")
-        # setup:upgrade makes these rows for the module's topology, though it names another connection.
+        # setup:upgrade creates these rows for the module's topology, although that names another connection.
         for topic in TOPIC_TABLE.values():
             self.add_queue(topic.queue)
         if self._with_worker_tables:
@@ -83,19 +83,19 @@ class Shop(Publisher):
             self.grant_worker()
 
     def grant_worker(self) -> None:
-        """Gives the worker's user what sql/grants.sql says; the worker's tables must exist."""
+        """Gives the worker's user the privileges of sql/grants.sql. The worker's tables must exist."""
         self.run_script("grants.sql", database=self.name, user=f"'{self.user}'@'%'")
 
     def drop(self) -> None:
-        """Removes database and user. A server that is gone has taken them along."""
+        """Drops the database and the user. Does nothing if the server no longer runs."""
         self._close_operator()
         if not self.server.running:
             return
         with self.server.connect() as root, root.cursor() as cursor:
-            # A test that failed may have left a transaction open, and DROP would wait a day for it.
+            # A failed test may have left a transaction open, and DROP would wait a day for its lock.
             cursor.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (self.name,))
             for (connection_id,) in cursor.fetchall():
-                with suppress(pymysql.err.OperationalError):  # 1094: it has ended by itself
+                with suppress(pymysql.err.OperationalError):  # 1094: the session has ended already
                     cursor.execute("KILL %s", (connection_id,))
             cursor.execute(f"DROP DATABASE IF EXISTS {self.name}")
             cursor.execute(f"DROP USER IF EXISTS '{self.user}'@'%'")
@@ -147,16 +147,16 @@ class Shop(Publisher):
     # --- publishing -------------------------------------------------------------------------------------------
 
     def add_queue(self, name: str) -> None:
-        """As setup:upgrade does for each queue of the topology; a queue that exists stays."""
+        """Adds a row to `queue` unless it exists, as setup:upgrade does for each queue of the topology."""
         if not self.query("SELECT 1 FROM {prefix}queue WHERE name = %s", (name,)):
             self.query("INSERT INTO {prefix}queue (name) VALUES (%s)", (name,))
 
     @contextmanager
     def transaction(self) -> Iterator[Publisher]:
-        """A publisher in a transaction of its own, like an observer within a checkout.
+        """A publisher in a separate transaction, like an observer during a checkout.
 
-        What it publishes is visible when the block ends; a block that raises publishes nothing. Ids are taken at once,
-        so messages published meanwhile by others get higher ones and are visible earlier.
+        Its messages become visible when the block ends; a block that raises publishes nothing. Ids are assigned at
+        once, so messages that others publish meanwhile have higher ids and are visible earlier.
         """
         connection = self.connect(autocommit=False)
         try:
@@ -165,7 +165,7 @@ class Shop(Publisher):
         finally:
             connection.close()  # an open transaction rolls back
 
-    # --- what became of it ------------------------------------------------------------------------------------
+    # --- read back ------------------------------------------------------------------------------------
 
     def rows(self, topic: str | None = None) -> list[QueueRow]:
         """All rows of queue_message_status, or a topic's, in the order of message ids."""
@@ -191,7 +191,7 @@ class Shop(Publisher):
         ]
 
     def row(self, relation_id: int) -> QueueRow:
-        """Raises LookupError when Magento's cleanup, or anybody, has deleted it."""
+        """Raises LookupError if the row has been deleted, as Magento's cleanup does."""
         for row in self.rows():
             if row.relation_id == relation_id:
                 return row
@@ -221,7 +221,7 @@ class Shop(Publisher):
         body: str | None = found[0][0]
         return body
 
-    # --- what an administrator does ---------------------------------------------------------------------------
+    # --- as an administrator ---------------------------------------------------------------------------
 
     def configure_webhook(
         self,
@@ -235,7 +235,7 @@ class Shop(Publisher):
         token_expiry: str | None = None,
         is_active: bool = True,
     ) -> None:
-        """Saves a row of zithara_webhook_config; as in the module's form, saving clears the token unless one is given.
+        """Saves a row of zithara_webhook_config. Clears the token unless one is given, as the module's form does.
 
         `token_expiry`: 'YYYY-MM-DD HH:MM:SS' UTC.
         """
@@ -265,11 +265,11 @@ class Shop(Publisher):
     # --- Magento's own processes ------------------------------------------------------------------------------
 
     def php_consumer(self, topic: str) -> PhpConsumer:
-        """A PHP consumer of the topic's queue, on a connection of its own."""
+        """A PHP consumer of the topic's queue, on a separate connection."""
         return PhpConsumer(self.connect(), topic, prefix=self.prefix)
 
     def make_older(self, *, minutes: float, relation_ids: Iterable[int] | None = None) -> None:
-        """Moves updated_at of all messages, or of some, into the past: time that a test need not wait for."""
+        """Moves updated_at of all or some messages into the past, so that a test need not wait."""
         ids = [row.relation_id for row in self.rows()] if relation_ids is None else list(relation_ids)
         for relation_id in ids:
             self.query(
@@ -287,7 +287,7 @@ class Shop(Publisher):
     ) -> Counter[str]:
         """The cron job mysqlmq_clean_messages, row by row as Magento does it; lifetimes in minutes, 0 = rule off.
 
-        Says how many rows were 'marked', 'retried' and how many messages 'deleted'.
+        Returns how many rows it 'marked' and 'retried', and how many messages it 'deleted'.
         Source: QueueManagement::markMessagesForDelete, ResourceModel\\Queue::deleteMarkedMessages.
         """
         lifetimes = {

@@ -1,6 +1,7 @@
-"""A stretch of network between a worker and the database that fails on demand: silence, delays, cuts around a COMMIT.
+"""A TCP proxy between a worker and the database that fails on demand.
 
-Knows just enough of the MySQL protocol: a packet's header and COM_QUERY.
+It stops forwarding, delays statements, or cuts the connection at a COMMIT. It reads only what it needs of the MySQL
+protocol: packet headers and COM_QUERY.
 """
 
 from __future__ import annotations
@@ -18,39 +19,38 @@ _CLIENT_SSL = 0x0800
 
 
 class Cut(Enum):
-    """Where the connection ends, as seen from the COMMIT."""
+    """On which side of the COMMIT the connection ends."""
 
-    #: The server never gets it, and rolls back
+    #: The server never receives the COMMIT, and rolls back
     BEFORE = "before COMMIT"
     #: The server has committed, and its answer is lost
     AFTER = "after COMMIT"
 
 
-class Wire:
-    """Listens on a loopback port that the system chose and passes everything on to the server's socket.
+class TcpProxy:
+    """Listens on a loopback port that the system chose and forwards everything to the server's socket.
 
-    As a context manager it is up from entry to end.
+    As a context manager it listens from entry to exit.
     """
 
     def __init__(self, server_socket: Path) -> None:
         self._server_socket = server_socket
         self._lock = threading.Lock()
-        self._silent = False
         self._cut: tuple[bytes, Cut] | None = None
         self._delay: tuple[bytes, float, int] | None = None
-        #: Set when a cut that was ordered has been made
+        #: Set when the requested cut has been made
         self.was_cut = threading.Event()
-        #: Set when something has been swallowed
+        #: Set when something was received and not forwarded
         self.has_swallowed = threading.Event()
         self._pairs: list[_Pair] = []
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
         self.port = 0
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> TcpProxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._listener.getsockname()[1])
-        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="wire", daemon=True)
+        self._acceptor = threading.Thread(target=self._accept, args=(self._listener,), name="proxy", daemon=True)
         self._acceptor.start()
         return self
 
@@ -66,19 +66,19 @@ class Wire:
             pair.end()
 
     def fall_silent(self) -> None:
-        """The connections that are open now stay open, but nothing gets through any more; new ones work."""
+        """Stops forwarding on the connections that are open now, without closing them. New connections work."""
         with self._lock:
             for pair in self._pairs:
                 pair.silent = True
 
     def cut_at_commit(self, *, of: str, where: Cut) -> None:
-        """Once: the connection on which a statement containing `of` is sent ends at the COMMIT that follows."""
+        """Cuts once: at the COMMIT that follows a statement containing `of`, on that connection."""
         with self._lock:
             self._cut = (of.encode(), where)
             self.was_cut.clear()
 
     def take_cut(self, query: bytes) -> Cut | None:
-        """The cut that was ordered, if this statement is in the transaction it was ordered for."""
+        """The requested cut, if `query` is the statement that it waits for; it is then requested no longer."""
         with self._lock:
             if self._cut is None or self._cut[0] not in query:
                 return None
@@ -86,17 +86,17 @@ class Wire:
             return where
 
     def delay(self, *, of: str, seconds: float, times: int) -> None:
-        """The next `times` statements containing `of` reach the server that much later; other connections go on."""
+        """Delays each of the next `times` statements containing `of` by `seconds`, and only their connections."""
         with self._lock:
             self._delay = (of.encode(), seconds, times)
 
     @property
     def delays_left(self) -> int:
-        """How many of the delays that were ordered have not begun."""
+        """How many of the requested delays have not begun."""
         return self._delay[2] if self._delay else 0
 
     def take_delay(self, query: bytes) -> float:
-        """Seconds by which this statement is late."""
+        """Seconds by which to delay this statement; 0 for most."""
         with self._lock:
             if self._delay is None or self._delay[0] not in query:
                 return 0.0
@@ -108,12 +108,12 @@ class Wire:
         while True:
             try:
                 client, _ = listener.accept()
-            except OSError:  # closed: the end
+            except OSError:  # the listener was closed
                 return
             server = socket.socket(socket.AF_UNIX)
             try:
                 server.connect(str(self._server_socket))
-            except OSError:  # the server is down: the client learns it as a lost connection
+            except OSError:  # the server is down: the client sees a lost connection
                 server.close()
                 client.close()
                 continue
@@ -124,7 +124,7 @@ class Wire:
 
 
 def _without_tls(greeting: bytes) -> bytes:
-    """The server's first packet without its offer of TLS, which a client would take up and hide its statements."""
+    """The server's first packet without its offer of TLS. A client that accepts it encrypts its statements."""
     version_ends = greeting.find(b"\0", 5)
     # After the version: thread id (4), random bytes (8), a zero, then the lower half of the capabilities.
     place = version_ends + 1 + 4 + 8 + 1 + 1
@@ -134,18 +134,18 @@ def _without_tls(greeting: bytes) -> bytes:
 
 
 class _Pair:
-    """One connection: two threads, one for each direction."""
+    """One connection of a client, and ours to the server. A thread forwards in each direction."""
 
-    def __init__(self, wire: Wire, client: socket.socket, server: socket.socket) -> None:
-        self._wire = wire
+    def __init__(self, proxy: TcpProxy, client: socket.socket, server: socket.socket) -> None:
+        self._proxy = proxy
         self._client = client
         self._server = server
         self.silent = False
         self._cut_next: Cut | None = None
         self._cut_answer = False
         self._threads = [
-            threading.Thread(target=self._forward, name="wire-to-server", daemon=True),
-            threading.Thread(target=self._backward, name="wire-to-client", daemon=True),
+            threading.Thread(target=self._forward, name="proxy-to-server", daemon=True),
+            threading.Thread(target=self._backward, name="proxy-to-client", daemon=True),
         ]
 
     def start(self) -> None:
@@ -161,18 +161,18 @@ class _Pair:
 
     def _break(self) -> None:
         for each in (self._client, self._server):
-            with suppress(OSError):  # the other side was faster
+            with suppress(OSError):  # it is closed already
                 each.shutdown(socket.SHUT_RDWR)
 
     def _forward(self) -> None:
         pending = b""
-        with suppress(OSError):  # an end of either side is the end of the pair
+        with suppress(OSError):  # when one side ends, both are closed
             while chunk := self._client.recv(65536):
                 if self.silent:
-                    self._wire.has_swallowed.set()
+                    self._proxy.has_swallowed.set()
                     continue
                 pending += chunk
-                # Whole packets, so that a statement is seen in one piece.
+                # Forward whole packets, so that a statement is read in one piece.
                 while len(pending) >= 4 and len(pending) >= (size := 4 + int.from_bytes(pending[:3], "little")):
                     packet, pending = pending[:size], pending[size:]
                     if not self._pass(packet):
@@ -184,11 +184,11 @@ class _Pair:
         if self._cut_next is not None and query.upper() == b"COMMIT":
             if self._cut_next is Cut.BEFORE:
                 self._break()
-                self._wire.was_cut.set()
+                self._proxy.was_cut.set()
                 return False
             self._cut_answer = True
-        self._cut_next = self._wire.take_cut(query) or self._cut_next
-        if delay := self._wire.take_delay(query):
+        self._cut_next = self._proxy.take_cut(query) or self._cut_next
+        if delay := self._proxy.take_delay(query):
             time.sleep(delay)
         self._server.sendall(packet)
         return True
@@ -197,9 +197,9 @@ class _Pair:
         with suppress(OSError):
             self._client.sendall(_without_tls(self._server.recv(65536)))
             while chunk := self._server.recv(65536):
-                if self._cut_answer:  # the server has answered, so it has committed
+                if self._cut_answer:  # the server answers a COMMIT only after it has committed
                     self._break()
-                    self._wire.was_cut.set()
+                    self._proxy.was_cut.set()
                     return
                 if not self.silent:
                     self._client.sendall(chunk)
