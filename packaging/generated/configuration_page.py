@@ -41,28 +41,28 @@ def _table_row(key: Key) -> str:
 _BEFORE = """\
 # Configuration
 
-This page is made from the table of keys in `zithara_worker/settings/sections.py`.
+This page is generated from the table of keys in `zithara_worker/settings/sections.py`.
 
-Every setting has a default, and most shops need only `[magento] root`: the rest stands in the shop. A value is taken
-from the first of these that has it:
+Every setting has a default, and most shops need only `[magento] root`, because the other values stand in the shop. A
+value is taken from the first of these sources that has it:
 
 1. the command line (`--concurrency 32`)
 2. the environment: `{prefix}<SECTION>_<KEY>`, for example `{prefix}DATABASE_HOST`
 3. the INI file named by `--config`, else `{file}` if it exists
-4. the shop: `app/etc/env.php` below `[magento] root` for `[database]`; then its settings (see below)
+4. the shop: `app/etc/env.php` below `[magento] root` for `[database]`; then the shop's settings (see below)
 5. the default
 
-`zithara-worker config` prints every value in force and where it came from, with secrets masked.
+`zithara-worker config` prints every effective value with its source, and masks secrets.
 `zithara-worker config --sample` prints a file with every key and its default.
 
-In the file a value ends with its line and is taken as it is: no quotes, no `%` or `$` to escape, comments only on lines
-of their own. An unknown section, key or `{prefix}...` variable is an error, as is a value out of range; all that is
-wrong is told at once.
+In the file, a value ends with its line and is taken literally: without quotes, and without an escape for `%` or `$`.
+Comments stand on lines of their own. An unknown section, key or `{prefix}...` variable is an error, and so is a value
+out of range; all errors are reported together.
 
-A file that holds a secret should not be readable by everybody: `chmod 0640`, or better a file for the secret alone
-(`password_file`, `client_secret_file`; its first line counts). A secret and its file exclude each other within one
-source; from different sources the higher one counts, and likewise for `host` and `unix_socket`. A host or socket that
-you give replaces the shop's whole address, port included.
+Do not let everybody read a file that holds a secret: `chmod 0640`. Better, keep the secret in a file of its own
+(`password_file`, `client_secret_file`), of which only the first line is used. One source may give a secret or its file,
+not both; of two sources, the one with the higher precedence wins. The same holds for `host` and `unix_socket`. A host
+or socket that you give replaces the shop's whole address, including the port.
 
 """
 
@@ -70,15 +70,16 @@ _AFTER = """\
 ## [queues]
 
 The keys are topics, by their full or their short names ({short}); the values are the
-names of their queues. Only needed where a queue is not called as the PHP module declares it. In the environment the
-dots of a full name become underscores: `{variable}`, or `{short_variable}`.
+names of their queues. A key is needed only if a queue has another name than the PHP module declares. In the environment
+the dots of a full name become underscores: `{variable}`, or `{short_variable}`.
 
     [queues]
     {example} = my_order_queue
 
 ## What the shop gives
 
-Read at the start and watched while the worker runs; used only for keys that nobody else has set.
+The worker reads these values at its start and looks for changes while it runs. They are used only for keys that no
+source of higher precedence sets.
 
 - `zithara_webhook/general/retry_limit` becomes `[retry] limit`
 - `zithara_webhook/general/retry_delay` becomes `[retry] delay`, in seconds
@@ -86,44 +87,45 @@ Read at the start and watched while the worker runs; used only for keys that nob
 - the active row of `zithara_webhook_config` gives `[zithara] client_id`, `client_secret` (decrypted with the key in
   `env.php` if need be) and `webhook_url`
 
-The first three count only if an administrator has set them; the module's built-in defaults do not. One that is out of
-range for the worker is left out, with a warning. Credentials or a webhook URL that cannot be used are an error,
-because going on without them would lose or mislead events.
+The first three are used only if an administrator has set them; the module's built-in defaults are not. A value out of
+the worker's range is ignored with a warning. Credentials or a webhook URL that cannot be used are an error, because
+without them events would be lost or sent to the wrong place.
 
-Two switches have no key here, and are obeyed within 5 seconds:
+Two switches of the shop have no key here. They take effect within 5 seconds:
 
-- `zithara_webhook/general/enabled = 0` stops taking messages until it is 1 again
+- `zithara_webhook/general/enabled = 0` stops the claiming of messages until it is 1 again
 - `zithara_webhook/general/debug = 1` logs at DEBUG, whatever `[logging] level` or `--log-level` says; when it is 0 or
   deleted, that level is in force again
 
-All these settings and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are taken from the first of these that
-has them, in the default scope (websites and stores are not read):
+All these settings and the lifetimes of Magento's cleanup (`system/mysqlmq/...`) are taken from the first of these
+sources that has them, in the default scope (websites and stores are not read):
 
 1. `app/etc/env.php`, `system` -> `default` (`bin/magento config:set --lock-env`)
 2. `core_config_data` (`bin/magento config:set`, or the admin)
 3. `app/etc/config.php`, `system` -> `default` (`config:set --lock-config`, `app:config:dump`)
 4. Magento's default, or the module's
 
-The two files are read only where `[magento] root` is set, and again when they change. Empty and null count as not
-set. `CONFIG__DEFAULT__...` variables of PHP's environment cannot be seen.
+The two files are read only if `[magento] root` is set, and again when they change. Empty and null values count as not
+set. The worker cannot see `CONFIG__DEFAULT__...` variables in PHP's environment.
 
-A value that only PHP can work out (`getenv()` in `env.php`) is unknown to the worker, which says so in its log and in
-`doctor`. It is passed over, and the next of the list counts; only a lifetime of new messages is taken to be 60
-minutes, because an event whose lifetime is taken for too long is deleted undelivered. For the same reason the shorter
-lifetime is assumed where `core_config_data` and `config.php` differ: the messages are kept alive a little more often
-than they need.
+A value that cannot be determined without running PHP (`getenv()` in `env.php`) is unknown to the worker. The log and
+`doctor` report it, and the next source of the list is used. The lifetime of new messages is an exception: an unknown
+one is assumed to be 60 minutes, because a message whose lifetime is overestimated would be deleted undelivered. For the
+same reason the shorter lifetime is assumed if `core_config_data` and `config.php` differ; the worker then keeps
+messages from the cleanup a little more often than necessary.
 
 ## When the configuration changes
 
-A running worker reads its configuration again on SIGHUP, and when the shop's settings or credentials change. The new
-one is tried out first: every value, the files it names, a session on its database, the shop's rows, TLS. Only then
-what is in flight is finished, and the worker goes on with it. One that cannot be used leaves the one in force: the
-log says why (`reload_failed`, at once and once a minute), `/healthz` and the status page repeat it, and the worker
-tries again every 5 seconds until it can be used. Only at its very first start, where none is in force, the worker
-ends with exit code 78.
+A running worker reads its configuration again on SIGHUP, and when the shop's settings or credentials change. It first
+tries the new configuration: every value, the files that it names, a database session, the shop's rows, TLS. Only if all
+of it works, the worker finishes the requests in flight and continues with the new configuration. Otherwise the old one
+stays in force: the log says why (`reload_failed`, at once and then once a minute), `/healthz` and the status page
+repeat it, and the worker tries again every 5 seconds. Only at its first start, when there is no old configuration, the
+worker ends with exit code 78.
 
-A database that refuses the user while the worker runs (a rotated password) is waited for like one that is away; the
-configuration, `password_file` and `env.php` included, is read again meanwhile, so that the new password is found.
+A database that refuses the user while the worker runs (because the password was changed) is waited for like one that
+cannot be reached. Meanwhile the worker reads the configuration again, with `password_file` and `env.php`, so that it
+finds the new password.
 """
 
 

@@ -15,18 +15,18 @@ _SET = {"user": "zithara_worker", "password_file": PASSWORD_FILE}
 
 _HEAD = f"""\
 # zithara-worker: configuration. Every key with its default; remove the # to set one.
-# What must be filled in:
+# Fill in:
 #
 #   [database]  where the shop's database is, and the worker's own user there. The password goes into a file that only
 #               root and the worker can read:
 #                   install -m 0640 -g zithara-worker /dev/stdin {PASSWORD_FILE}
-#               Or set [magento] root, remove user and password_file below, and the shop's own app/etc/env.php says it
-#               all; the user zithara-worker must then be able to read that file.
-#   [zithara]   nothing, if client id, client secret and webhook URL are saved in the shop's own Zithara form. What the
-#               shop keeps encrypted needs [magento] root, or client_id and client_secret here.
+#               Or set [magento] root and remove user and password_file below: the shop's app/etc/env.php then gives
+#               all of it. The user zithara-worker must be able to read that file.
+#   [zithara]   nothing, if client id, client secret and webhook URL are saved in the Zithara form of the shop. If the
+#               shop keeps them encrypted, set [magento] root, or client_id and client_secret here.
 #
 # Then:  zithara-worker install    makes the worker's tables (as a database user who may create tables)
-#        zithara-worker config     shows what is in force, and where each value comes from
+#        zithara-worker config     shows each effective value with its source
 #        supervisorctl update      starts the workers; 'supervisorctl signal HUP zithara-worker:*' makes them read this
 #                                  file again
 # More: man zithara-worker.conf, /usr/share/doc/zithara-worker/
