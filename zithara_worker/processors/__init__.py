@@ -1,7 +1,7 @@
 """The meaning of each topic's event: body -> Event -> Request, and the message group that keeps its order.
 
-Everything here is pure: no I/O, no clock, no settings, no state but a bounded cache of telephone numbers. The two
-entry points are `identify`, for whoever claims messages, and `process`, for whoever delivers them.
+Everything here is pure: no I/O, no clock, no settings; caches (telephone numbers, outlines) are bounded. The two entry
+points are `identify`, which the claim calls, and `process`, which makes the request of a claimed message.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
 from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.processors import cart, customer, groups, order, webhook
-from zithara_worker.processors.coalescing import outline, supersedes
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.decoding import decode
+from zithara_worker.processors.groups import outline, supersedes
 from zithara_worker.processors.order import as_create
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Processor(NamedTuple):
-    """What there is to know about one topic.
+    """How the events of one topic are grouped and turned into requests.
 
     `group_key(event, message_id)` never raises and is at most 191 visible ASCII characters;
     `process(event, shop)` raises MessageRejected and does not change the event.
@@ -52,9 +52,9 @@ PROCESSORS: dict[str, Processor] = {
 
 
 def identify(topic: str, message_id: int, body: str) -> tuple[str, Event | Rejection]:
-    """A stored body's message group, and the event in it or why there is none. Never raises.
+    """The message group of a stored body, and its event or why it has none. Never raises.
 
-    `message_id` is queue_message.id: what can be told to belong to no entity is a group of its own under it.
+    A message that names no entity is a group of its own, under `message_id` (queue_message.id).
     """
     processor = PROCESSORS.get(topic)
     if processor is None:
@@ -66,7 +66,8 @@ def identify(topic: str, message_id: int, body: str) -> tuple[str, Event | Rejec
 
 
 def process(event: Event, shop: ShopContext) -> Request | Skip | Rejection:
-    """The request an event becomes, or why it becomes none. A bug in a processor raises: it is not the message's."""
+    """The request that an event becomes, or why it becomes none. A defect of a processor raises: the message is not to
+    blame."""
     processor = PROCESSORS.get(event.topic)
     if processor is None:
         return _unknown_topic(event.topic)

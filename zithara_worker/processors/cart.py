@@ -1,7 +1,7 @@
 """zithara.cart.events -> POST /cart, from either of the two shapes that the module publishes to this topic.
 
 CartSave and the cron CheckAbandonedCarts publish `customer`, `cart_item`, `cart` in the API's words. CartAddProduct
-publishes `quote`, `items`, `customer` in Magento's words; the PHP module loses every one of these.
+publishes `quote`, `items`, `customer` in Magento's words; the PHP module fails on all of these and loses them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def group_key(event: Event, message_id: int) -> str:
 
 
 def process(event: Event, shop: ShopContext) -> Request | Skip:
-    """Skips a cart of which no item has an id: it is empty, or not saved yet and its next save will tell all.
+    """Skips a cart in which no item has an id: it is empty, or not saved yet; its next save publishes all items.
 
     Raises MessageRejected: missing_field, wrong_type, not_a_number.
     """
@@ -80,7 +80,7 @@ def _added_to_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:
     cart_id = fields.required_text(quote, "entity_id", "quote")
     customer = fields.row(message, "customer", "")
     if not customer:
-        # Nobody is logged in: what a guest may have typed stands in the quote itself.
+        # A guest: what he or she may have typed stands in the quote itself.
         customer = {
             "customer_id": quote.get("customer_id"),
             "email": quote.get("customer_email"),
@@ -95,7 +95,7 @@ def _added_to_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:
             "first_name": fields.scalar(customer, "firstname", "customer"),
             "last_name": fields.scalar(customer, "lastname", "customer"),
             "name": fields.full_name(customer, "firstname", "lastname", "customer"),
-            # This observer passes the telephone on as it was typed; the message tells no country.
+            # This observer passes the telephone number on as it was typed; the message has no country.
             "whatsapp_phone_number": international(fields.text(customer, "telephone", "customer")),
             "email": fields.text(customer, "email", "customer") or False,
             "custom_attributes": {},

@@ -1,4 +1,4 @@
-"""What a processor must know about the shop beside the event itself: the pure path reads no clock and no setting."""
+"""What a processor needs besides the event: values of the shop and the time, because processors read neither."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ShopContext:
     now_utc: datetime
 
     def time_or_now(self, candidate: Any) -> str:
-        """`candidate` if it is a time as Magento writes it ('YYYY-MM-DD HH:MM:SS', UTC), else `now_utc` so written.
+        """`candidate` if it is a time as Magento writes it ('YYYY-MM-DD HH:MM:SS', UTC), else `now_utc` in this form.
 
-        The message's own time is the better answer: it does not change when a message is delivered late or again.
+        The message's own time is better: it stays the same when the message is delivered late or again.
         """
         if isinstance(candidate, str) and _MAGENTO_TIME.fullmatch(candidate):
             return candidate

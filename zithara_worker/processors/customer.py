@@ -1,4 +1,4 @@
-"""zithara.customer.events -> POST /customer: the message as it is, less its own flag, with the defects repaired.
+"""zithara.customer.events -> POST /customer: the message without the module's flag, its known defects repaired.
 
 The observers CustomerSave, CustomerEdit and CustomerAddressSave publish the customer in the API's own shape.
 """
@@ -42,8 +42,8 @@ def process(event: Event, shop: ShopContext) -> Request:
         if shop.invented_phone == "reject":
             raise MessageRejected(
                 reasons.INVENTED_PHONE,
-                "phone_number was made up by the shop's module, the customer gave none; "
-                "[zithara] invented_phone = reject keeps it back",
+                "phone_number was made up by the shop's module, because the customer gave none; "
+                "[zithara] invented_phone = reject refuses such messages",
             )
         if shop.invented_phone == "omit":
             del customer["phone_number"]
@@ -51,6 +51,6 @@ def process(event: Event, shop: ShopContext) -> Request:
 
 
 def _country(attributes: Row) -> str:
-    """CustomerAddressSave tells the address; the other observers tell no country."""
+    """Only CustomerAddressSave publishes the address, and with it the country."""
     country = fields.row_or_nothing(attributes.get("address_data")).get("country_id")
     return country if isinstance(country, str) and country else INDIA

@@ -1,4 +1,4 @@
-"""Stored body -> Event. Knows how Magento and PHP write JSON, and nothing of what an event means.
+"""Stored body -> Event. Knows how Magento and PHP write JSON; what an event means is not its business.
 
 Magento's MessageEncoder JSON-encodes what the publisher passes, and the module publishes a string that is JSON
 already, so queue_message.body normally holds a JSON string literal with JSON inside. A body that is an object at once
@@ -20,8 +20,8 @@ from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection
 from zithara_worker.processors.fields import json_name
 
-#: Levels of nesting, counting the outermost: what PHP's json_decode takes by default. Fixed here, because what
-#: Python's parser and writer can take depends on the version and on the depth of the caller's own stack.
+#: Levels of nesting, counting the outermost: what PHP's json_decode takes by default. Fixed here, because the limits of
+#: Python's parser and writer depend on its version and on the depth of the caller's stack.
 MAX_DEPTH = 512
 
 
@@ -38,21 +38,21 @@ def decode(topic: str, body: str) -> Event | Rejection:
                 return _empty(layer)
             value = _JSON.decode(text)
         if not isinstance(value, dict):
-            detail = f"the {layer} is {json_name(value)}, an event is a JSON object; look at what publishes it"
+            detail = (
+                f"the {layer} is {json_name(value)}, but an event is a JSON object; find the program that publishes it"
+            )
             return Rejection(code=reasons.NOT_AN_OBJECT, detail=detail)
         if _is_too_deep(text, value):
             return _too_deep(layer)
         if _has_lone_surrogate(text, value):
-            detail = (
-                f"the {layer} holds half of a surrogate pair, which no UTF-8 text can carry; correct it in the shop"
-            )
+            detail = f"the {layer} holds half of a surrogate pair, which UTF-8 cannot express; correct it in the shop"
             return Rejection(code=reasons.INVALID_TEXT, detail=detail)
     except json.JSONDecodeError as error:
         detail = f"the {layer} is not JSON: {error.msg} at character {error.pos} of {len(text)}"
         return Rejection(code=reasons.NOT_JSON, detail=detail)
     except ValueError as error:
         # From the hooks below, or from int() for an integer of more than 4,300 digits.
-        return Rejection(code=reasons.INVALID_NUMBER, detail=f"the {layer} holds a number that is none: {error}")
+        return Rejection(code=reasons.INVALID_NUMBER, detail=f"the {layer} holds an invalid number: {error}")
     except RecursionError:
         return _too_deep(layer)
     return Event(topic=topic, payload=value)
@@ -96,7 +96,7 @@ def _is_too_deep(text: str, value: Any) -> bool:
 
 
 def _has_lone_surrogate(text: str, value: Any) -> bool:
-    """PHP's json_decode refuses them; Python's parser lets them in, and the request could then not be encoded."""
+    """PHP's json_decode refuses them. Python's parser accepts them, and the request could then not be encoded."""
     if text.isascii() and not _SURROGATE.search(text):
         return False
     try:
@@ -107,9 +107,9 @@ def _has_lone_surrogate(text: str, value: Any) -> bool:
 
 
 def _empty(layer: str) -> Rejection:
-    return Rejection(code=reasons.EMPTY_MESSAGE, detail=f"the {layer} is empty; look at what publishes it")
+    return Rejection(code=reasons.EMPTY_MESSAGE, detail=f"the {layer} is empty; find the program that publishes it")
 
 
 def _too_deep(layer: str) -> Rejection:
-    detail = f"the {layer} nests more than {MAX_DEPTH} levels deep, more than PHP itself would read"
+    detail = f"the {layer} has more than {MAX_DEPTH} levels, more than PHP reads"
     return Rejection(code=reasons.NESTED_TOO_DEEPLY, detail=detail)

@@ -33,7 +33,7 @@ _EXCERPT = 40
 
 
 def json_name(value: Any) -> str:
-    """What a person calls the JSON type of `value`."""
+    """The JSON type of `value`, in words."""
     return _JSON_NAMES.get(type(value), "a number")
 
 
@@ -43,7 +43,7 @@ def is_empty(value: Any) -> bool:
 
 
 def row_or_nothing(value: Any) -> Row:
-    """`value` if it is an object, else an empty one: for readers that look for something and must not raise."""
+    """`value` if it is an object, else an empty one: for optional data, where another type must not raise."""
     return value if isinstance(value, dict) else _NOTHING
 
 
@@ -162,7 +162,7 @@ def _dotted(name: str, path: str) -> str:
 def missing(name: str, path: str) -> MessageRejected:
     """The rejection of a message that lacks `name`."""
     return MessageRejected(
-        reasons.MISSING_FIELD, f"{_dotted(name, path)} is absent or empty; look at what publishes this message"
+        reasons.MISSING_FIELD, f"{_dotted(name, path)} is absent or empty; find the program that publishes this message"
     )
 
 
@@ -170,5 +170,6 @@ def wrong_type(value: Any, name: str, path: str, expected: str) -> MessageReject
     """The rejection of a message whose `name` is not `expected` ("an object")."""
     return MessageRejected(
         reasons.WRONG_TYPE,
-        f"{_dotted(name, path)} must be {expected}, but is {json_name(value)}; look at what publishes this message",
+        f"{_dotted(name, path)} must be {expected}, but is {json_name(value)}; "
+        "find the program that publishes this message",
     )

@@ -56,7 +56,7 @@ def process(event: Event, shop: ShopContext) -> Request:
 
 
 def as_create(event: Event) -> Event:
-    """The same order as a message that creates it: an update holds all that a create needs, but perhaps the items."""
+    """The same order as a message that creates it: an update has all that a create needs, except perhaps the items."""
     return Event(topic=event.topic, payload={**event.payload, "is_update": False})
 
 

@@ -2,9 +2,9 @@
 
 The PHP module puts 91 in front of whatever does not begin with it, which is right for most Indian numbers and wrong
 for all others. Here the number's country decides, by the numbering plans of the `phonenumbers` library. A number that
-its plan does not know is passed on: none is guessed, none is made up.
+its plan does not know is passed on: no number is guessed or made up.
 
-The library is imported at the first number, so that importing this package stays quick; results are kept, because
+The library is imported at the first number, so that importing this package stays quick. Results are cached, because
 the messages of one customer come in bursts.
 """
 
@@ -24,11 +24,11 @@ _INVENTED = re.compile(r"\+9199[0-9]{8}")
 
 @lru_cache(maxsize=_REMEMBERED)
 def international(number: str, country: str = INDIA) -> str:
-    """`number` as digits with its country code; `country` (ISO 3166, two letters) says whose it is without a '+'.
+    """`number` as digits with its country code; `country` (ISO 3166, two letters) applies to a number without '+'.
 
     ('9123456789', 'IN') is '919123456789', ('020 7946 0958', 'GB') is '442079460958', ('+971 50 123 4567', 'IN') is
-    '971501234567'. A number that is not valid comes back as it is: its digits if it holds nothing but digits and
-    separators, so that one which was complete without its '+' is right, else unchanged. Blank stays ''.
+    '971501234567'. A number that is not valid is not repaired: if it has only digits and separators, its digits are
+    returned, which is right for a complete number without '+'; any other text is returned unchanged. Blank becomes ''.
     """
     import phonenumbers
 
@@ -74,7 +74,7 @@ def repaired_indian(number: str) -> str:
 
 
 def observers_whatsapp(phone_number: str) -> str:
-    """What the module's customer observers make of a number for WhatsApp: wrong for nearly every Indian one.
+    """The WhatsApp number that the module's customer observers make of a number: wrong for nearly every Indian one.
 
     CustomerSave, CustomerEdit and CustomerAddressSave mean to strip a leading '+91', but strip every leading '+',
     '9' and '1' there is: '9876543210' becomes '91876543210'.

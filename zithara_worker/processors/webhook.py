@@ -1,7 +1,7 @@
 """zithara.webhook.events -> POST of the payload to the shop's webhook URL, with the event's type in a header.
 
-Helper\\Data::sendWebhook publishes `config_id`, `event_type`, `payload`, `timestamp`. Whether the URL may be called at
-all (scheme, host) is not this room's question.
+Helper\\Data::sendWebhook publishes `config_id`, `event_type`, `payload`, `timestamp`. Whether the URL may be called
+(scheme, host) is checked when the request is sent.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
         raise MessageRejected(
             reasons.INVALID_EVENT_TYPE,
             "event_type must be at most 255 visible ASCII characters, it is sent as the header X-Webhook-Event; "
-            "look at what publishes this message",
+            "find the program that publishes this message",
         )
     payload = message.get("payload")
     if payload is None:
@@ -58,7 +58,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
     _check_config_id(message, shop)
     if not shop.webhook_url:
         return Skip(reason=reasons.NO_WEBHOOK_URL)
-    # Only here the module means an object; custom_attributes further inside are sent as they came.
+    # Only at this level does the module mean an object; custom_attributes further inside are sent unchanged.
     if isinstance(payload, dict) and isinstance(payload.get("custom_attributes"), list):
         payload = {**payload, "custom_attributes": fields.as_object(payload["custom_attributes"])}
     return Request(
@@ -72,7 +72,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
 
 
 def _check_config_id(message: Row, shop: ShopContext) -> None:
-    """A message without a config_id is meant for the active row; so is one of a row that has been replaced since."""
+    """A message without a config_id is meant for the active row. So is one whose row exists but is no longer active."""
     written = fields.text(message, "config_id", "")
     if not written or shop.config_ids is None:
         return
@@ -92,7 +92,7 @@ def _order_ids(payload: Row) -> tuple[object, ...]:
         payload.get("order_id"),
         order.get("entity_id"),
         order.get("order_id"),
-        # entity_id alone could be anything's; beside an increment_id it is the order's.
+        # entity_id alone could belong to any entity; beside an increment_id it is the order's.
         payload.get("entity_id") if "increment_id" in payload else None,
         # sales_order_payment.parent_id is the order.
         payment.get("parent_id"),
