@@ -199,13 +199,13 @@ class MessageQueue:
             self._backlog.mark_free(message.group_key)
 
     def refund(self, settlements: Iterable[Settlement]) -> int:
-        """Gives attempts back that turned out to be the beginning of an outage; see `Settle.refund`."""
+        """Gives back attempts that turned out to be the beginning of an outage; see `Settle.refund`."""
         refunded = self._settle.refund(settlements)
         self._candidates.due = self._candidates.due or refunded > 0
         return refunded
 
-    def wake(self, messages: Iterable[Message]) -> None:
-        """Makes these messages due, which wait for their retry; see `Settle.wake`."""
+    def wake(self, messages: Sequence[Message]) -> None:
+        """Makes groups due that wait for the retry of these messages; see `Settle.wake`."""
         self._settle.wake(messages)
         self._candidates.due = True
 

@@ -1,4 +1,4 @@
-"""The leases of one worker: renewed, told when one was lost, and freed when nobody holds its message."""
+"""Renews the leases of one worker in a thread of its own. Finds leases that were lost, and leases without a message."""
 
 from __future__ import annotations
 
@@ -16,27 +16,26 @@ from zithara_worker.queue.statuses import Status
 
 log = logging.getLogger(__name__)
 
-#: Seconds to the next try of a renewal that failed, doubling up to a third of a lease.
+#: Seconds until a renewal that failed is tried again, doubling up to a third of a lease.
 RETRY_SECONDS = 0.1
-#: Seconds to wait at the end for a statement under way.
+#: Seconds that `stop` waits for a statement under way.
 STOP_SECONDS = 2.0
-#: Seconds between two lines about renewals that fail.
+#: Seconds between two log lines about renewals that fail.
 LOG_SECONDS = 60.0
 
 
 class Leases:
-    """Renews what a worker holds, and brings it in step with the tables. One thread and one session."""
+    """Compares what the worker holds with what the tables say. Not thread-safe."""
 
     def __init__(self, database: Database, held: Held) -> None:
         self._database = database
         self._held = held
 
     def renew(self) -> None:
-        """Extends every lease that is still ours, marks what was lost, frees what nobody holds. Raises
-        DatabaseUnavailable; the leases then run out by themselves.
+        """Extends every lease that is still ours, marks lost ones, and puts back messages of leases that nobody knows.
 
-        A row stays ours until somebody takes it over, even past `lease_until`. Three statements and one a queue,
-        whatever is held.
+        Raises DatabaseUnavailable; then the leases run out. A row stays ours until another worker takes it over, even
+        after `lease_until`. One statement for each queue, and one for all, whatever the number of messages.
         """
         held = self._held.renewable()
         valid_until = self._held.clock() + self._held.lease_seconds
@@ -45,16 +44,17 @@ class Leases:
             by_queue[message.queue_id].append((message.group_key, message.claim))
         for queue_id, claims in by_queue.items():
             self._database.again_on_contention(partial(self._extend, queue_id, sorted(claims)))
-        # Read after the extension: a row that is found now was found by it.
+        # Read after the extension, so a row that is found now has been extended.
         rows = self._database.rows("leases_held", worker_id=self._held.worker_id)
         found = {(int(row["id"]), int(row["claim"])) for row in rows}
         self._held.renewed([each for each in held if (each.id, each.claim) in found], valid_until)
         for message in self._held.lose(each for each in held if (each.id, each.claim) not in found):
             log.warning("lease lost", extra={"event": "lease_lost", **message.log_fields})
-        freed = sum(self._free(row) for row in rows if self._held.is_orphan(int(row["id"]), int(row["claim"])))
-        if freed:
+        orphans = [row for row in rows if self._held.is_orphan(int(row["id"]), int(row["claim"]))]
+        count = sum(self._database.again_on_contention(partial(self._put_back, row)) for row in orphans)
+        if count:
             log.info(
-                "put back messages of a claim whose commit was in doubt", extra={"event": "reconciled", "count": freed}
+                "put back messages of a claim whose commit was in doubt", extra={"event": "reconciled", "count": count}
             )
 
     def _extend(self, queue_id: int, claims: list[tuple[str, int]]) -> None:
@@ -67,14 +67,12 @@ class Leases:
             lease_us=int(self._held.lease_seconds * 1e6),
         )
 
-    def _free(self, row: dict[str, Any]) -> bool:
-        """Puts back a message that a claim brought without our knowing; whether it was still there.
-
-        It was never delivered, so it goes back as it was, as far as that is still known.
-        """
-        return self._database.again_on_contention(partial(self._put_back, row))
-
     def _put_back(self, row: dict[str, Any]) -> bool:
+        """Puts back the message of a claim whose COMMIT was in doubt; whether the lease was still ours.
+
+        The message was never sent. It gets the status that its number of trials suggests, because the status before the
+        claim is not known any more.
+        """
         id, ours = int(row["id"]), (self._held.worker_id, int(row["claim"]))
         group = {"queue_id": int(row["queue_id"]), "group_keys": [row["group_key"]]}
         with self._database.transaction():
@@ -98,10 +96,10 @@ class Leases:
 
 
 class Renewal:
-    """Renews in a thread and with a session of its own, every third of a lease: no turn of the loop is too long for it.
+    """The thread that renews every third of a lease. It has its own session, so a long turn of the loop loses none.
 
-    `database` is closed at the end. Time is that of the leases, looked at once a second, so that a machine that slept
-    renews as soon as it wakes.
+    It looks at the clock of leases once a second, so that a machine that was suspended renews as soon as it runs again.
+    `database` is closed at the end.
     """
 
     def __init__(self, database: Database, held: Held) -> None:
@@ -111,54 +109,56 @@ class Renewal:
         self._interval = held.lease_seconds / 3
         self._awake = threading.Event()
         self._ended = False
+        self._complain_at = 0.0
         self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def wake(self) -> None:
-        """Something is in doubt: look now."""
+        """Renews at once, because a lease or a COMMIT is in doubt."""
         self._awake.set()
 
     def stop(self) -> None:
-        """Ends; waits a moment for a statement under way."""
+        """Ends the thread. Waits up to STOP_SECONDS for a statement under way."""
         self._ended = True
         self._awake.set()
         self._thread.join(STOP_SECONDS)
 
     def _run(self) -> None:
-        due_at, complain_at = 0.0, 0.0
+        due_at = 0.0
         try:
             while not self._ended:
                 if self._awake.wait(min(1.0, self._interval)) or self._held.clock() >= due_at:
                     self._awake.clear()
-                    complain_at = self._try(complain_at)
+                    self._renew()
                     due_at = self._held.clock() + self._interval
         finally:
             self._database.close()
 
-    def _try(self, complain_at: float) -> float:
-        """Renews, and again until it succeeds; when to complain again."""
+    def _renew(self) -> None:
+        """Renews, and tries again until it succeeds."""
         pause = RETRY_SECONDS
         while not self._ended:
-            now = self._held.clock()
             try:
                 if not self._held.is_abandoned:
                     self._leases.renew()
-                    return complain_at
-                what = "the loop has not turned for minutes: its leases are left to run out, so that others take over"
-                extra: dict[str, Any] = {"event": "leases_abandoned", "in_hand": len(self._held)}
+                    return
+                self._complain(
+                    "the loop has not turned for minutes: its leases run out, and other workers take over",
+                    event="leases_abandoned",
+                )
             except ZitharaWorkerError as error:
-                what = "leases cannot be renewed; trying again"
-                extra = {"event": "renewal_failed", "detail": str(error), "in_hand": len(self._held)}
+                self._complain("leases cannot be renewed; trying again", event="renewal_failed", detail=str(error))
             except Exception:
-                # The guard of the thread: a defect must not end it, as everything in hand would be delivered twice.
+                # A defect must not end the thread: other workers would deliver everything in hand a second time.
                 log.exception("renewing leases met a defect of this program", extra={"event": "internal_error"})
-                what, extra = "", {}
-            if what and len(self._held) and now >= complain_at:
-                complain_at = now + LOG_SECONDS
-                log.warning(what, extra=extra)
             self._awake.wait(min(pause, self._interval))
             self._awake.clear()
             pause *= 2
-        return complain_at
+
+    def _complain(self, what: str, **fields: str) -> None:
+        now = self._held.clock()
+        if len(self._held) and now >= self._complain_at:
+            self._complain_at = now + LOG_SECONDS
+            log.warning(what, extra={**fields, "in_hand": len(self._held)})

@@ -1,16 +1,18 @@
-"""The transaction of a settle: the outcomes of many messages, fenced by (id, number_of_trials) and the group's row.
+"""The transaction of a settle: the outcomes of many messages. It also gives attempts back and wakes waiting groups.
 
-A worker that lost its lease changes nothing: each statement names the trials it claimed with, every taking-over adds
-one, and the group row must still be its own. Fewer rows than asked means a lost lease: the transaction is rolled back
-and done again with a closer look, never forced.
+A worker that lost its lease changes nothing. Each statement is fenced by (id, number_of_trials), since every
+taking-over adds a trial, and by the worker and the claim in the group's row. If fewer rows change than were asked for,
+a lease was lost: the transaction is rolled back, and done again after each message has been looked up. Nothing is ever
+forced.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from zithara_worker import reasons
 from zithara_worker.database.session import Database
@@ -18,15 +20,16 @@ from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.queue import failures
 from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.statuses import EDGES, Status
+from zithara_worker.queue.statuses import EDGES, PENDING, Status
 from zithara_worker.topics import TOPIC_TABLE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settlement:
-    """What shall be written of one claimed message. `delay_seconds`: until its group may be claimed again.
+    """What to write about one claimed message.
 
-    `unwitnessed`: a failed attempt that does not count, since nothing shows that others were served.
+    `delay_seconds`: until its group may be claimed again. `unwitnessed`: a failed attempt, and nothing shows that the
+    path served others meanwhile.
     """
 
     message: Message
@@ -37,14 +40,14 @@ class Settlement:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """What a settle wrote, and the messages whose lease was lost: of those nothing was written."""
+    """What a settle wrote, and the messages whose lease was lost: about those it wrote nothing."""
 
     done: list[Settlement] = field(default_factory=list)
     lost: list[Message] = field(default_factory=list)
 
 
 class _FenceBrokenError(Exception):
-    """Fewer rows were ours than we thought; the transaction is rolled back and done again with a closer look."""
+    """Fewer rows changed than were asked for: a lease was lost."""
 
 
 class Settle:
@@ -60,33 +63,33 @@ class Settle:
         self._write_php_locks = write_php_locks
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
-        """Writes the outcomes of claimed messages in one transaction and frees or parks their groups.
+        """Writes the outcomes of claimed messages in one transaction, and lets their groups go on or wait.
 
         `in_doubt`: an earlier try may have been committed (its answer never came), or leases may have been lost.
         Raises DatabaseUnavailable; then call it again with `in_doubt`.
         """
-        sure = [each for each in settlements if each.outcome.kind in EDGES]
-        doubtful = [
-            replace(each, outcome=replace(each.outcome, kind=OutcomeKind.RELEASED))
-            for each in settlements
-            if each.outcome.kind not in EDGES
-        ]
-        if in_doubt:
-            sure, doubtful = [], sure + doubtful
+        sure = [each for each in settlements if not in_doubt and each.outcome.kind in EDGES]
+        doubtful = [each for each in settlements if in_doubt or each.outcome.kind not in EDGES]
         if sure:
             try:
-                self._database.again_on_contention(lambda: self._write(sure))
+                self._database.again_on_contention(partial(self._write, sure))
             except _FenceBrokenError:
-                sure, doubtful = [], sure + doubtful
-        lost: list[Message] = []
-        done = list(sure)
-        if doubtful:
-            more, lost = self._settle_carefully(doubtful)
-            done += more
-        return Settled(done, lost)
+                sure, doubtful = [], list(settlements)
+        if not doubtful:
+            return Settled(sure)
+        # A message whose lease seems lost goes back untouched if it is ours after all.
+        released = [
+            each
+            if each.outcome.kind in EDGES
+            else replace(each, outcome=replace(each.outcome, kind=OutcomeKind.RELEASED))
+            for each in doubtful
+        ]
+        done, lost = self._database.again_on_contention(partial(self._write_what_is_ours, released))
+        return Settled(sure + done, lost)
 
-    def _settle_carefully(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], list[Message]]:
-        return self._database.again_on_contention(lambda: self._write_what_is_ours(settlements))
+    def _write(self, settlements: Sequence[Settlement]) -> None:
+        with self._database.transaction():
+            self._write_in_transaction(settlements)
 
     def _write_what_is_ours(self, settlements: Sequence[Settlement]) -> tuple[list[Settlement], list[Message]]:
         with self._database.transaction():
@@ -105,7 +108,7 @@ class Settle:
                     others.append(each)
                 elif now.get(message.id) == (Status.IN_PROGRESS, message.number_of_trials):
                     ours.append(each)
-                else:  # ours by its group, but the row was changed by hand or by Magento's cron: give the group up
+                else:  # the group is ours, but the row was changed by hand or by Magento's cron: the group is given up
                     self._group_statement("group_wait", [each], delay_us=0)
                     lost.append(message)
             if ours:
@@ -123,10 +126,10 @@ class Settle:
     ) -> list[Settlement]:
         """Those of which an earlier try is known to have been committed, though its answer never came.
 
-        The status does not prove it: what another worker took over and released looks like our own RETRY. The claim
-        does: it stays in the row of a group that waits, and in the history of a failure. COMPLETE with our number of
-        trials is nobody's but ours: taking over would have raised it. What cannot be proved counts as lost, which costs
-        a line in the log, and neither a message nor an attempt.
+        The status proves nothing: a message that another worker took over and released looks like our own RETRY. The
+        claim does prove it: it stays in the row of a group that waits, and in the history of a failure. COMPLETE with
+        our number of trials is our own doing, since a taking-over would have raised the number. What cannot be proved
+        counts as lost, which costs a line in the log, and neither a message nor an attempt.
         """
         failed = [each.message for each in settlements if each.outcome.kind in (OutcomeKind.RETRY, OutcomeKind.FAILED)]
         recorded = failures.recorded(self._database, {message.id: message.claim for message in failed})
@@ -144,42 +147,34 @@ class Settle:
                 done.append(each)
         return done
 
-    def _write(self, settlements: Sequence[Settlement]) -> None:
-        with self._database.transaction():
-            self._write_in_transaction(settlements)
-
     def _write_in_transaction(self, settlements: Sequence[Settlement]) -> None:
         by_kind: dict[OutcomeKind, list[Settlement]] = defaultdict(list)
         for each in settlements:
             by_kind[each.outcome.kind].append(each)
         complete = by_kind[OutcomeKind.DELIVERED] + by_kind[OutcomeKind.SKIPPED]
+        failed = by_kind[OutcomeKind.FAILED]
         superseded = self._write_complete(complete) if complete else {}
         for kind in (OutcomeKind.RETRY, OutcomeKind.FAILED):
-            if by_kind[kind]:
-                self._write_status(EDGES[kind].statement, by_kind[kind])
+            self._write_status(EDGES[kind].statement, by_kind[kind])
         self._write_released(by_kind[OutcomeKind.RELEASED])
-        # Groups after rows: the order that claim keeps as well.
-        ended = complete + by_kind[OutcomeKind.FAILED]
-        finished = [each for each in ended if not hands_over(each)]
-        if finished:
-            self._group_statement("group_done", finished)
-        for each in ended:
-            if hands_over(each):
-                message, left = each.message, list(each.message.behind)
-                not_arrived = message.supersedes and each.outcome.kind is not OutcomeKind.DELIVERED
-                head = message.supersedes[0] if not_arrived else left.pop(0)
-                self._group_statement(
-                    "group_hand_over", [each], id=head.id, message_id=head.message_id, behind=as_text(left)
-                )
+        # Groups after rows of Magento: the order in which a claim locks them too.
+        self._write_ended_groups(complete + failed)
         by_delay: dict[float, list[Settlement]] = defaultdict(list)
         for each in by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.RELEASED]:
             by_delay[each.delay_seconds].append(each)
-        for delay, parked in by_delay.items():
-            self._group_statement("group_wait", parked, delay_us=int(delay * 1e6))
-        self._write_failures(by_kind, complete, superseded)
+        for delay, waiting in by_delay.items():
+            self._group_statement("group_wait", waiting, delay_us=int(delay * 1e6))
+        self._record_failures(by_kind[OutcomeKind.RETRY] + failed)
+        again = [each.message.id for each in complete if _has_history(each.message)]
+        if again or superseded:
+            self._database.execute("failures_gone", ids=sorted({*again, *superseded}))
+        if complete or failed:
+            self._update_failures_of_groups(complete, failed)
+
+    # ---------------------------------------------------------------- rows of Magento
 
     def _write_complete(self, complete: Sequence[Settlement]) -> dict[int, int]:
-        """Completes them, with the older snapshots that go with them: those, relation id -> message id."""
+        """Completes these, and the older snapshots that they replace: those, relation id -> message id."""
         superseded = self._superseded(complete)
         if self._write_php_locks and self._topic in TOPIC_TABLE:
             consumer = TOPIC_TABLE[self._topic].php_consumer
@@ -192,17 +187,14 @@ class Settle:
         return superseded
 
     def _superseded(self, complete: Iterable[Settlement]) -> dict[int, int]:
-        """Older snapshots that go with what was delivered, relation id -> message id: those that are pending still,
-        now locked. Only a snapshot that arrived replaces them, and one that has ended otherwise keeps its end.
+        """The older snapshots that the delivered ones replace, relation id -> message id; their rows are locked.
+
+        Only those still pending: one that has ended otherwise keeps its end.
         """
-        older = {
-            one for each in complete if each.outcome.kind is OutcomeKind.DELIVERED for one in each.message.supersedes
-        }
-        if not older:
-            return {}
-        rows = self._database.rows("settle_lock", ids=sorted(one.id for one in older))
-        pending = {int(row["id"]) for row in rows if row["status"] in (Status.NEW, Status.RETRY_REQUIRED)}
-        return {one.id: one.message_id for one in older if one.id in pending}
+        delivered = [each.message for each in complete if each.outcome.kind is OutcomeKind.DELIVERED]
+        older = {one.id: one.message_id for message in delivered for one in message.supersedes}
+        rows = self._database.rows("settle_lock", ids=sorted(older)) if older else []
+        return {int(row["id"]): older[int(row["id"])] for row in rows if row["status"] in PENDING}
 
     def _write_status(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
         by_trials: dict[int, list[int]] = defaultdict(list)
@@ -213,11 +205,27 @@ class Settle:
                 raise _FenceBrokenError
 
     def _write_released(self, released: Sequence[Settlement]) -> None:
-        before: dict[tuple[int, str], list[Settlement]] = defaultdict(list)
+        by_row: dict[tuple[int, str], list[Settlement]] = defaultdict(list)
         for each in released:
-            before[each.message.status_before, each.message.updated_at_before].append(each)
-        for (status, updated_at), group in before.items():
+            by_row[each.message.status_before, each.message.updated_at_before].append(each)
+        for (status, updated_at), group in by_row.items():
             self._write_status("settle_release", group, status=status, updated_at=updated_at)
+
+    # ---------------------------------------------------------------- groups
+
+    def _write_ended_groups(self, ended: Sequence[Settlement]) -> None:
+        """Removes the rows of groups whose message has ended, or gives them their next head."""
+        finished = [each for each in ended if not hands_over(each)]
+        if finished:
+            self._group_statement("group_done", finished)
+        for each in ended:
+            if hands_over(each):
+                message, behind = each.message, list(each.message.behind)
+                not_arrived = message.supersedes and each.outcome.kind is not OutcomeKind.DELIVERED
+                head = message.supersedes[0] if not_arrived else behind.pop(0)
+                self._group_statement(
+                    "group_hand_over", [each], id=head.id, message_id=head.message_id, behind=as_text(behind)
+                )
 
     def _group_statement(self, statement: str, settlements: Sequence[Settlement], **values: object) -> None:
         claims = sorted((each.message.group_key, each.message.claim) for each in settlements)
@@ -232,48 +240,45 @@ class Settle:
         if found != len(claims):
             raise _FenceBrokenError
 
-    def _write_failures(
-        self,
-        by_kind: dict[OutcomeKind, list[Settlement]],
-        complete: Sequence[Settlement],
-        superseded: Collection[int],
-    ) -> None:
-        failed = by_kind[OutcomeKind.RETRY] + by_kind[OutcomeKind.FAILED]
+    # ---------------------------------------------------------------- failures
+
+    def _record_failures(self, failed: Sequence[Settlement]) -> None:
         for each in failed:
+            message = each.message
             failures.record(
                 self._database,
                 queue_id=self._queue_id,
                 worker_id=self._worker_id,
-                claim=each.message.claim,
-                id=each.message.id,
-                message_id=each.message.message_id,
-                group_key=each.message.group_key,
-                topic=each.message.topic,
+                claim=message.claim,
+                id=message.id,
+                message_id=message.message_id,
+                group_key=message.group_key,
+                topic=message.topic,
                 outcome=each.outcome,
                 unwitnessed=each.unwitnessed,
-                # It was not sent.
+                # A message that was refused because newer data had passed it was not sent.
                 paid=each.outcome.reason != reasons.NEWER_DELIVERED,
             )
-        again = [each.message.id for each in complete if _has_history(each.message)]
-        if again or superseded:
-            self._database.execute("failures_gone", ids=sorted({*again, *superseded}))
-        ended = [*complete, *by_kind[OutcomeKind.FAILED]]
-        if not ended:
-            return
+
+    def _update_failures_of_groups(self, complete: Sequence[Settlement], failed: Sequence[Settlement]) -> None:
+        """Marks the failed messages that newer data has overtaken, and makes those that are pending the next heads.
+
+        Pending are messages that an operator retried, and a head that let an older message go first: nothing newer of
+        the group may pass them.
+        """
+        rows = self._database.rows(
+            "failures_of_groups",
+            queue_id=self._queue_id,
+            group_keys=sorted({each.message.group_key for each in (*complete, *failed)}),
+        )
         newest = {
             each.message.group_key: each.message.message_id
             for each in complete
             if each.outcome.kind is OutcomeKind.DELIVERED
         }
-        rows = self._database.rows(
-            "failures_of_groups",
-            queue_id=self._queue_id,
-            group_keys=sorted({each.message.group_key for each in ended}),
-        )
         overtaken = [int(row["id"]) for row in rows if int(row["message_id"]) < newest.get(row["group_key"], 0)]
         if overtaken:
             self._database.execute("failures_overtaken", ids=overtaken)
-        # Several that an operator retried, or a head that made way for an older one: nothing newer may pass them now.
         waiting = [
             (self._queue_id, row["group_key"], int(row["id"]), int(row["message_id"]))
             for row in rows
@@ -282,13 +287,15 @@ class Settle:
         if waiting:
             self._database.insert_rows("failed_wake", waiting)
 
-    def refund(self, settlements: Iterable[Settlement]) -> int:
-        """Gives back the attempts of messages that were settled RETRY just before their path was known to serve nobody.
+    # ---------------------------------------------------------------- after the settle
 
-        Each must be as it was settled: still RETRY_REQUIRED, one trial above its claim, its group unclaimed.
-        How many were. What was recorded of the failure stays: it tells that the message has failed before.
+    def refund(self, settlements: Iterable[Settlement]) -> int:
+        """Gives back attempts of messages that were settled RETRY just before an outage of their path was recognised.
+
+        Each row must be as it was settled: still RETRY_REQUIRED, one trial above its claim. Returns how many were. What
+        was recorded of the failure stays, because it shows that the message has failed before.
         """
-        return self._database.again_on_contention(lambda: self._refund(list(settlements)))
+        return self._database.again_on_contention(partial(self._refund, list(settlements)))
 
     def _refund(self, settlements: Sequence[Settlement]) -> int:
         refunded = []
@@ -298,15 +305,11 @@ class Settle:
                 if self._database.execute("refund", id=message.id, number_of_trials=message.number_of_trials + 1):
                     refunded.append(message)
                     self._database.execute("refund_failure", id=message.id, unwitnessed=int(each.unwitnessed))
-            self._wake(refunded)
+            self.wake(refunded)
         return len(refunded)
 
-    def wake(self, messages: Iterable[Message]) -> None:
-        """Lets groups that wait for the retry of these messages be claimed at once."""
-        woken = list(messages)
-        self._database.again_on_contention(lambda: self._wake(woken))
-
-    def _wake(self, messages: Sequence[Message]) -> None:
+    def wake(self, messages: Sequence[Message]) -> None:
+        """Makes groups due that wait for the retry of these messages."""
         if messages:
             self._database.execute(
                 "group_wake",
@@ -317,8 +320,11 @@ class Settle:
 
 
 def hands_over(settlement: Settlement) -> bool:
-    """Whether the group goes on to a head that is known: to the older snapshots, because the one that stood for them
-    did not arrive, or to one that was tried before and let this one go first."""
+    """Whether the group goes on to a head that is known.
+
+    That is the oldest of the snapshots that this one was to replace, because it did not arrive; or else the oldest of
+    the messages that were tried before and let this one go first.
+    """
     kind, message = settlement.outcome.kind, settlement.message
     if kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED):
         return bool(message.supersedes or message.behind)

@@ -1,6 +1,6 @@
-"""Magento's status codes and the one table of transitions that the worker may make.
+"""Magento's status codes, and every transition that the worker may make.
 
-Source of the codes: Magento\\MysqlMq\\Model\\QueueManagement (MESSAGE_STATUS_*). Imports nothing of ours but values.
+Source of the codes: Magento\\MysqlMq\\Model\\QueueManagement (MESSAGE_STATUS_*).
 
     NEW 2, RETRY_REQUIRED 5  --claim-->     IN_PROGRESS 3
     IN_PROGRESS 3            --settle-->    what `EDGES` says
@@ -33,16 +33,20 @@ PENDING = (Status.NEW, Status.RETRY_REQUIRED)
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """How a claim ends: the statement that writes it, the status it leads to (None: as before), change of trials."""
+    """One way in which a claim ends."""
 
+    #: The statement that writes it
     statement: str
+    #: The status that the message gets; None: the one before the claim
     to: Status | None
+    #: How much number_of_trials changes
     trials: int
-    #: Whether the group's row stays: the head keeps its place in the line.
+    #: Whether the group's row stays, so that nothing newer of the group passes the message
     keeps_group: bool
 
 
-#: Every way in which a claim may end. LEASE_LOST has none: another worker may hold the message, nothing is written.
+#: Every way in which a claim may end. LEASE_LOST is missing, because nothing may be written about a message that
+#: another worker may hold.
 EDGES: dict[OutcomeKind, Edge] = {
     OutcomeKind.DELIVERED: Edge("settle_complete", Status.COMPLETE, 0, keeps_group=False),
     OutcomeKind.SKIPPED: Edge("settle_complete", Status.COMPLETE, 0, keeps_group=False),
