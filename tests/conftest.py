@@ -23,7 +23,7 @@ from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
 from zithara_worker.topics import TOPICS
-from zithara_worker.worker.worker import Limits
+from zithara_worker.worker.ending import Limits
 
 PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"
 

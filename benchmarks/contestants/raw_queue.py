@@ -13,13 +13,14 @@ from pathlib import Path
 
 from benchmarks import messages
 from benchmarks.contestants import ready
+from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
-from zithara_worker.worker.worker import configure, open_database
+from zithara_worker.shop.configuration import configure
 
 _DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
 
@@ -28,7 +29,7 @@ def main() -> None:
     settings = configure(Path(sys.argv[1]), {}, os.environ).settings
     wanted = int(sys.argv[2])
     ready()
-    database = open_database(settings)
+    database = Database(settings.database)
     [row] = find_queues(database, [messages.TOPIC], {})
     queue = MessageQueue(
         database,

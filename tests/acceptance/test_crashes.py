@@ -23,8 +23,8 @@ from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import Cut, TcpProxy
+from zithara_worker.shop.configuration import configure
 from zithara_worker.topics import TOPIC_ORDER
-from zithara_worker.worker.worker import configure
 
 Config = Callable[..., Path]
 SHORT_LEASE = {"worker": {"lease": "2", "poll_interval": "0.05", "concurrency": "1"}}

@@ -32,8 +32,8 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, ZitharaSettings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.settings.values import Secret
+from zithara_worker.shop.configuration import complete
 from zithara_worker.topics import TOPIC_ORDER, TOPIC_TABLE, TOPICS
-from zithara_worker.worker.worker import complete
 
 Examine = Callable[..., dict[str, Finding]]
 

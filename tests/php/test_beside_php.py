@@ -21,9 +21,9 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.shop.configuration import configure
 from zithara_worker.topics import ORDER, TOPIC_ORDER
-from zithara_worker.worker import worker as app
-from zithara_worker.worker.worker import configure
+from zithara_worker.worker import building
 
 Config = Callable[..., Path]
 Php = Callable[..., Any]
@@ -125,7 +125,7 @@ def test_a_stale_read_of_php_is_acknowledged_unprocessed_because_of_the_lock_row
     verb: str,
 ) -> None:
     """Without the lock rows PHP processes what was delivered already: this is what they are for."""
-    monkeypatch.setattr(app, "MessageQueue", partial(MessageQueue, write_php_locks=locks))
+    monkeypatch.setattr(building, "MessageQueue", partial(MessageQueue, write_php_locks=locks))
     consumer = php("consumer.php", QUEUE, CONSUMER, "step")
     consumer.wait_for("ready")
     published = shop.publish_order("1")
@@ -163,7 +163,7 @@ def test_php_consumers_competing_for_the_queue_process_nothing_twice(
 ) -> None:
     """Two consumers, 20 ms between their reading and their taking. Without the lock rows some must be processed twice,
     or this test would show nothing."""
-    monkeypatch.setattr(app, "MessageQueue", partial(MessageQueue, write_php_locks=locks))
+    monkeypatch.setattr(building, "MessageQueue", partial(MessageQueue, write_php_locks=locks))
     consumers = [php("consumer.php", QUEUE, CONSUMER, "20") for _ in range(2)]
     for consumer in consumers:
         consumer.wait_for("ready")

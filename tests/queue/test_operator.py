@@ -21,7 +21,7 @@ from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
-from zithara_worker.worker.worker import Limits
+from zithara_worker.worker.ending import Limits
 
 Consume = Callable[[], None]
 

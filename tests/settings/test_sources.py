@@ -14,8 +14,7 @@ from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Settings
 from zithara_worker.settings.sources import LoadedSettings, Values, load, with_shop_values
 from zithara_worker.settings.values import Secret
-from zithara_worker.shop.configuration import ShopConfiguration
-from zithara_worker.worker.worker import complete
+from zithara_worker.shop.configuration import ShopConfiguration, complete
 
 Load = Callable[..., LoadedSettings]
 SHOP = Path("/srv/shop")

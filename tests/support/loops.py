@@ -169,6 +169,8 @@ class LoopOnClock:
         self.paused: set[str] = set()
         self.poison_pill: str | None = "1"
         self.may_claim = True
+        #: Whether a new configuration can be used, and with which `database_up` each was tried
+        self.reload_is_usable = True
         self.prepared_reloads: list[bool] = []
         self.database = StepDatabase(self)
         self.threads = Threads(self)
@@ -306,7 +308,7 @@ class LoopOnClock:
 
     def _prepare_reload(self, database_up: bool) -> bool:
         self.prepared_reloads.append(database_up)
-        return True
+        return self.reload_is_usable
 
     def _sleep(self, seconds: float) -> None:
         self.slept.append(seconds)

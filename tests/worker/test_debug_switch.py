@@ -9,10 +9,10 @@ import pytest
 from support.waiting import eventually
 from worker.test_outage import running, settings_for
 
+from zithara_worker import Worker
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.worker.duties import DebugSwitch
-from zithara_worker.worker.worker import Worker
 
 PACKAGE = logging.getLogger("zithara_worker")
 MODULE = logging.getLogger("zithara_worker.zithara.api")

@@ -17,7 +17,7 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, WorkerSettings, ZitharaSettings
 from zithara_worker.topics import TOPIC_WEBHOOK
 from zithara_worker.worker import duties
-from zithara_worker.worker.worker import Limits
+from zithara_worker.worker.ending import Limits
 
 Looks = list[object]
 

@@ -124,6 +124,11 @@ def test_the_service_manager_is_told_in_time_that_the_loop_lives(make_loop: Make
     assert [later - earlier for earlier, later in pairwise(alive)] == [3.0, 3.0, 3.0]
 
 
+def test_a_loop_is_stuck_only_if_it_is_silent_for_longer_than_it_may_wait(make_loop: MakeLoop) -> None:
+    assert make_loop().loop.status().longest_wait_seconds == MAX_DATABASE_PAUSE
+    assert make_loop(poll_interval=50.0).loop.status().longest_wait_seconds == 50.0
+
+
 # ---------------------------------------------------------------- how much is claimed
 
 
@@ -277,10 +282,16 @@ def test_results_that_arrive_while_the_database_is_away_are_settled_afterwards(l
     assert sorted(each.message.id for each, _ in loop.queues[0].settled) == [0, 1]
 
 
-def test_a_refused_login_wants_the_configuration_read_again(loop: LoopOnClock) -> None:
-    loop.fail["pulse"] = DatabaseRefused("access denied")
-    loop.turns(1)
-    assert loop.reload.wanted
+def test_a_refused_login_wants_the_configuration_read_again_and_is_told_at_once(
+    loop: LoopOnClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop.reload_is_usable = False
+    loop.publish()
+    for error, told in ((GONE, 1), (DatabaseRefused("access denied"), 2), (GONE, 2), (DatabaseRefused("again"), 3)):
+        loop.fail["claim"] = error
+        loop.turn_until(3 * MAX_DATABASE_PAUSE if told == 1 else MAX_DATABASE_PAUSE)
+        assert events(caplog).count("database_away") == told
+    assert set(loop.prepared_reloads) == {False}
 
 
 def test_contention_is_no_lost_database(loop: LoopOnClock, caplog: pytest.LogCaptureFixture) -> None:
@@ -356,7 +367,8 @@ def test_time_is_up_at_the_second(make_loop: MakeLoop) -> None:
 
 def test_time_is_up_without_a_database_too(make_loop: MakeLoop) -> None:
     loop = make_loop(limits=Limits(max_runtime_seconds=7.5))
-    loop.fail["pulse"] = GONE
+    loop.publish()
+    loop.fail["claim"] = GONE
     began = loop.clock.now
     assert loop.loop.run() is End.RUNTIME
     assert loop.clock.now == began + 7.5

@@ -1,7 +1,7 @@
 """The audit file: one JSON line for each delivery attempt and each operator's action, in their order.
 
-Knows files and nothing of queues. What a line says about a delivery is the business of `worker.audit`; what it says of
-an operator's action stands here, as every command may need it.
+Knows files and nothing of queues. `worker.outcomes` makes the line of a delivery. The line of an operator's action is
+made here, because several commands need it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A new configuration: wanted, tried out beside the one in force, and taken once it can be used."""
+"""A new configuration: tried out while the loop goes on with the one in force, and taken once it can be used."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from zithara_worker.errors import ZitharaWorkerError
 
 log = logging.getLogger(__name__)
 
-#: Seconds between two tries; between two log lines about the same problem.
+#: Seconds between two tries, and between two log lines about the same problem.
 RETRY_SECONDS = 5.0
 LOG_SECONDS = 60.0
 
 
 class Reload:
-    """Lives as long as the process: what is wanted while no loop runs is done by the next one.
+    """Lives as long as the process, so that the next loop does what is asked for while none runs.
 
-    `prepare(database_up)` reads the configuration and tries out everything it needs. False: nothing has changed, and
-    the shop's side cannot be tried while the database is away. Raises ZitharaWorkerError or OSError where it cannot be
-    used.
+    `prepare(database_up)` reads the configuration and tries out everything that it needs. It returns False if the
+    worker's own settings have not changed, and the shop's cannot be read because the database is away. It raises
+    ZitharaWorkerError or OSError if the configuration cannot be used.
     """
 
     def __init__(self, prepare: Callable[[bool], bool], *, monotonic: Callable[[], float]) -> None:
@@ -28,24 +28,25 @@ class Reload:
         self._next_at = 0.0
         self._complain_at = 0.0
         self.wanted = False
-        #: Why the configuration that is wanted cannot be used, in words; None when there is nothing to complain of
+        #: Why the last configuration that was tried cannot be used, for people; None if it can be
         self.problem: str | None = None
 
     def ask(self) -> None:
-        """With the next turn. Takes no lock: may be called in a signal handler."""
+        """Tries the configuration with the next turn. Takes no lock, so a signal handler may call it."""
         self._next_at = 0.0
         self.wanted = True
 
     def want(self) -> None:
-        """With the next turn, but not sooner than RETRY_SECONDS after the last try."""
+        """Tries the configuration with the next turn, but not sooner than RETRY_SECONDS after the last try."""
         self.wanted = True
 
     def is_ready(self, *, database_up: bool) -> bool:
-        """Tries, if it is time; whether the loop may end and its successor go on with the new configuration."""
+        """Tries the configuration if one is wanted and it is time. True: the loop may end, and its successor uses the
+        new configuration."""
         now = self._monotonic()
         if not self.wanted or now < self._next_at:
             return False
-        # Before the try: whoever asks during it asks for what comes after it.
+        # Reset before the try, so that a request that arrives during it causes another one.
         self.wanted, self._next_at = False, now + RETRY_SECONDS
         try:
             ready = self._prepare(database_up)
@@ -54,7 +55,7 @@ class Reload:
             self.failed(str(error))
             return False
         except Exception:
-            # The loop at work may hold messages, which a defect in here must not cost their worker.
+            # The loop goes on: it may hold messages, and a defect in here must not end it.
             log.exception("trying the changed configuration failed", extra={"event": "internal_error"})
             self.wanted = True
             self.failed("an error in the worker, see its log")
@@ -66,7 +67,7 @@ class Reload:
         return ready
 
     def failed(self, problem: str) -> None:
-        """Says so at once, and while it lasts once a minute."""
+        """Logs a new problem at once, and one that lasts once a minute."""
         now = self._monotonic()
         if problem != self.problem or now >= self._complain_at:
             self._complain_at = now + LOG_SECONDS

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
@@ -24,7 +23,6 @@ from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings, given_by_program
-from zithara_worker.shop.configuration import complete, configure
 from zithara_worker.topics import TOPICS, full_name
 from zithara_worker.worker.building import Lasting, Prepared, prepare, running_loop
 from zithara_worker.worker.duties import DebugSwitch, PoisonPill
@@ -32,23 +30,16 @@ from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.inbox import Arrivals, ControlRequest
 from zithara_worker.worker.reload import Reload
 
-__all__ = ["Limits", "Worker", "complete", "configure", "open_database"]
-
 log = logging.getLogger(__name__)
 
 #: Seconds between two log lines while the worker waits for its first connection to the database.
 LOG_SECONDS = 60.0
 
 
-def _clock() -> float:
+def lease_clock() -> float:
     """Seconds on a clock that runs on while the machine is suspended. CLOCK_MONOTONIC stands still meanwhile, so leases
     that others have long taken over would look valid after waking."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
-
-
-def open_database(settings: Settings, **arguments: Any) -> Database:
-    """A session for these settings, not yet connected."""
-    return Database(settings.database, **arguments)
 
 
 class Worker:
@@ -64,7 +55,7 @@ class Worker:
         settings: Settings | LoadedSettings,
         *,
         reconfigure: Callable[[], LoadedSettings] | None = None,
-        monotonic: Callable[[], float] = _clock,
+        monotonic: Callable[[], float] = lease_clock,
         utc: Callable[[], float] = time.time,
         clock: Callable[[], float] | None = None,
         service_manager: ServiceManager | None = None,
@@ -84,7 +75,7 @@ class Worker:
             service_manager=service_manager or ServiceManager(),
             endpoints=Endpoints(
                 metrics,
-                open_database=open_database,
+                open_database=lambda settings: Database(settings.database),
                 stopping=self._stopping.is_set,
                 configuration_problem=lambda: self._reload.problem,
                 monotonic=monotonic,
