@@ -64,6 +64,7 @@ class _Connection(_Base):
     """
 
     server_capabilities: int
+    _secure: bool
 
     def __init__(self, *, encrypted: bool, **arguments: Any) -> None:
         self._encrypted = encrypted
@@ -191,12 +192,19 @@ class Database:
             # A renewal within the same second changes no row; without this it would look like a lost lease.
             client_flag=CLIENT.FOUND_ROWS,
             autocommit=True,
+            ssl_disabled=bool(unix_socket) and not settings.ssl_ca,
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=ANSWER_TIMEOUT,
             write_timeout=ANSWER_TIMEOUT,
             defer_connect=True,
         )
-        connection.connect(_connected_socket(unix_socket) if unix_socket else None)
+        if unix_socket:
+            # As pymysql sets it for a socket that it opens itself. Without it, the driver would encrypt the password
+            # for MySQL 8 with RSA, and the server, which trusts a socket, would take that for the password itself.
+            connection._secure = True
+            connection.connect(_connected_socket(unix_socket))
+        else:
+            connection.connect()
         with connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(
@@ -204,7 +212,7 @@ class Database:
                 "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
                 # Each server reads its own kind of comment: seconds to MariaDB, milliseconds to MySQL.
                 " /*M! , max_statement_time = %s */ /*!80000 , max_execution_time = %s */",
-                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, STATEMENT_TIMEOUT * 1000),
+                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, round(STATEMENT_TIMEOUT * 1000)),
             )
         return connection
 
