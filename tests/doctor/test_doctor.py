@@ -32,7 +32,6 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, ZitharaSettings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.settings.values import Secret
-from zithara_worker.shop.configuration import complete
 from zithara_worker.topics import TOPIC_ORDER, TOPIC_TABLE, TOPICS
 
 Examine = Callable[..., dict[str, Finding]]
@@ -46,7 +45,6 @@ def examine(database: Database, settings: Settings, tmp_path: Path) -> Examine:
         given: dict[str, Any] = {
             "configured": LoadedSettings(settings=settings, sources={("database", "name"): "program"}),
             "database": database,
-            "complete": complete,
             "etc": tmp_path / "etc",
             "run": lambda arguments: None,
         }
@@ -243,7 +241,7 @@ def test_a_setting_of_the_shop_that_is_out_of_range_is_told(shop: Shop, examine:
     [
         ("'120'", Level.OK, "new messages are deleted after 120 minutes ("),
         ("0", Level.OK, "new messages are deleted never ("),
-        ("getenv('X')", Level.WARNING, "new messages are deleted nobody but PHP knows when ("),
+        ("getenv('X')", Level.WARNING, "new messages are deleted after a time that only PHP can work out ("),
     ],
 )
 def test_the_lifetimes_of_magentos_cleanup_are_told_with_their_source(
@@ -271,6 +269,13 @@ def test_a_missing_queue_row_fails(shop: Shop, examine: Examine) -> None:
     shop.query("DELETE FROM {prefix}queue WHERE name = 'zithara_cart_queue'")
     found = examine()["queues"]
     assert found.level is Level.FAILED and "zithara.cart.events" in found.found
+
+
+def test_a_shop_without_any_of_the_queues_fails_for_all_topics(shop: Shop, examine: Examine) -> None:
+    shop.query("DELETE FROM {prefix}queue WHERE name LIKE 'zithara%%'")
+    found = examine()
+    assert found["queues"].level is Level.FAILED and all(topic in found["queues"].found for topic in TOPICS)
+    assert "workers" not in found
 
 
 def test_a_topic_that_was_never_published_is_told(shop: Shop, examine: Examine) -> None:
@@ -312,7 +317,7 @@ def test_a_user_who_may_read_the_locks_learns_whether_php_holds_them(shop: Shop,
         assert "in_progress" not in found
         code = message_code(TOPIC_TABLE[TOPIC_ORDER].php_consumer, selected.message_id)
         shop.query("DELETE FROM {prefix}queue_lock WHERE message_code = %s", (code,))
-        assert examine(database=root)["in_progress"].found.startswith("nobody holds 1 messages")
+        assert examine(database=root)["in_progress"].found.startswith("neither a worker nor PHP holds 1 messages")
     finally:
         root.close()
 

@@ -29,15 +29,13 @@ def doctor(context: Context, as_json: bool) -> None:
       zithara-worker doctor
       zithara-worker doctor --json | jq -r '.findings[] | select(.level == "failed") | .remedy'
     """
-    from zithara_worker.shop.configuration import complete
-
     try:
         configured = context.configured
     except ConfigurationError as error:
         found = _print(unreadable(error), as_json)
     else:
         with context.database() as database:
-            found = _print(Doctor(configured=configured, database=database, complete=complete).examine(), as_json)
+            found = _print(Doctor(configured=configured, database=database).examine(), as_json)
     if any(finding.level is Level.FAILED for finding in found):
         sys.exit(EXIT_FAILED)
 

@@ -18,10 +18,10 @@ from zithara_worker.units import duration
 from zithara_worker.zithara.http import Transport, origin_of, tls_context, usable_url
 from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable
 
-#: Days before its end at which a certificate is worth a word.
+#: A certificate that ends within so many days is a warning.
 _DAYS = 14
 _SKEW_SECONDS = 60.0
-#: A doctor does not wait for the API as long as a message may.
+#: Of one request or handshake: shorter than a delivery may take, because a person waits.
 _TIMEOUT_SECONDS = 10.0
 
 
@@ -52,7 +52,7 @@ class _Remembering(Transport):
 
 
 def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Finding]:
-    """All of them; what cannot be reached is not asked further."""
+    """All checks of the API; after a failed one the next are left out."""
     try:
         url = usable_url(settings.base_url)
         tls = tls_context(verify=settings.verify, ca_file=str(settings.ca_file or ""))
@@ -60,7 +60,7 @@ def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Find
         yield failed("api.url", str(error), "correct [zithara] base_url or ca_file")
         return
     own = settings.base_url in BASE_URLS.values()
-    yield ok("api.url", settings.base_url + ("" if own else " (neither of Zithara's two)"))
+    yield ok("api.url", settings.base_url + ("" if own else " (not one of Zithara's two APIs)"))
     problem = False
     for finding in certificate(url, tls, settings, utc):
         problem = problem or finding.level.value == "failed"
@@ -94,7 +94,7 @@ def certificate(
             yield warning(
                 "api.tls",
                 f"the certificate of {origin_of(url)} ends in {duration(expires_utc - utc())}",
-                "tell whoever runs it",
+                "tell the operator of the API",
             )
         else:
             yield ok("api.tls", f"{protocol}, certificate {'trusted' if settings.verify else 'not checked'}")
@@ -150,7 +150,7 @@ def clock(answer: httpx.Response, utc: Callable[[], float]) -> Iterator[Finding]
     try:
         ahead = utc() - parsedate_to_datetime(said).timestamp()
     except (TypeError, ValueError):  # TypeError: Python 3.10's answer to an empty text
-        yield ok("api.clock", "the API tells no time")
+        yield ok("api.clock", "the API sends no Date header")
         return
     if abs(ahead) > _SKEW_SECONDS:
         yield warning(

@@ -37,7 +37,7 @@ _SKEW_SECONDS = 5.0
 
 
 def server(database: Database) -> Iterator[Finding]:
-    """Raises DatabaseUnavailable or ConfigurationError when there is none to talk to."""
+    """Version of the server. Raises DatabaseUnavailable or ConfigurationError where there is no connection."""
     version = str(database.rows("server")[0]["version"])
     maria = "mariadb" in version.lower()
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
@@ -55,7 +55,7 @@ def server(database: Database) -> Iterator[Finding]:
 
 
 def encryption(database: Database, *, verified: bool) -> Iterator[Finding]:
-    """`verified`: ssl_ca is set. PyMySQL 1.2 encrypts without it too, whoever it is that answers."""
+    """`verified`: ssl_ca is set. Without it PyMySQL 1.2 encrypts too, but does not check which server answers."""
     cipher = database.cipher
     found = f"encrypted ({cipher})" if cipher else "not encrypted"
     if database.is_local or (cipher and verified):
@@ -70,7 +70,7 @@ def encryption(database: Database, *, verified: bool) -> Iterator[Finding]:
 
 
 def has_queue_tables(database: Database) -> bool:
-    """Whether this is a shop's database at all: without these nothing else can be looked at."""
+    """Whether this is a shop's database; the checks of the shop and its queues need these tables."""
     names = [database.prefix + table for table in ("queue", "queue_message", "queue_message_status")]
     return len(database.rows("tables_present", tables=names)) == len(names)
 
@@ -136,7 +136,7 @@ def worker_tables(database: Database) -> Iterator[Finding]:
 
 
 def privileges(database: Database) -> Iterator[Finding]:
-    """Tries each privilege on no row."""
+    """Tries each privilege with a statement that affects no row."""
     lacking = []
     for table, verbs in PRIVILEGES:
         for verb in verbs:
@@ -146,7 +146,7 @@ def privileges(database: Database) -> Iterator[Finding]:
                 else:
                     database.execute(f"privilege_{table}_{verb}")
             except ShopError:
-                # Servers say 'no privilege' of a table that does not exist, too: that has a finding of its own.
+                # Servers also report a missing table as a missing privilege; tables have findings of their own.
                 lacking.append(f"{verb.upper()} on {database.prefix}{table}")
     if lacking:
         yield failed(
@@ -166,7 +166,7 @@ def session(database: Database) -> Iterator[Finding]:
         yield failed(
             "database.isolation",
             f"the session runs in {isolation} though READ COMMITTED was asked for",
-            "let the user set it: a proxy between worker and server may be in the way",
+            "let the user set it; a proxy between worker and server may reset it",
         )
     elif variables.get("log_bin") == "ON" and variables.get("binlog_format") == "STATEMENT":
         yield failed(
@@ -191,7 +191,7 @@ def clock(database: Database, utc: Callable[[], float]) -> Iterator[Finding]:
         yield failed(
             "database.time_zone",
             f"the session's time zone is {variables.get('time_zone')}, Magento's is +00:00",
-            "let the user set it: a proxy between worker and server may be in the way",
+            "let the user set it; a proxy between worker and server may reset it",
         )
         return
     ahead = fleet.now_utc(database) - utc()

@@ -1,4 +1,4 @@
-"""Checks of this host: who keeps the worker running, log files, disk space."""
+"""Checks of this host: programs of supervisor and systemd that run the worker, log files, disk space."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _supervised(etc: Path) -> dict[str, str]:
         try:
             parser.read(file, encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
-            continue  # supervisor itself complains of it
+            continue  # supervisor itself reports it
         for section in parser.sections():
             match = _CONSUME.search(parser.get(section, "command", fallback=""))
             if section.startswith("program:") and match:
@@ -118,11 +118,11 @@ def _files(root: Path, patterns: Sequence[str]) -> list[Path]:
 
 
 def _state(name: str, run: Run) -> str | None:
-    """RUNNING, STOPPED, FATAL...; active, inactive, failed...; None when nobody can tell."""
-    keeper, _, program = name.partition(" ")
-    if keeper == "systemd":
-        said = run(["systemctl", "is-active", program])
-        state = (said or "").strip()
+    """RUNNING, STOPPED, FATAL...; active, inactive, failed...; None when it is not known."""
+    manager, _, program = name.partition(" ")
+    if manager == "systemd":
+        output = run(["systemctl", "is-active", program])
+        state = (output or "").strip()
         return state if state in ("active", "inactive", "failed", "activating", "deactivating") else None
     states = set()
     for line in (run(["supervisorctl", "status"]) or "").splitlines():

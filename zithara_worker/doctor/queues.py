@@ -1,4 +1,4 @@
-"""Checks of the four queues: that the shop publishes to them, and that nobody but the workers takes from them."""
+"""Checks of the four queues: that the shop publishes to them, and that only workers take messages from them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,26 @@ from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.monitor import fleet
 from zithara_worker.queue import operator
-from zithara_worker.queue.queues import QueueRow, find_queues, queues_present
+from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
 from zithara_worker.shop.deployment_config import started_by_cron
 from zithara_worker.topics import TOPIC_TABLE, TOPICS, short_name
 from zithara_worker.units import duration
 
-#: Message ids back from the newest in which messages without a queue are looked for.
+#: Messages without a queue are looked for among this many ids, back from the newest.
 LOOK_BACK = 50_000
-#: Rows that are looked at one by one, at most.
+#: Rows that a check reads at most.
 LIMIT = 5000
 _MODULE = "enable the module of /usr/share/zithara-worker/magento (its README has the commands)"
 
 
 def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
-    missing = []
-    found = []
-    for topic in TOPICS:
-        try:
-            found += find_queues(database, [topic], overrides)
-        except ShopError:
-            missing.append(topic)
+    """Whether each topic has a row in table `queue`."""
+    try:
+        found, missing = queues_present(database, overrides)
+    except ShopError:
+        missing = [*TOPICS]
     if missing:
         yield failed(
             "queues",
@@ -41,14 +39,6 @@ def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
         )
     else:
         yield ok("queues", ", ".join(queue.name for queue in found))
-
-
-def present(database: Database, overrides: Mapping[str, str]) -> list[QueueRow]:
-    """The queues that there are; none is no error here, `rows` tells it."""
-    try:
-        return queues_present(database, overrides)[0]
-    except ShopError:
-        return []
 
 
 def published(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
@@ -68,7 +58,8 @@ def published(database: Database, queues: Sequence[QueueRow], now: float) -> Ite
 
 
 def unlinked(database: Database) -> Iterator[Finding]:
-    """Messages of our topics that are linked to no queue. Looked at twice: one being published now is linked then."""
+    """Messages of our topics that are linked to no queue. Reads twice: a message that is just being published is linked
+    by the second time."""
     after = max(0, int(database.rows("newest_message")[0]["id"]) - LOOK_BACK)
 
     def look() -> dict[int, str]:
@@ -93,10 +84,10 @@ def unlinked(database: Database) -> Iterator[Finding]:
 
 
 def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
-    """IN_PROGRESS rows that no worker holds, told apart by the lock that a PHP consumer writes when it takes one."""
+    """IN_PROGRESS rows that no worker holds. Those that a PHP consumer holds have its row in queue_lock."""
     ids = [queue.queue_id for queue in queues]
     found = {int(row["id"]): row for row in database.rows("in_progress", queue_ids=ids, limit=LIMIT)}
-    for _ in range(2):  # what was settled or claimed between two reads is told apart by looking again
+    for _ in range(2):  # a message may be settled or claimed between two reads, so both are repeated
         found = {id: row for id, row in found.items() if id not in _leased(database, ids)}
         still = database.rows("statuses", ids=list(found)) if found else []
         found = {int(row["id"]): found[int(row["id"])] for row in still if int(row["status"]) == Status.IN_PROGRESS}
@@ -114,7 +105,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
             "see shop.cleanup)",
         )
         return
-    nobody = found.keys() - by_php
+    unheld = found.keys() - by_php
     if by_php:
         oldest = now - min(float(found[id]["updated_at"]) for id in by_php)
         yield warning(
@@ -123,12 +114,13 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
             "keep them off: 'cron_consumers_runner' in app/etc/env.php, and stop bin/magento queue:consumers:start "
             "of the Zithara consumers",
         )
-    if nobody:
-        oldest = now - min(float(found[id]["updated_at"]) for id in nobody)
+    if unheld:
+        oldest = now - min(float(found[id]["updated_at"]) for id in unheld)
         yield warning(
             "in_progress",
-            f"nobody holds {len(nobody)} messages that are in progress, the oldest for {duration(oldest)} "
-            f"(message {min(int(found[id]['message_id']) for id in nobody)})",
+            f"neither a worker nor PHP holds {len(unheld)} messages that are in progress, "
+            f"the oldest for {duration(oldest)} "
+            f"(message {min(int(found[id]['message_id']) for id in unheld)})",
             "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
         )
 
@@ -156,7 +148,8 @@ def _leased(database: Database, queue_ids: Sequence[int]) -> set[int]:
     return {int(row["id"]) for row in database.rows("heads_leased", queue_ids=list(queue_ids))}
 
 
-def rejected_elsewhere(database: Database, queues: Sequence[QueueRow]) -> Iterator[Finding]:
+def rejected_by_php(database: Database, queues: Sequence[QueueRow]) -> Iterator[Finding]:
+    """Messages that went to ERROR without a row in zithara_delivery_failure, so no worker did it."""
     found = database.rows("rejected_elsewhere", queue_ids=[queue.queue_id for queue in queues])
     total = sum(int(row["messages"]) for row in found)
     if total:
@@ -194,7 +187,7 @@ def cron(root: Path | None) -> Iterator[Finding]:
 def near_deletion(
     database: Database, queues: Sequence[QueueRow], lifetime_minutes: int, now: float
 ) -> Iterator[Finding]:
-    """NEW messages in the last third of what Magento's cleanup leaves them."""
+    """NEW messages in the last third of the lifetime that Magento's cleanup gives them."""
     if lifetime_minutes <= 0:
         yield ok("expiry", "Magento's cleanup deletes no new messages here")
         return
@@ -218,7 +211,7 @@ def near_deletion(
 
 
 def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
-    """Messages in ERROR, which Magento deletes after a time."""
+    """Messages in ERROR, which Magento's cleanup deletes."""
     counts = fleet.count_by_status(database, [queue.queue_id for queue in queues])
     found = [count for (_, status), count in counts.items() if status is Status.ERROR]
     number = sum(count.messages for count in found)
@@ -234,7 +227,7 @@ def failures(database: Database, queues: Sequence[QueueRow], now: float) -> Iter
 
 
 def workers(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
-    """Whether somebody serves each topic."""
+    """Whether a living worker serves each topic."""
     living = fleet.living_by_topic(fleet.read_workers(database, queues, now))
     missing = [queue.topic for queue in queues if not living[queue.topic]]
     if missing:

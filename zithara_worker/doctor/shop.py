@@ -1,12 +1,44 @@
-"""Checks of what the shop's administrator has set."""
+"""Checks of the configuration: the worker's own, and what the shop's administrator has set."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.errors import ConfigurationError
+from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import NEW_LIFETIME, ShopConfiguration
 from zithara_worker.zithara.http import UrlRefused, usable_url
+
+
+def unreadable(error: ConfigurationError) -> Iterator[Finding]:
+    """One finding for each thing that is wrong with the configuration."""
+    for line in str(error).splitlines():
+        yield failed("configuration", line, "correct it; 'zithara-worker config --sample' shows every key")
+
+
+def sources(configured: LoadedSettings) -> Iterator[Finding]:
+    """Which files and environment variables gave a value."""
+    named = {source.partition(" [")[0].partition(", named by")[0] for source in configured.sources.values()}
+    where = ", ".join(sorted(named)) or "defaults only"
+    yield ok("configuration", f"read from {where}")
+
+
+def permissions(configured: LoadedSettings) -> Iterator[Finding]:
+    """The warnings that came up when the configuration was read, such as a secret that everybody on this host can
+    read."""
+    for text in configured.warnings:
+        found, _, remedy = text.rpartition(": ")
+        yield warning("configuration.permissions", found or text, remedy if found else "see the text")
+
+
+def certificate_check(configured: LoadedSettings) -> Iterator[Finding]:
+    if not configured.settings.zithara.verify:
+        yield warning(
+            "configuration.verify",
+            "the API's certificate is not checked: anybody on the way can read customers' data",
+            "set [zithara] verify = true, and ca_file if the authority is your own",
+        )
 
 
 def enabled(shop: ShopConfiguration) -> Iterator[Finding]:
@@ -38,7 +70,7 @@ def active_row(shop: ShopConfiguration) -> Iterator[Finding]:
 
 
 def webhook_url(shop: ShopConfiguration, given: str) -> Iterator[Finding]:
-    """`given`: [zithara] webhook_url, which comes before the shop's."""
+    """`given`: [zithara] webhook_url, which has precedence over the shop's."""
     if given:
         yield ok("shop.webhook_url", "set by [zithara] webhook_url")
     elif shop.webhook_url is None:
@@ -73,7 +105,7 @@ def event_types(shop: ShopConfiguration) -> Iterator[Finding]:
         )
 
 
-#: What Magento's cleanup does, in the words of a sentence that goes on with "after 7 days".
+#: What each rule of Magento's cleanup does; the sentence goes on with "after 10080 minutes".
 _RULES = {
     NEW_LIFETIME: "new messages are deleted",
     "successful_messages_lifetime": "complete ones are deleted",
@@ -87,7 +119,13 @@ def cleanup(shop: ShopConfiguration, *, files_read: bool) -> Iterator[Finding]:
     rules = []
     for name, rule in _RULES.items():
         minutes, source = shop.cleanup[name].minutes, shop.cleanup[name].source
-        when = "nobody but PHP knows when" if minutes is None else f"after {minutes} minutes" if minutes else "never"
+        when = (
+            "after a time that only PHP can work out"
+            if minutes is None
+            else f"after {minutes} minutes"
+            if minutes
+            else "never"
+        )
         rules.append(f"{rule} {when} ({source})")
     text = "; ".join(rules)
     if not files_read:
