@@ -194,11 +194,6 @@ def test_blanks_pasted_around_credentials_are_dropped() -> None:
     assert (section.client_id, section.client_secret.reveal()) == ("id", "secret")
 
 
-@pytest.mark.parametrize(("rate", "burst", "size"), [(0.0, 0, 1), (0.5, 0, 1), (20.0, 0, 20), (20.0, 5, 5)])
-def test_without_a_burst_the_bucket_holds_one_second(rate: float, burst: int, size: int) -> None:
-    assert WorkerSettings(rate_limit=rate, burst=burst).bucket_size == size
-
-
 # ---------------------------------------------------------------- topics and queues
 
 

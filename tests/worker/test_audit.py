@@ -20,7 +20,7 @@ from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pendin
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.worker.outcomes import DeliveryAudit
+from zithara_worker.worker.outcomes import audit_lines
 
 
 class Clock:
@@ -218,7 +218,7 @@ def test_line_names_the_message_and_not_what_was_in_it(tmp_path: Path) -> None:
         request_sha256="ab",
         supersedes=(Pending(15, 5), Pending(16, 6)),
     )
-    DeliveryAudit(file, worker_id="w1").append([sent])
+    file.append(audit_lines([sent], worker_id="w1"))
     file.close()
     (line,) = lines(tmp_path / "audit.log")
     assert line.pop("time")
@@ -257,7 +257,7 @@ def test_what_was_tried_or_decided_is_told_and_what_was_only_put_back_is_not(
     tmp_path: Path, kind: OutcomeKind, outcome: dict[str, Any], told: bool
 ) -> None:
     file = AuditFile(tmp_path / "audit.log")
-    DeliveryAudit(file, worker_id="w1").append([settlement(kind, **outcome)])
+    file.append(audit_lines([settlement(kind, **outcome)], worker_id="w1"))
     file.close()
     assert len(lines(tmp_path / "audit.log") if (tmp_path / "audit.log").exists() else []) == int(told)
 

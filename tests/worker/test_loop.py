@@ -11,6 +11,7 @@ from support.loops import CREATE, SERVED, LoopOnClock
 
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection
+from zithara_worker.queue.held import ABANDONED_SECONDS
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.worker.claiming import SUSPECTS_SECONDS
 from zithara_worker.worker.ending import End, Limits
@@ -124,6 +125,13 @@ def test_the_service_manager_is_told_in_time_that_the_loop_lives(make_loop: Make
     assert [later - earlier for earlier, later in pairwise(alive)] == [3.0, 3.0, 3.0]
 
 
+def test_leases_are_renewed_as_long_as_the_loop_turns(loop: LoopOnClock) -> None:
+    loop.turn_until(2 * ABANDONED_SECONDS)
+    assert not loop.held.is_abandoned
+    loop.clock.now += ABANDONED_SECONDS + 1
+    assert loop.held.is_abandoned
+
+
 def test_a_loop_is_stuck_only_if_it_is_silent_for_longer_than_it_may_wait(make_loop: MakeLoop) -> None:
     assert make_loop().loop.status().longest_wait_seconds == MAX_DATABASE_PAUSE
     assert make_loop(poll_interval=50.0).loop.status().longest_wait_seconds == 50.0
@@ -190,7 +198,9 @@ def test_a_suspect_is_delivered_alone_and_then_the_others_have_their_turn(loop: 
 def test_a_message_that_cannot_become_a_request_has_its_outcome_at_once(loop: LoopOnClock) -> None:
     loop.process = lambda event: Rejection(code="no_items", detail="an order without items")
     loop.publish()
+    began = loop.clock.now
     loop.turns(2)
+    assert loop.clock.now == began, "there is nothing to wait for"
     assert [each.outcome.reason for each, _ in loop.queues[0].settled] == ["no_items"]
     assert "submit" not in loop.steps
 
@@ -363,6 +373,7 @@ def test_time_is_up_at_the_second(make_loop: MakeLoop) -> None:
     began = loop.clock.now
     assert loop.loop.run() is End.RUNTIME
     assert loop.clock.now == began + 7.5
+    assert loop.steps.count("pulse") == 4
 
 
 def test_time_is_up_without_a_database_too(make_loop: MakeLoop) -> None:

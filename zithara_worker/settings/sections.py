@@ -195,11 +195,6 @@ class WorkerSettings(_Section):
         (), values.topics(), "Topics that consume takes when its command line names none, separated by commas."
     )
 
-    @property
-    def bucket_size(self) -> int:
-        """The token bucket's size in requests: `burst`, else what `rate_limit` allows in one second, at least 1."""
-        return self.burst or max(1, int(self.rate_limit))
-
     def _contradictions(self) -> Iterator[str]:
         if self.lease <= self.poll_interval:
             yield (

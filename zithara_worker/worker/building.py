@@ -45,7 +45,7 @@ from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
 from zithara_worker.worker.ending import Limits
 from zithara_worker.worker.inbox import Arrivals, Inbox
 from zithara_worker.worker.loop import Loop
-from zithara_worker.worker.outcomes import DeliveryAudit, Outcomes, TopicState
+from zithara_worker.worker.outcomes import Outcomes, TopicState
 from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import RequestFactory, Starter
@@ -269,7 +269,6 @@ class Parts:
 
     @cached_property
     def outcomes(self) -> Outcomes:
-        audit = self._prepared.audit
         return Outcomes(
             self.topics,
             courier=self.courier,
@@ -279,7 +278,8 @@ class Parts:
             monotonic=self._lasting.monotonic,
             minute_counters=self._lasting.minute_counters,
             metrics=self._lasting.metrics,
-            audit=DeliveryAudit(audit, worker_id=self.held.worker_id) if audit else None,
+            audit=self._prepared.audit,
+            worker_id=self.held.worker_id,
         )
 
     @cached_property

@@ -121,8 +121,9 @@ class Loop:
             self._end = self._end or End.STOPPED
         if self._reload.is_ready(database_up=self._database_down_until is None):
             self._end = self._end or End.RELOAD
-        elif not self._with_database(self._settle_and_claim):
-            # A limit is a limit without a database, too.
+        else:
+            self._with_database(self._settle_and_claim)
+            # Also if the database is not available.
             self._end = self._end or self._limit_reached()
 
     def _settle_and_claim(self) -> None:
@@ -163,11 +164,11 @@ class Loop:
 
     # ---------------------------------------------------------------- the database comes and goes
 
-    def _with_database(self, steps: Callable[[], None]) -> bool:
-        """Runs these steps, unless the database is left alone for a while after an error. Whether all of them
-        succeeded; what could not be written is written with the next turn."""
+    def _with_database(self, steps: Callable[[], None]) -> None:
+        """Runs these steps, unless the database is left alone for a while after an error. What could not be written is
+        written with the next turn."""
         if self._database_down_until is not None and self._monotonic() < self._database_down_until:
-            return False
+            return
         try:
             if self._duties.reconnected() or self._in_doubt:
                 # Leases are checked, and messages of a claim in doubt put back, before more is lost by waiting.
@@ -176,19 +177,19 @@ class Loop:
             steps()
         except Contention as error:
             self._log_contention(error)
-            return False
         except DatabaseUnavailable as error:
             self._database_is_away(error)
-            return False
         except Exception as error:
             self._met_a_defect(error)
-            return False
+        else:
+            self._database_answered()
+
+    def _database_answered(self) -> None:
         if self._database_down_until is not None:
             log.info("database available again", extra={"event": "database_back"})
         self._in_doubt = False
         self._database_down_until = None
         self._database_pause = FIRST_DATABASE_PAUSE
-        return True
 
     def _log_contention(self, error: Contention) -> None:
         """Nothing is in doubt: the transaction was rolled back."""

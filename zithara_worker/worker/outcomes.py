@@ -76,7 +76,8 @@ class Outcomes:
         monotonic: Callable[[], float],
         minute_counters: MinuteCounters,
         metrics: WorkerMetrics,
-        audit: DeliveryAudit | None = None,
+        audit: AuditFile | None = None,
+        worker_id: str = "",
     ) -> None:
         self._topics = topics
         self._courier = courier
@@ -87,6 +88,7 @@ class Outcomes:
         self._minute_counters = minute_counters
         self._metrics = metrics
         self._audit = audit
+        self._worker_id = worker_id
 
     def of_absent_order(self, message: Message, outcome: Outcome) -> Outcome | Request:
         """For an update whose order the API does not know: the outcome unchanged while an older message of the order is
@@ -112,7 +114,7 @@ class Outcomes:
         decided = [self.settlement(message, outcome) for message, outcome in results]
         if self._audit is not None and decided:
             # Before the queue is written: a crash between the two leaves a line too many, never one too few.
-            self._audit.append(decided)
+            self._audit.append(audit_lines(decided, worker_id=self._worker_id))
         return decided
 
     def settlement(self, message: Message, outcome: Outcome) -> Settlement:
@@ -235,40 +237,33 @@ def _log_fields(settlement: Settlement) -> dict[str, Any]:
     return fields
 
 
-class DeliveryAudit:
-    """The lines of one worker in the audit file: one for each attempt, and for each message that ends without one.
+def audit_lines(settlements: Iterable[Settlement], *, worker_id: str) -> list[dict[str, Any]]:
+    """The lines of one worker in the audit file: one for each attempt, and for each message that ends without one."""
+    return [_audit_line(each, worker_id) for each in settlements if _is_audited(each.outcome)]
 
-    A line says which message it was, never what was in it: the request is named by its SHA-256.
-    """
 
-    def __init__(self, file: AuditFile, *, worker_id: str) -> None:
-        self._file = file
-        self._worker_id = worker_id
-
-    def append(self, settlements: Iterable[Settlement]) -> None:
-        self._file.append([self._line(each) for each in settlements if _is_audited(each.outcome)])
-
-    def _line(self, settlement: Settlement) -> dict[str, Any]:
-        message, outcome = settlement.message, settlement.outcome
-        line: dict[str, Any] = {
-            "kind": "delivery",
-            "worker": self._worker_id,
-            "topic": message.topic,
-            "queue": message.queue_name,
-            "message_id": message.message_id,
-            "id": message.id,
-            "group": message.group_key,
-            "attempt": message.attempts + 1,
-            "outcome": outcome.kind.value,
-            "reason": outcome.reason or None,
-            "endpoint": outcome.endpoint or None,
-            "http_status": outcome.http_status,
-            "duration_ms": None if outcome.duration_ms is None else round(outcome.duration_ms, 1),
-            "request_sha256": outcome.request_sha256 or None,
-        }
-        if message.supersedes and outcome.kind is OutcomeKind.DELIVERED:
-            line["superseded"] = [older.message_id for older in message.supersedes]
-        return line
+def _audit_line(settlement: Settlement, worker_id: str) -> dict[str, Any]:
+    """Says which message it was, never what was in it: the request is named by its SHA-256."""
+    message, outcome = settlement.message, settlement.outcome
+    line: dict[str, Any] = {
+        "kind": "delivery",
+        "worker": worker_id,
+        "topic": message.topic,
+        "queue": message.queue_name,
+        "message_id": message.message_id,
+        "id": message.id,
+        "group": message.group_key,
+        "attempt": message.attempts + 1,
+        "outcome": outcome.kind.value,
+        "reason": outcome.reason or None,
+        "endpoint": outcome.endpoint or None,
+        "http_status": outcome.http_status,
+        "duration_ms": None if outcome.duration_ms is None else round(outcome.duration_ms, 1),
+        "request_sha256": outcome.request_sha256 or None,
+    }
+    if message.supersedes and outcome.kind is OutcomeKind.DELIVERED:
+        line["superseded"] = [older.message_id for older in message.supersedes]
+    return line
 
 
 def _is_audited(outcome: Outcome) -> bool:
