@@ -82,60 +82,44 @@ def _from_state(state: State) -> Iterator[Metric]:
         "Version of the worker and of its Python.",
         value={"version": VERSION, "python_version": platform.python_version()},
     )
-    yield _gauge("ready", "1 when the worker can claim and deliver messages; see /healthz.", float(state.ready))
-    yield _gauge("database_up", "1 when the loop's database session answers.", float(state.database_up))
-    yield _gauge("shop_enabled", "1 when the shop wants its events delivered.", float(state.shop_enabled))
-    yield _gauge("concurrency", "Requests that may be in flight at once.", float(state.concurrency))
-    yield _labelled(
-        GaugeMetricFamily(f"{PREFIX}_topic_paused", "1 when an operator paused the topic.", labels=["topic"]),
-        {(topic,): float(paused) for topic, paused in sorted(state.paused.items())},
+    yield _gauge("ready", "1 when the worker can claim and deliver messages; see /healthz.", state.ready)
+    yield _gauge("database_up", "1 when the loop's database session answers.", state.database_up)
+    yield _gauge("shop_enabled", "1 when the shop wants its events delivered.", state.shop_enabled)
+    yield _gauge("concurrency", "Requests that may be in flight at once.", state.concurrency)
+    yield _gauges("topic_paused", "1 when an operator paused the topic.", ["topic"], state.paused)
+    yield _gauges(
+        "living_workers",
+        "Workers of the whole fleet that serve the topic and were seen within 30 seconds.",
+        ["topic"],
+        {each.topic: each.workers for each in state.topics or ()},
     )
-    yield _labelled(
-        GaugeMetricFamily(
-            f"{PREFIX}_living_workers",
-            "Workers of the whole fleet that serve the topic and were seen within 30 seconds.",
-            labels=["topic"],
-        ),
-        {(each.topic,): float(each.workers) for each in sorted(state.topics or (), key=lambda each: each.topic)},
+    yield _gauges(
+        "breaker_state",
+        "1 for the state that a target's breaker is in.",
+        ["target", "state"],
+        {(target, each): each == now for target, now in state.breakers.items() for each in BREAKER_STATES},
     )
-    yield _labelled(
-        GaugeMetricFamily(
-            f"{PREFIX}_breaker_state", "1 for the state that a target's breaker is in.", labels=["target", "state"]
-        ),
-        {
-            (target, each): float(each == now)
-            for target, now in sorted(state.breakers.items())
-            for each in BREAKER_STATES
-        },
-    )
-    yield _labelled(
-        GaugeMetricFamily(
-            f"{PREFIX}_throttled_seconds", "Seconds left of the pause that a target asked for.", labels=["target"]
-        ),
-        {(target,): seconds for target, seconds in sorted(state.throttled_seconds.items())},
+    yield _gauges(
+        "throttled_seconds", "Seconds left of the pause that a target asked for.", ["target"], state.throttled_seconds
     )
     yield _counter("token_refreshes", "Access tokens requested from the API.", state.token_refreshes)
     if state.topics is not None:
         counts = {(topic.topic, status): each for topic in state.topics for status, each in _counts(topic).items()}
-        yield _labelled(
-            GaugeMetricFamily(
-                f"{PREFIX}_queue_messages",
-                "Messages on the queue, completed ones left out.",
-                labels=["topic", "status"],
-            ),
-            {labels: float(messages) for labels, (messages, _) in counts.items()},
+        yield _gauges(
+            "queue_messages",
+            "Messages on the queue, completed ones left out.",
+            ["topic", "status"],
+            {labels: messages for labels, (messages, _) in counts.items()},
         )
-        yield _labelled(
-            GaugeMetricFamily(
-                f"{PREFIX}_queue_oldest_age_seconds",
-                "Time since the oldest message of a status was last changed; 0 without one.",
-                labels=["topic", "status"],
-            ),
+        yield _gauges(
+            "queue_oldest_age_seconds",
+            "Time since the oldest message of a status was last changed; 0 without one.",
+            ["topic", "status"],
             {labels: round(oldest or 0.0, 3) for labels, (_, oldest) in counts.items()},
         )
         yield _gauge("queue_read_seconds", "How long the last count of the queues took.", state.read_seconds)
     if state.audit_writable is not None:
-        yield _gauge("audit_writable", "1 when the audit file can be written.", float(state.audit_writable))
+        yield _gauge("audit_writable", "1 when the audit file can be written.", state.audit_writable)
         yield _counter("audit_lines", "Lines written to the audit file.", state.audit_lines)
         yield _counter(
             "audit_lines_lost", "Lines dropped because the audit file could not be written.", state.audit_lines_lost
@@ -153,41 +137,21 @@ def _counts(topic: TopicStatus) -> dict[str, tuple[int, float | None]]:
 
 
 def _from_values(values: MetricValues) -> Iterator[Metric]:
-    yield _labelled(
-        CounterMetricFamily(
-            f"{PREFIX}_deliveries", "Messages whose outcome was written, by outcome.", labels=["topic", "outcome"]
-        ),
-        {place: float(count) for place, count in sorted(values.deliveries.items())},
+    yield _counters(
+        "deliveries", "Messages whose outcome was written, by outcome.", ["topic", "outcome"], values.deliveries
     )
-    for name, text, counts in (
-        ("retries", "Messages put back for another attempt, by reason.", values.retries),
-        ("failures", "Messages that went to ERROR, by reason.", values.failures),
-    ):
-        yield _labelled(
-            CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic", "reason"]),
-            {place: float(count) for place, count in sorted(counts.items())},
-        )
-    for name, text, by_topic in (
-        ("coalesced_messages", "Older snapshots completed by a newer one.", values.coalesced),
-        (
-            "leases_lost",
-            "Messages that another worker took over before their outcome was written.",
-            values.leases_lost,
-        ),
-    ):
-        yield _labelled(
-            CounterMetricFamily(f"{PREFIX}_{name}", text, labels=["topic"]),
-            {(topic,): float(count) for topic, count in sorted(by_topic.items())},
-        )
-    yield _labelled(
-        GaugeMetricFamily(f"{PREFIX}_in_flight_messages", "Messages claimed and not yet settled.", labels=["topic"]),
-        {(topic,): float(count) for topic, count in sorted(values.in_flight.items())},
+    yield _counters("retries", "Messages put back for another attempt, by reason.", ["topic", "reason"], values.retries)
+    yield _counters("failures", "Messages that went to ERROR, by reason.", ["topic", "reason"], values.failures)
+    yield _counters("coalesced_messages", "Older snapshots completed by a newer one.", ["topic"], values.coalesced)
+    yield _counters(
+        "leases_lost",
+        "Messages that another worker took over before their outcome was written.",
+        ["topic"],
+        values.leases_lost,
     )
-    yield _labelled(
-        GaugeMetricFamily(
-            f"{PREFIX}_last_settled_timestamp_seconds", "When an outcome was last written.", labels=["topic"]
-        ),
-        {(topic,): seconds for topic, seconds in sorted(values.last_settled_at.items())},
+    yield _gauges("in_flight_messages", "Messages claimed and not yet settled.", ["topic"], values.in_flight)
+    yield _gauges(
+        "last_settled_timestamp_seconds", "When an outcome was last written.", ["topic"], values.last_settled_at
     )
     yield _histogram(
         "api_response_seconds",
@@ -195,34 +159,43 @@ def _from_values(values: MetricValues) -> Iterator[Metric]:
         ["endpoint", "status_class"],
         values.response_seconds,
     )
-    for name, text, by in (
+    for name, text, by_topic in (
         ("delivery_seconds", "From claim to the outcome written, of delivered messages.", values.delivery_seconds),
         ("claim_seconds", "How long a claim took, empty ones included.", values.claim_seconds),
         ("settle_seconds", "How long writing a batch of outcomes took.", values.settle_seconds),
         ("claim_batch_messages", "Messages of a claim that found some.", values.claim_messages),
         ("settle_batch_messages", "Outcomes written together.", values.settle_messages),
     ):
-        yield _histogram(name, text, ["topic"], {(topic,): each for topic, each in by.items()})
+        yield _histogram(name, text, ["topic"], by_topic)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=value)
+    return GaugeMetricFamily(f"{PREFIX}_{name}", text, value=float(value))
 
 
 def _counter(name: str, text: str, value: float) -> Metric:
     return CounterMetricFamily(f"{PREFIX}_{name}", text, value=value)
 
 
-def _labelled(family: CounterMetricFamily | GaugeMetricFamily, samples: Mapping[Any, float]) -> Metric:
-    for labels, value in samples.items():
-        family.add_metric(labels, value)
+def _gauges(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    """`values`: label value, or a tuple of them -> value."""
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for place, value in sorted(values.items()):
+        family.add_metric(_tuple(place), float(value))
+    return family
+
+
+def _counters(name: str, text: str, labels: list[str], values: Mapping[Any, float]) -> Metric:
+    family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
+    for place, value in sorted(values.items()):
+        family.add_metric(_tuple(place), float(value))
     return family
 
 
 def _histogram(name: str, text: str, labels: list[str], distributions: Mapping[Any, Distribution]) -> Metric:
     family = HistogramMetricFamily(f"{PREFIX}_{name}", text, labels=labels)
     for place, each in sorted(distributions.items()):
-        family.add_metric(place, _cumulative(each), each.total)
+        family.add_metric(_tuple(place), _cumulative(each), each.total)
     return family
 
 
@@ -233,3 +206,7 @@ def _cumulative(distribution: Distribution) -> list[tuple[str, float]]:
         count += here
         buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), float(count)))
     return buckets
+
+
+def _tuple(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (labels,) if isinstance(labels, str) else labels
