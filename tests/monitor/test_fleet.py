@@ -118,13 +118,27 @@ def test_a_dead_worker_and_one_without_a_row_are_told(shop: Shop, database: Data
     found = read_fleet(database, {})
     assert found.alive == []
     assert {worker.id: worker.registered for worker in found.workers} == {"shop1-7-dead": True, "shop2-9-gone": False}
+    gone = found.workers[1]
+    assert (gone.host, gone.held, 60 <= gone.last_seen_seconds < 70) == ("shop2", {TOPIC_ORDER: 1}, True)
     assert topic(found, TOPIC_ORDER).leases_expired == 1
+
+
+def test_a_worker_without_a_row_lives_as_long_as_one_of_its_leases(shop: Shop, database: Database) -> None:
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, worker_id, lease_until) "
+        "VALUES (1, 'order:1', 1, 1, 'shop2-9-gone', NOW(3) - INTERVAL 1 MINUTE), "
+        "(3, 'cart:1', 2, 2, 'shop2-9-gone', NOW(3) + INTERVAL 1 MINUTE), "
+        "(99, 'x', 3, 3, 'shop2-9-gone', NOW(3) - INTERVAL 1 MINUTE)"
+    )
+    (worker,) = read_fleet(database, {}).workers
+    assert (worker.alive, worker.registered, worker.last_seen_seconds, worker.started_utc) == (True, False, 0.0, None)
+    assert sorted(worker.held.values()) == [1, 1, 1] and "queue 99" in worker.held
 
 
 def test_rates_are_those_of_all_workers_together(shop: Shop, database: Database) -> None:
     register(database, "a", minutes=counted({OutcomeKind.DELIVERED: 30, OutcomeKind.RETRY: 10}))
     register(database, "b", minutes=counted({OutcomeKind.DELIVERED: 60, OutcomeKind.SKIPPED: 0}))
-    shop.query("UPDATE {prefix}zithara_worker SET started_at = NOW(3) - INTERVAL 1 HOUR")
+    shop.query("UPDATE {prefix}zithara_worker SET started_at = NOW(3) - INTERVAL 1 HOUR WHERE id = 'a'")
     found = read_fleet(database, {})
     rates = topic(found, TOPIC_ORDER).rates
     assert rates.failure_rate == 0.1

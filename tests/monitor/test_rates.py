@@ -95,13 +95,33 @@ def test_percentiles_go_by_straight_lines_within_a_bucket() -> None:
     assert minute(buckets=(*NO_REQUESTS[:-2], 5, 0)).percentile_ms(1.0) == BUCKETS_MS[-1]
 
 
+def buckets(**requests: int) -> tuple[int, ...]:
+    """`under_100=3`: three requests in the bucket below 100 ms."""
+    return (*(requests.get(f"under_{bound}", 0) for bound in BUCKETS_MS), 0)
+
+
+def test_percentiles_count_the_requests_of_the_buckets_below() -> None:
+    some = minute(buckets=buckets(under_100=10, under_2500=30))
+    assert some.percentile_ms(0.25) == 100.0, "of the lower bucket, whose end is just reached"
+    assert some.percentile_ms(0.5) == 1500.0
+    assert minute(buckets=buckets(under_100=3)).percentile_ms(0.5) == 75.0
+    assert minute(buckets=buckets(under_5=3)).percentile_ms(0.25) == 1.2
+
+
+def test_rates_have_three_percentiles_and_a_rounded_failure_rate() -> None:
+    busy = Minute(minute=10_000, answered=2, retried=1, buckets=buckets(under_100=90, under_1000=8, under_30000=2))
+    found = rates(history([busy], NOW), NOW, NOW - 3600)
+    assert (found.p50_ms, found.p95_ms, found.p99_ms) == (77.8, 812.5, 20_000.0)
+    assert found.failure_rate == 0.3333
+
+
 def test_nothing_is_added_up_to_nothing() -> None:
     assert total([], minute=10_000) == minute()
     assert (minute().failure_rate, minute().done) == (None, 0)
 
 
 @pytest.mark.parametrize(
-    ("backlog", "rate", "seconds"), [(0, 0.0, 0.0), (0, 5.0, 0.0), (40, 8.0, 300.0), (40, 0.0, None)]
+    ("backlog", "rate", "seconds"), [(0, 0.0, 0.0), (0, 5.0, 0.0), (40, 8.0, 300.0), (1, 0.5, 120.0), (40, 0.0, None)]
 )
 def test_a_backlog_drains_at_the_present_rate(backlog: int, rate: float, seconds: float | None) -> None:
     assert drain_seconds(backlog, rate) == seconds
