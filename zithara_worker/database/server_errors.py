@@ -21,8 +21,8 @@ _WRONG_SHAPE = {1054, 1176}
 #: Record changed since last read (MariaDB 11.6 and later), lock wait timeout, deadlock (Galera's conflicts too), table
 #: altered, conflict found when a group certifies the transaction (Group Replication)
 _CONTENTION = {1020, 1205, 1213, 1412, 3101}
-#: A cluster that changes its primary, has lost its majority or is not in step yet: WSREP not ready, read-only, and what
-#: the hooks of Group Replication say
+#: A cluster that changes its primary, has lost its majority or is still catching up: WSREP not ready, read-only, and
+#: the errors of Group Replication's hooks
 _FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
 #: The client's own numbers: the connection cannot be encrypted (CR_SSL_CONNECTION_ERROR); the server asks for a way to
 #: log in that the client does not offer (CR_AUTH_PLUGIN_CANNOT_LOAD)

@@ -1,6 +1,6 @@
-"""The connection to the shop's database: sessions, transactions, and errors in our own words.
+"""One session with the shop's database: connect, run statements and transactions, retry on contention.
 
-Knows pymysql and the servers' dialects; knows no table's meaning. One thread uses one `Database`.
+Knows pymysql and the dialects of the servers; knows no table's meaning. A `Database` belongs to one thread.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailab
 from zithara_worker.settings.sections import DatabaseSettings
 from zithara_worker.settings.values import is_loopback
 
-#: Seconds to wait for a connection; for an answer. A connection whose packets are dropped is given up after the latter,
-#: which is well below any sensible lease.
+#: Seconds to wait for a connection, and for an answer. ANSWER_TIMEOUT ends a connection whose packets are dropped. It
+#: is well below any sensible lease.
 CONNECT_TIMEOUT = 5
 ANSWER_TIMEOUT = 20
-#: Seconds after which the server gives a statement up by itself, before we stop listening: else it would go on with it,
-#: beside the same statement of our next session. MySQL bounds only SELECT so; the rest waits for locks at most.
+#: Seconds after which the server itself ends a statement. Shorter than ANSWER_TIMEOUT: otherwise the server would go on
+#: with a statement that we gave up, beside the same statement of our next session. MySQL applies this to SELECT only.
 STATEMENT_TIMEOUT = ANSWER_TIMEOUT - 2
-#: Seconds our sessions wait for a row's lock, and for a table that somebody alters.
+#: Seconds that a statement waits for the lock of a row, and for a table that is being altered.
 LOCK_WAIT_TIMEOUT = 3
-#: Seconds after which contention is given up for now, whatever tries are left.
+#: Seconds after which `again_on_contention` stops, however many tries are left.
 CONTENTION_SECONDS = 6
 
 DEFAULT_PORT = 3306
-#: Where Debian, Red Hat and a server built by hand keep their socket.
+#: The sockets of Debian's and Red Hat's servers, and of one built from source.
 SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
 
 _SHARED = re.compile(r"%\((\w+)\)s")
@@ -57,10 +57,10 @@ else:  # no generic class at run time
 
 
 class _Connection(_Base):
-    """Sends nothing in clear where encryption was asked for.
+    """Sends nothing unencrypted if `encrypted`.
 
-    PyMySQL before 1.2 goes on in clear when the server, or who stands in for it, offers no TLS. `write_packet` is what
-    it sends each packet of the log-in by, the request for TLS itself first.
+    PyMySQL before 1.2 continues unencrypted if the server, or an impostor, offers no TLS. It sends every packet of the
+    log-in through `write_packet`, beginning with the request for TLS.
     """
 
     server_capabilities: int
@@ -77,7 +77,7 @@ class _Connection(_Base):
 
 
 class _Refused:
-    """A way to log in that tells the server the password as it is, whoever the server may be."""
+    """Refuses to log in by the password itself, which an impostor could ask for."""
 
     def __init__(self, connection: _Connection) -> None:
         self._host = connection.host
@@ -85,20 +85,20 @@ class _Refused:
     def authenticate(self, packet: object) -> NoReturn:
         raise pymysql.err.OperationalError(
             NO_SUCH_LOGIN,
-            f"{self._host} asks for the password in clear ({' or '.join(_IN_CLEAR)}), which it is not told over a "
+            f"{self._host} asks for the password in clear ({' or '.join(_IN_CLEAR)}), which is not sent over a "
             "connection without [database] ssl_ca: set it, or use unix_socket",
         )
 
 
-#: Ways to log in by the password itself: PAM and LDAP need them. Anybody who answers in the server's place may ask.
+#: Authentication plugins that send the password itself; PAM and LDAP need them.
 _IN_CLEAR = ("mysql_clear_password", "dialog")
 
 
 class Database:
-    """One session on the shop's database, opened on first use and again after it was lost.
+    """One session with the shop's database, opened on first use, and again after the connection was lost.
 
-    `clock`: seconds since the epoch that this session shall take for the current time, instead of the server's own
-    clock. For tests and simulations; every statement then sees it as NOW().
+    `clock`: seconds since the epoch, which every statement then sees as NOW() instead of the server's time. For tests
+    and simulations.
     """
 
     def __init__(
@@ -118,9 +118,9 @@ class Database:
         self._in_transaction = False
         self.max_allowed_packet = 0
         self.version = ""
-        #: Statements sent, for the tests and benchmarks that count them.
+        #: Statements sent so far; tests and benchmarks count them.
         self.statements_sent = 0
-        #: Grows with each connection: whoever keeps something that a lost connection puts in doubt compares it.
+        #: Number of connections so far. Code that remembers what a lost connection puts in doubt compares it.
         self.generation = 0
 
     # ---------------------------------------------------------------- connection
@@ -137,16 +137,19 @@ class Database:
 
     @property
     def cipher(self) -> str:
-        """What encrypts the session, e.g. TLS_AES_256_GCM_SHA384; empty over a socket, or in clear."""
+        """The cipher of the session, e.g. TLS_AES_256_GCM_SHA384; empty if it is not encrypted."""
         return str(self.rows("cipher")[0]["Value"])
 
     @property
     def is_local(self) -> bool:
-        """Whether no network lies between this program and the server."""
+        """Whether the server is on this host."""
         return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
 
     def log_in_as(self, settings: DatabaseSettings) -> None:
-        """From the next connection on with the user and password of these settings, if they mean the same database."""
+        """Uses the user and password of these settings from the next connection on.
+
+        Does nothing if the settings differ in anything else, because they then mean another database.
+        """
         mine = self._settings
         if settings == replace(
             mine, user=settings.user, password=settings.password, password_file=settings.password_file
@@ -156,7 +159,7 @@ class Database:
     def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            # The server may be gone, and a second close raises: either way there is nothing left to close.
+            # Raises if the server has gone, or for a second close: there is nothing left to close then.
             with suppress(pymysql.err.Error, OSError):
                 connection.close()
 
@@ -185,11 +188,12 @@ class Database:
             **where,
             encrypted=bool(settings.ssl_ca),
             user=settings.user,
-            # As bytes: pymysql would encode a text as Latin-1.
+            # As bytes, because pymysql encodes a text as Latin-1.
             password=settings.password.reveal().encode(),
             database=settings.name,
             charset="utf8mb4",
-            # A renewal within the same second changes no row; without this it would look like a lost lease.
+            # Count rows found, not rows changed: a renewal in the same second changes no row, and would otherwise look
+            # like a lost lease.
             client_flag=CLIENT.FOUND_ROWS,
             autocommit=True,
             ssl_disabled=bool(unix_socket) and not settings.ssl_ca,
@@ -210,7 +214,7 @@ class Database:
             cursor.execute(
                 "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, lock_wait_timeout = %s, sql_mode = "
                 "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
-                # Each server reads its own kind of comment: seconds to MariaDB, milliseconds to MySQL.
+                # Each server executes its own kind of comment. MariaDB takes seconds, MySQL milliseconds.
                 " /*M! , max_statement_time = %s */ /*!80000 , max_execution_time = %s */",
                 (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, round(STATEMENT_TIMEOUT * 1000)),
             )
@@ -229,14 +233,14 @@ class Database:
             self._places["unique"] = _identifier(by_columns["queue_id,message_id"])
         if "queue_id,status,message_id" in by_columns:
             self._places["pending"] = _identifier(by_columns["queue_id,status,message_id"])
-        # Magento's own; a shop that lost it is read without.
+        # Magento creates this index. A shop that has lost it is read without.
         by_status = by_columns.get("status,updated_at")
         self._places["by_status"] = f"FORCE INDEX ({_identifier(by_status)})" if by_status else ""
 
     # ---------------------------------------------------------------- statements
 
     def text(self, name: str) -> str:
-        """The statement as the server gets it, parameters still in place."""
+        """The statement with its identifiers filled in and its parameters not."""
         filled = self._filled.get(name)
         if filled is None:
             try:
@@ -249,7 +253,7 @@ class Database:
         return filled
 
     def rows(self, statement: str, /, **parameters: object) -> list[dict[str, Any]]:
-        """Runs a reading statement; a list of dictionaries."""
+        """Runs a statement that reads, and returns its rows as dictionaries."""
 
         def read(cursor: Cursor) -> Iterable[Any]:
             cursor.execute(self.text(statement), parameters)
@@ -258,11 +262,11 @@ class Database:
         return list(self._run(read, DictCursor))
 
     def execute(self, statement: str, /, **parameters: object) -> int:
-        """Runs a writing statement; how many rows it found (changed or not)."""
+        """Runs a statement that writes, and returns how many rows it found, changed or not."""
         return self._run(lambda cursor: int(cursor.execute(self.text(statement), parameters)))
 
     def insert(self, statement: str, /, **parameters: object) -> int:
-        """Inserts one row; its auto-increment id."""
+        """Inserts one row, and returns its auto-increment id."""
 
         def write(cursor: Cursor) -> int:
             cursor.execute(self.text(statement), parameters)
@@ -271,11 +275,10 @@ class Database:
         return self._run(write)
 
     def insert_rows(self, name: str, rows: Sequence[tuple[object, ...]], /, **shared: object) -> int:
-        """Runs an INSERT for many rows at once; how many went in.
+        """Inserts many rows with one statement, and returns how many were inserted.
 
-        `rows` fill the %s of the statement's VALUES; `shared`, its named parameters, are the same in each row and put
-        in once. pymysql's executemany would send one statement a row as soon as VALUES holds an expression
-        (RE_INSERT_VALUES).
+        `rows` fill the %s of the statement's VALUES; `shared`, its named parameters, are the same for every row.
+        pymysql's executemany would send one statement per row as soon as VALUES holds an expression (RE_INSERT_VALUES).
         """
 
         def write(cursor: Cursor) -> int:
@@ -293,7 +296,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """BEGIN ... COMMIT; ROLLBACK when the block raises."""
+        """Runs the block in a transaction: COMMIT at its end, ROLLBACK if it raises."""
         connection = self._open()
         try:
             self.statements_sent += 1
@@ -315,7 +318,10 @@ class Database:
             self._in_transaction = False
 
     def again_on_contention(self, run: Callable[[], T], *, tries: int = 5) -> T:
-        """Runs a whole transaction, and again after contention; a short random pause between."""
+        """Runs a whole transaction, and runs it again after contention and a short random pause.
+
+        Raises Contention if it goes on.
+        """
         attempts = Retrying(
             retry=retry_if_exception_type(Contention),
             stop=stop_after_attempt(tries) | stop_after_delay(CONTENTION_SECONDS),
@@ -326,7 +332,7 @@ class Database:
         return attempts(run)
 
     def _run(self, run: Callable[[Cursor], T], kind: type[Cursor] = Cursor) -> T:
-        """One statement. Contention costs it a few more tries, unless it is part of a transaction, which it ended."""
+        """Runs one statement, and again after contention; not within a transaction, because contention has ended it."""
         try:
             return self._run_once(run, kind)
         except Contention:
@@ -366,13 +372,13 @@ class Database:
 
 @lru_cache(maxsize=8)
 def knows_skip_locked(version: str) -> bool:
-    """MySQL 8.0 and MariaDB 10.6 brought it. Without it claim_lock waits for other claims, which are short, instead."""
+    """MySQL 8.0 and MariaDB 10.6 introduced it. Without it, claim_lock waits for other claims, which are short."""
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
     return (major, minor) >= ((10, 6) if "mariadb" in version.lower() else (8, 0))
 
 
 def _default_socket(settings: DatabaseSettings) -> str:
-    """The server's usual socket for host 'localhost', which to PHP means the socket and not the network."""
+    """The server's usual socket for host 'localhost', which PHP connects to by the socket and not by the network."""
     if settings.host != "localhost" or settings.port != DEFAULT_PORT or settings.ssl_ca:
         return ""
     return next((path for path in SOCKETS if Path(path).is_socket()), "")
@@ -389,7 +395,7 @@ def _trusting(ssl_ca: Path) -> ssl.SSLContext:
 
 
 def _connected_socket(path: str) -> socket.socket:
-    """pymysql forgets to close a socket that nobody answers, and Python warns about it at any later moment."""
+    """A socket that is connected to the server. pymysql would leave it open if nobody answers there."""
     wire = socket.socket(socket.AF_UNIX)
     try:
         wire.settimeout(CONNECT_TIMEOUT)

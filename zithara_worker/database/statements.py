@@ -1,14 +1,15 @@
-"""Reads the SQL files and applies the shop's table prefix. Knows no connection."""
+"""Reads the statements of `sql/`, and fills in the shop's table prefix. Knows no connection."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from importlib import resources
 
 from zithara_worker.errors import ConfigurationError
 
-#: The files of named statements, one for each part of the worker that talks to the database.
+#: The files of named statements, one for each part of the worker that uses the database.
 QUERIES = ("database.sql", "queue.sql", "operator.sql", "monitor.sql", "shop.sql", "doctor.sql")
 
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
@@ -17,7 +18,7 @@ _PLACE = re.compile(r"\{(\w+)\}")
 
 
 def validated_prefix(prefix: str) -> str:
-    """The prefix itself; identifiers are never escaped, so nothing else may come near a statement."""
+    """The prefix itself. Identifiers are not escaped in our statements, so only harmless characters are accepted."""
     if not _PREFIX.match(prefix):
         raise ConfigurationError(
             f"table prefix {prefix!r} may hold only letters, digits and _ (at most 32): "
@@ -27,23 +28,24 @@ def validated_prefix(prefix: str) -> str:
 
 
 def read(filename: str) -> str:
-    """The text of one file of `sql/`, the same from a wheel, an editable install and the Debian package."""
+    """The text of one file of `sql/`. A wheel, an editable install and the Debian package have the same files."""
     return resources.files("zithara_worker.sql").joinpath(filename).read_text(encoding="utf-8")
 
 
 def fill(text: str, places: Mapping[str, str]) -> str:
-    """Puts the values in for `{name}`; a place that has no value is a KeyError."""
+    """Replaces each `{name}` by its value. Raises KeyError for a name without a value."""
     return _PLACE.sub(lambda match: places[match.group(1)], text)
 
 
 def script(filename: str, *, prefix: str, **places: str) -> list[str]:
-    """The statements of a script, without comments, in order. None of ours holds a ; or -- inside a literal."""
+    """The statements of a script in their order, without comments. They may hold no ; and no -- inside a literal."""
     text = re.sub(r"--[^\n]*", "", fill(read(filename), {"prefix": validated_prefix(prefix), **places}))
     return [statement.strip() for statement in text.split(";") if statement.strip()]
 
 
-def queries() -> dict[str, str]:
-    """Every statement of `QUERIES` by its name. Raises ValueError where two of them have one name."""
+@cache
+def queries() -> Mapping[str, str]:
+    """Every statement of `QUERIES` by its name. Raises ValueError if two have the same name."""
     texts: dict[str, str] = {}
     for filename in QUERIES:
         found = named(filename)
@@ -54,11 +56,11 @@ def queries() -> dict[str, str]:
 
 
 def named(filename: str) -> dict[str, str]:
-    """The statements of a file in which `-- name --` opens each: name -> text, comments removed."""
+    """The statements of a file in which `-- name --` begins each: name -> text without comments."""
     return sections(read(filename))
 
 
 def sections(text: str) -> dict[str, str]:
-    """The same for a text that is no file of ours."""
+    """The same for a text."""
     parts = _NAME.split(text)
     return {name: re.sub(r"\s*--[^\n]*", "", text).strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}
