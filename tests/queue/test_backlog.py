@@ -69,6 +69,19 @@ def test_a_head_that_was_offered_is_offered_again_only_after_the_claim() -> None
     assert heads(backlog) == [("c", 2)]
 
 
+def test_after_a_claim_its_messages_leave_and_the_groups_it_did_not_get_are_offered_again_or_busy() -> None:
+    backlog = Backlog()
+    for message_id, group in [(1, "taken"), (2, "lost"), (3, "gone"), (4, "locked"), (5, "taken"), (6, "gone")]:
+        backlog.add(group, entry(message_id))
+    offered = dict(backlog.heads())
+    backlog.update_from_claim(claimed=[("taken", offered["taken"])], busy=["lost"], gone=[("gone", offered["gone"])])
+    assert heads(backlog) == [("locked", 4), ("gone", 6)]
+    assert backlog.busy_elsewhere(10) == ["lost"]
+    assert 2 in backlog and 5 in backlog and 1 not in backlog and 3 not in backlog
+    backlog.mark_free("taken")
+    assert heads(backlog) == [("locked", 4), ("taken", 5), ("gone", 6)]
+
+
 def test_groups_busy_elsewhere_take_turns_in_being_looked_at() -> None:
     backlog = Backlog()
     for message_id, group in enumerate("abcde"):

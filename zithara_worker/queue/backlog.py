@@ -180,6 +180,23 @@ class Backlog:
             self._offered.append(group)
             yield group, waiting[0]
 
+    def update_from_claim(
+        self,
+        *,
+        claimed: Iterable[tuple[str, Pending]],
+        busy: Iterable[str],
+        gone: Iterable[tuple[str, Pending]],
+    ) -> None:
+        """A claim took messages, found groups that another worker won, and messages that are not pending any more."""
+        for group, message in claimed:
+            self.mark_ours(group)
+            self.drop(group, [message.message_id])
+        for group in busy:
+            self.mark_busy(group)
+        for group, message in gone:
+            self.drop(group, [message.message_id])
+        self.put_back_heads()
+
     def put_back_heads(self) -> None:
         """Lets the groups that `heads` yielded, and that are still free, be tried again."""
         for group in self._offered:

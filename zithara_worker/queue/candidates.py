@@ -54,6 +54,15 @@ class Candidate(NamedTuple):
         return cls(str(row["group_key"]), head, head.id, supersedes=older, behind=newer)
 
 
+def wanted_new_groups(limit: int, known: int, turn: int) -> int:
+    """How many new groups to try in a claim that found `known` groups due: what these leave free, at least half.
+
+    A claim of one message cannot be halved: new groups and known groups take turns.
+    """
+    share = limit // 2 if limit > 1 else turn % 2
+    return max(limit - known, share)
+
+
 def with_older_first(head: Candidate, waiting: Sequence[Pending]) -> Candidate | None:
     """The new head of a known group where an older message became visible late; the present one comes behind it.
 
@@ -146,8 +155,7 @@ class Candidates:
         # claim, because our request may still be under way.
         unavailable = self._held.groups(self._queue_id) | self._left_out.keys()
         known = self._of_known_groups(limit, unavailable)
-        share = limit // 2 if limit > 1 else self._turn % 2
-        wanted = max(limit - len(known), share)
+        wanted = wanted_new_groups(limit, len(known), self._turn)
         unavailable |= {each.group for each in known}
         new = self._of_new_groups(wanted, unavailable, ask=self._contended or bool(known)) if wanted else []
         chosen = known[: limit - len(new)] + new
@@ -254,52 +262,42 @@ class Candidates:
 
         `lost`: groups that another worker won first. `limit`: how many messages the claim was to take at most.
         """
-        missed: list[Candidate] = []
-        for each in candidates:
-            if each.message.id in claimed:
-                self._backlog.mark_ours(each.group)
-                self._backlog.drop(each.group, [each.message.message_id])
-            else:
-                missed.append(each)
-        for group in lost:
-            self._backlog.mark_busy(group)
-        gone, locked = self._look_up(missed, lost) if missed else (0, 0)
+        taken = [each for each in candidates if each.message.id in claimed]
+        missed = [each for each in candidates if each.message.id not in claimed]
+        rows = self._database.rows("statuses", ids=[each.message.id for each in missed]) if missed else []
+        statuses = {int(row["id"]): int(row["status"]) for row in rows}
+        gone = [each for each in missed if statuses.get(each.message.id) not in PENDING]
+        locked = [each for each in missed if statuses.get(each.message.id) in PENDING and each.group not in lost]
+        self._backlog.update_from_claim(
+            claimed=[(each.group, each.message) for each in taken],
+            busy=lost,
+            gone=[(each.group, each.message) for each in gone],
+        )
+        for each in gone:
+            if each.message.id == each.row_head:
+                self._update_known_group(each, statuses.get(each.message.id))
+        until = self._held.clock() + LEAVE_OUT_SECONDS
+        self._left_out.update((each.group, until) for each in locked)
         # When the claim reached its limit, candidates left over were not lost to another worker, so only those that are
         # no longer pending count as contention.
-        faster = self._found_busy + (gone if len(claimed) >= limit else len(missed))
+        faster = self._found_busy + (len(gone) if len(claimed) >= limit else len(missed))
         if candidates or faster:
             self._contended = faster > len(claimed)
         self.made_progress = bool(claimed or lost or self._found_busy or gone or locked or self._reader.moved)
 
-    def _look_up(self, missed: Sequence[Candidate], lost: Collection[str]) -> tuple[int, int]:
-        """Finds out why a claim did not take these candidates, and what follows for their groups.
-
-        How many are not pending any more, and how many have a row that another session had locked.
-        """
-        rows = self._database.rows("statuses", ids=[each.message.id for each in missed])
-        statuses = {int(row["id"]): int(row["status"]) for row in rows}
-        until = self._held.clock() + LEAVE_OUT_SECONDS
-        gone = locked = 0
-        for each in missed:
-            status = statuses.get(each.message.id)
-            if status not in PENDING:
-                gone += 1
-                self._backlog.drop(each.group, [each.message.message_id])
-                if each.message.id == each.row_head and status != Status.IN_PROGRESS:
-                    replaced = self._database.again_on_contention(partial(self._replace_head, each))
-                    self.due = self.due or replaced
-                if each.message.id == each.row_head and status == Status.COMPLETE:
-                    # A PHP consumer delivered it, so the failure that we recorded is over.
-                    self._database.execute("failures_gone", ids=[each.message.id])
-            elif each.group not in lost and each.group not in self._left_out:
-                locked += 1
-                self._left_out[each.group] = until
-        return gone, locked
+    def _update_known_group(self, head: Candidate, status: int | None) -> None:
+        """The head that the group's row names is not pending any more. `status`: what it is; None: deleted."""
+        if status != Status.IN_PROGRESS:
+            replaced = self._database.again_on_contention(partial(self._replace_head, head))
+            self.due = self.due or replaced
+        if status == Status.COMPLETE:
+            # A PHP consumer delivered it, so the failure that we recorded is over.
+            self._database.execute("failures_gone", ids=[head.message.id])
 
     def _replace_head(self, head: Candidate) -> bool:
-        """The row of a known group names a message that has ended elsewhere (completed by PHP, or deleted by Magento's
-        cleanup): the next head takes its place, or the group becomes free. Whether there is a next head.
+        """Gives a known group its next head, or removes its row; whether there is a next head.
 
+        Its head has ended elsewhere: a PHP consumer completed it, or Magento's cleanup deleted it.
         Next is the oldest of the messages that the row names, and of those that have failed and are pending: an
         operator may have retried one, and a worker that knows only a newer message of the group must not pass it.
         Changes nothing where another worker was faster.
