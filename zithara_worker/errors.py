@@ -1,22 +1,22 @@
 """Errors, split by who must act.
 
     ZitharaWorkerError
-      ConfigurationError     the operator fixes a file, an option or the environment   (exit 78)
-      DatabaseUnavailable    wait and retry; nothing is wrong with any message          (exit 75)
-        Contention           others hold what we need: the session is good, and nothing is in doubt
-        DatabaseRefused      wrong user, password or name: a configuration error, too; a worker at work waits
-      ShopError              the shop lacks something: `doctor` and the text name the remedy (exit 1)
-        SchemaOutdated       our tables are of an older version: `consume` waits for `install`
-      MessageRejected        one message cannot become a request; the others are not concerned
+      ConfigurationError     the operator corrects a file, an option or the environment (exit 78)
+      DatabaseUnavailable    the program waits and tries again; no message is wrong     (exit 75)
+        Contention           other sessions were faster; the session is good, and nothing is in doubt
+        DatabaseRefused      wrong user, password or name: also a configuration error; a running worker waits
+      ShopError              the shop lacks something; the text and `doctor` name the remedy (exit 1)
+        SchemaOutdated       the worker's tables are of an older version: `consume` waits for `install`
+      MessageRejected        one message cannot become a request; the others are not affected
 
-What a delivery may bring is not an error but an `Outcome` (see `messages`). `cli/` alone turns classes into exit codes.
+The result of a delivery is no error but an `Outcome` (see `messages`). Only `commands` turns classes into exit codes.
 """
 
 from __future__ import annotations
 
 
 class ZitharaWorkerError(Exception):
-    """Base of everything this program raises on purpose; the text names the thing, what was seen and what to do."""
+    """Base of all errors that this program raises on purpose. The text names the thing, what was seen, what to do."""
 
 
 class ConfigurationError(ZitharaWorkerError):
@@ -24,27 +24,27 @@ class ConfigurationError(ZitharaWorkerError):
 
 
 class DatabaseUnavailable(ZitharaWorkerError):
-    """The database cannot be reached, or the connection was lost; what was in doubt must be checked again."""
+    """The database cannot be reached, or the connection was lost: whether the last COMMIT succeeded must be checked."""
 
 
 class Contention(DatabaseUnavailable):
-    """Others were faster, several times: the transaction was rolled back and may simply be run again later."""
+    """Several tries met a deadlock or lock wait timeout; the transaction was rolled back and can be run again later."""
 
 
 class DatabaseRefused(ConfigurationError, DatabaseUnavailable):
-    """The server does not let us in: wrong at a start, but a worker at work waits for its new password."""
+    """The server refuses the credentials: an error at the start; a running worker waits until they are right again."""
 
 
 class ShopError(ZitharaWorkerError):
-    """The shop's database lacks a table, a row or a privilege that the worker needs."""
+    """The shop's database lacks a table, a row or a privilege that the program needs."""
 
 
 class SchemaOutdated(ShopError):
-    """The worker's own tables were made by an older version."""
+    """The worker's own tables are of an older version."""
 
 
 class MessageRejected(ZitharaWorkerError):
-    """A message cannot be decoded or fails validation: `code` is stable and documented, `detail` is for people."""
+    """A message cannot be decoded or fails validation. `code`: of `reasons`; `detail`: for people."""
 
     def __init__(self, code: str, detail: str) -> None:
         super().__init__(f"{code}: {detail}")

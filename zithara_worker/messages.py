@@ -1,4 +1,4 @@
-"""The values that travel the path of a message: frozen, and known to every room.
+"""The values on the path of a message. Every room may use them.
 
     queue row --claim--> Message --decode--> Event --process--> Request --deliver--> Outcome --settle--> queue row
 
@@ -12,18 +12,11 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, NamedTuple
 
-TOPIC_WEBHOOK = "zithara.webhook.events"
-TOPIC_CUSTOMER = "zithara.customer.events"
-TOPIC_ORDER = "zithara.order.events"
-TOPIC_CART = "zithara.cart.events"
-
-#: The module's four topics (its etc/communication.xml), in the order in which people list them.
-TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER, TOPIC_CART, TOPIC_WEBHOOK)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """A decoded message. `payload` stays the parsed JSON that the shop sent: we do not own that schema."""
+    """A decoded message. `payload` is the parsed JSON that the shop sent; no class mirrors it, because the module owns
+    that schema."""
 
     topic: str
     payload: Mapping[str, Any]
@@ -31,7 +24,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rejection:
-    """Why a message can never become a request: a stable documented `code`, and a `detail` for people."""
+    """Why a message can never become a request: a `code` of `reasons`, and a `detail` for people."""
 
     code: str
     detail: str
@@ -39,7 +32,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skip:
-    """There is legitimately nothing to deliver, and why (a stable documented code)."""
+    """The message is complete without a request; `reason` is a code of `reasons`."""
 
     reason: str
 
@@ -53,7 +46,7 @@ class Target(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One HTTP request, without the token: that belongs to the delivery.
+    """One HTTP request, without the token, which is added when it is sent.
 
     `path` is relative to the API's base URL for `Target.API` ("/order"), the whole URL for `Target.WEBHOOK`.
     `headers` holds only what this message adds (X-Webhook-Event). `idempotent` says whether sending it twice
@@ -66,7 +59,7 @@ class Request:
     json: Any
     headers: Mapping[str, str] = field(default_factory=dict)
     idempotent: bool = True
-    #: What a person should know though the request is sent (codes, e.g. "invented_phone"); counted and logged.
+    #: Codes of `reasons` that are counted and logged though the request is sent: "invented_phone"
     warnings: tuple[str, ...] = ()
 
 
@@ -85,10 +78,10 @@ class Pending(NamedTuple):
 
 
 class Lease:
-    """How long a claimed message is surely ours, in seconds on the clock of leases, which never stands still.
+    """Until when no other worker can take the message over: seconds on a clock that runs on while the machine sleeps.
 
-    The time is taken before the statement that claimed or renewed it was sent, so it errs on the short side. 0: it is
-    over, and nothing may be sent any more.
+    The clock is read before the statement that claims or renews is sent, so the lease in the database ends later than
+    this. 0: the lease has ended, and nothing may be sent any more.
     """
 
     __slots__ = ("valid_until",)
@@ -109,17 +102,19 @@ class Message:
     queue_name: str
     topic: str
     group_key: str
-    #: Magento's count, which PHP consumers and dead workers raise too; with `id` a fence: a taking-over increments it
+    #: Magento's count, which PHP consumers and deaths of workers raise too. Together with `id` it fences: a worker that
+    #: takes the message over increments it
     number_of_trials: int
-    #: The claim that brought it, unique for its worker: every statement about its group names both
+    #: Number of the claim, unique for its worker; every statement about the message's group names both
     claim: int
-    #: Our failed attempts before this claim; what PHP consumers tried does not count
+    #: Failed attempts of workers before this claim; those of PHP consumers do not count
     attempts: int = 0
-    #: Those of the attempts after which nothing shows that the path served anybody
+    #: Those of the attempts without a witness: no other group has succeeded on the path since
     unwitnessed: int = 0
     #: How often an operator asked for a retry
     retries: int = 0
-    #: A worker died while it held the message, and none has brought an answer for it since: it is delivered alone
+    #: A worker died while it held the message, and it has had no answer since: it is delivered while its worker holds
+    #: nothing else
     suspect: bool = False
     #: When the attempt before this one failed, on the clock of leases; None: there was none
     failed_at: float | None = None
@@ -137,12 +132,12 @@ class Message:
 
     @property
     def key(self) -> str:
-        """What its requests are known by, together with what is in them: see `zithara.api.idempotency_key`."""
+        """The first part of its idempotency key; see `zithara.api.idempotency_key`."""
         return f"{self.queue_name}-{self.message_id}"
 
     @property
     def log_fields(self) -> Mapping[str, Any]:
-        """What every log line about this message carries."""
+        """The fields of every log line about this message."""
         return {
             "topic": self.topic,
             "message_id": self.message_id,
@@ -152,35 +147,35 @@ class Message:
 
 
 class Claimed(NamedTuple):
-    """What a claim brings: the message, kept until it is settled, and what was in it, needed for its request only."""
+    """A claimed message, kept until it is settled, and its content, needed until its request is made."""
 
     message: Message
     content: Event | Rejection
 
 
 class OutcomeKind(Enum):
-    """What became of a claimed message; `magento.statuses` maps each kind to Magento's status."""
+    """What became of a claimed message; `queue.statuses` maps each kind to Magento's status."""
 
     DELIVERED = "delivered"
     SKIPPED = "skipped"
     RETRY = "retry"
     FAILED = "failed"
-    #: Not the message's fault: goes back untouched
+    #: Not the message's fault: its row becomes what it was before the claim
     RELEASED = "released"
     #: Another worker may hold it by now: nothing may be written
     LEASE_LOST = "lease_lost"
 
 
 class Evidence(Enum):
-    """What an exchange says about the host and the path it went to, whatever it says about the message."""
+    """What an exchange proves about the host and the path; circuit breakers and witnesses decide by it."""
 
-    #: Nothing: no exchange took place, or the answer says nothing about others (429)
+    #: Nothing: no exchange took place, or the answer proves nothing about others (429)
     NONE = "none"
     #: The path serves: the API took the message, or refused it for what is in it
     SERVED = "served"
-    #: The message failed in a way that an outage of the path would explain, and so would the message itself
+    #: The message failed; the cause may be an outage of the path or the message itself
     PATH = "path"
-    #: The host is not there for anybody: no TCP or TLS connection, or no access token
+    #: The host serves nobody: no TCP or TLS connection, or no access token
     HOST = "host"
 
 
@@ -188,10 +183,10 @@ class Evidence(Enum):
 class Outcome:
     """The result of handling one message.
 
-    `reason` is a stable documented code; `detail` an excerpt for people (no token, no secret).
+    `reason` is a code of `reasons`; `detail` is an excerpt for people, without tokens and secrets.
     `retry_after_seconds`: the least delay that the server asked for, if it did.
     `duration_ms`: time of the last HTTP exchange, None when nothing was sent. `endpoint`: "POST /order", "webhook".
-    `request_sha256`: hexadecimal, of the JSON body; only where an audit wants it.
+    `request_sha256`: hexadecimal, of the JSON body; "" where there is no audit file.
     """
 
     kind: OutcomeKind
@@ -202,6 +197,6 @@ class Outcome:
     duration_ms: float | None = None
     endpoint: str = ""
     evidence: Evidence = Evidence.NONE
-    #: Of a failure: another group was served on the path just before it, and after the failure before it
+    #: Of a failure: another group succeeded on the path shortly before it, and after the message's previous failure
     witnessed: bool = False
     request_sha256: str = ""

@@ -17,12 +17,11 @@ from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name, short_name
 
 ENVIRONMENT_PREFIX = "ZITHARA_WORKER_"
 
-_PREFIX = re.compile(r"[A-Za-z0-9_]*\Z")
 _MASK = "********"
 
 
 class Secret:
-    """A text that never shows itself: only `reveal()` gives it away, so no log or traceback can by accident."""
+    """A text that is printed as its mask. Only `reveal()` returns it, so no log or traceback shows it by accident."""
 
     __slots__ = ("_text",)
 
@@ -59,11 +58,10 @@ class Secret:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One way to write a value.
+    """A kind of value: `parse` reads its text, `accept` checks what `parse` returned or an embedding program gave.
 
-    `wants` completes the sentence "must be ...". `accept` takes what `parse` made of the text, or what a program gave,
-    and returns the value as the settings hold it; both raise ValueError, whose text never holds the value itself and
-    may be empty when `wants` says it all.
+    `accept` returns the value as the settings hold it. Both raise ValueError, whose text is empty where "must be" and
+    `wants` say enough; it never holds the value itself, which may be a secret.
     """
 
     wants: str
@@ -74,7 +72,7 @@ class Kind:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Key:
-    """A key of the INI file: where it stands, how it is read, what it means."""
+    """A key of the INI file: its place, how its value is read, and what it means."""
 
     section: str
     name: str
@@ -105,7 +103,7 @@ class Key:
 
 
 def as_ini_text(value: object) -> str:
-    """A setting as it is written in the INI file; a secret as its mask."""
+    """A setting as the INI file has it; a secret as its mask."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -120,11 +118,11 @@ def as_ini_text(value: object) -> str:
 # ---------------------------------------------------------------- kinds of values
 
 
-def _only(*types: type) -> Callable[[Any], Any]:
-    """An `accept` that passes these types on; bool is not taken for int."""
+def _checked(fits: Callable[[Any], object]) -> Callable[[Any], Any]:
+    """An `accept` that returns each value for which `fits` is true."""
 
     def accept(value: Any) -> Any:
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        if not fits(value):
             raise ValueError
         return value
 
@@ -136,32 +134,28 @@ def _same(text: str) -> str:
 
 
 def whole(low: int, high: int) -> Kind:
-    def accept(value: Any) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError
-        return value
-
     def parse(text: str) -> int:
-        # int() takes '1_000' and '٣' too, which nobody means.
+        # int() takes '1_000' and digits of other scripts too, which are slips here.
         if not re.fullmatch(r"[+-]?[0-9]{1,18}", text):
             raise ValueError
         return int(text)
 
-    return Kind(wants=f"a whole number from {low} to {high}", parse=parse, accept=accept)
+    return Kind(
+        wants=f"a whole number from {low} to {high}",
+        parse=parse,
+        accept=_checked(lambda value: type(value) is int and low <= value <= high),
+    )
 
 
 def number(low: float, high: float) -> Kind:
-    def accept(value: Any) -> float:
-        if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-            raise ValueError
-        return float(value)
+    fits = _checked(lambda value: type(value) in (int, float) and low <= value <= high)
 
     def parse(text: str) -> float:
         if not re.fullmatch(r"[+-]?([0-9]{1,18}(\.[0-9]*)?|\.[0-9]+)", text):
             raise ValueError
         return float(text)
 
-    return Kind(wants=f"a number from {low:.15g} to {high:.15g}", parse=parse, accept=accept)
+    return Kind(wants=f"a number from {low:.15g} to {high:.15g}", parse=parse, accept=lambda value: float(fits(value)))
 
 
 def flag() -> Kind:
@@ -172,10 +166,11 @@ def flag() -> Kind:
             raise ValueError
         return words[text.lower()]
 
-    return Kind(wants="true or false", parse=parse, accept=_only(bool))
+    return Kind(wants="true or false", parse=parse, accept=_checked(lambda value: isinstance(value, bool)))
 
 
 def choice(*words: str) -> Kind:
+    """One of the words in any case; the setting holds it as it is given here."""
     by_folded = {word.lower(): word for word in words}
 
     def accept(value: Any) -> str:
@@ -187,25 +182,19 @@ def choice(*words: str) -> Kind:
 
 
 def text() -> Kind:
-    def accept(value: Any) -> str:
-        if not isinstance(value, str) or not value.isprintable():
-            raise ValueError
-        return value
-
-    return Kind(wants="a text on one line", parse=_same, accept=accept)
+    return Kind(
+        wants="a text on one line",
+        parse=_same,
+        accept=_checked(lambda value: isinstance(value, str) and value.isprintable()),
+    )
 
 
 def secret() -> Kind:
-    def accept(value: Any) -> Secret:
-        if not isinstance(value, Secret):
-            raise ValueError
-        return value
-
-    return Kind(wants="a text", parse=Secret, accept=accept, secret=True)
+    return Kind(wants="a text", parse=Secret, accept=_checked(lambda value: isinstance(value, Secret)), secret=True)
 
 
 def header_text() -> Kind:
-    """What travels as the value of an HTTP header. Blanks around it, easily pasted along, are no part of it."""
+    """The value of an HTTP header. Blanks around it, which come along with copy and paste, are removed."""
 
     def accept(value: Any) -> str:
         if not isinstance(value, str) or not (value.isascii() and value.isprintable()):
@@ -227,30 +216,24 @@ def secret_header_text() -> Kind:
 
 
 def path() -> Kind:
-    def parse(text: str) -> Path | None:
-        return Path(text) if text else None
-
-    def accept(value: Any) -> Path | None:
-        if value is not None and not (isinstance(value, Path) and str(value).isprintable()):
-            raise ValueError
-        return value
-
-    return Kind(wants="a path", parse=parse, accept=accept)
+    """A path; the setting is None where the text is empty."""
+    return Kind(
+        wants="a path",
+        parse=lambda text: Path(text) if text else None,
+        accept=_checked(lambda value: value is None or (isinstance(value, Path) and str(value).isprintable())),
+    )
 
 
 def table_prefix() -> Kind:
-    def accept(value: Any) -> str:
-        if not isinstance(value, str) or not _PREFIX.match(value):
-            raise ValueError
-        return value
-
     return Kind(
-        wants="made of letters, digits and _ only, as in the shop's app/etc/env.php", parse=_same, accept=accept
+        wants="made of letters, digits and _ only, as in the shop's app/etc/env.php",
+        parse=_same,
+        accept=_checked(lambda value: isinstance(value, str) and re.fullmatch(r"[A-Za-z0-9_]*", value)),
     )
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine itself, so that what is said to it crosses no network."""
+    """Whether `host` is this machine itself, so that what is sent to it crosses no network."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -291,7 +274,9 @@ def topics() -> Kind:
     """Topics by their short or full names; the setting holds the full names."""
 
     def accept(value: Any) -> tuple[str, ...]:
-        names = tuple(full_name(word) for word in _only(tuple)(value))
+        if not isinstance(value, tuple):
+            raise ValueError
+        names = tuple(full_name(word) for word in value)
         if not set(names) <= set(TOPICS):
             raise ValueError
         return tuple(dict.fromkeys(names))
