@@ -266,7 +266,7 @@ def test_a_secret_is_read_from_the_first_line_of_its_file(configured: Load, tmp_
 
 def test_a_secret_and_its_file_exclude_each_other_in_one_source(configured: Load) -> None:
     (error,) = errors_of(lambda: configured("[zithara]\nclient_secret = hunter2\nclient_secret_file = /tmp/x\n"))
-    assert "[zithara] client_secret is given beside it; remove one" in error and "hunter2" not in error
+    assert "[zithara] client_secret is given too; remove one" in error and "hunter2" not in error
 
 
 def test_of_a_secret_and_a_file_from_two_sources_the_higher_counts(configured: Load, tmp_path: Path) -> None:

@@ -37,12 +37,12 @@ _QUEUE_NAME_LENGTH = 255
 
 
 def _key(default: T, kind: Kind, doc: str, *, unit: str = "") -> T:
-    """A field that is a key; mypy sees the default's type, the dataclass sees the field."""
+    """A field of a section class: a key of the INI file. Typed as its default, as dataclasses.field() is."""
     return field(default=default, metadata={"kind": kind, "doc": doc, "unit": unit})
 
 
 class _Section:
-    """Checks the values of a section, each by its kind and then together."""
+    """Checks the values of a section when it is made: each by its kind, then all together."""
 
     __slots__ = ()
 
@@ -63,10 +63,10 @@ class _Section:
             raise ConfigurationError("\n".join(problems))
 
     def _derive(self) -> None:
-        """Fills what follows from other values."""
+        """Sets values that follow from others."""
 
     def _contradictions(self) -> Iterator[str]:
-        """What is wrong between values that are right each by itself."""
+        """A sentence for each contradiction between values that are valid by themselves."""
         return iter(())
 
 
@@ -115,9 +115,9 @@ class DatabaseSettings(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ZitharaSettings(_Section):
-    """`base_url` is the effective one: an empty one becomes that of `environment` at once.
+    """`base_url` is never empty: without one it becomes that of `environment` when the section is made.
 
-    It does not follow when `environment` is replaced later: replace `base_url` with "" in the same step.
+    dataclasses.replace(environment=...) keeps the old URL: replace `base_url` with "" in the same call.
     """
 
     environment: str = _key("production", values.choice(*BASE_URLS), "Which of Zithara's two APIs to talk to.")
@@ -167,8 +167,8 @@ class WorkerSettings(_Section):
     lease: float = _key(
         60.0,
         values.number(2, 86_400),
-        "How long a claimed message stays this worker's without a sign of life; after a crash its messages come back "
-        "this late. Must be longer than poll_interval.",
+        "How long a claimed message stays with this worker unless the worker renews its lease; after a crash its "
+        "messages are delivered by others this much later. Must be longer than poll_interval.",
         unit="seconds",
     )
     rate_limit: float = _key(
@@ -259,8 +259,8 @@ class MetricsSettings(_Section):
 
 def _unread_file(name: str) -> str:
     return (
-        f"{name}_file is given without {name}: the file is read when a configuration is loaded "
-        f"(zithara_worker.settings.sources.load); whoever makes settings by hand passes {name} itself"
+        f"{name}_file is given without {name}: only zithara_worker.settings.sources.load reads the file; a program "
+        f"that makes Settings itself passes {name}"
     )
 
 
@@ -278,13 +278,13 @@ class Settings:
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
     def __post_init__(self) -> None:
-        """Raises ConfigurationError for a topic or queue name that can be none."""
+        """Raises ConfigurationError for an invalid name of a topic or a queue."""
         problems = [
             f"[{QUEUES}] {topic} = {queue!r}: {problem}"
             for topic, queue in self.queues.items()
             if (problem := queue_problem(topic, queue))
         ]
-        # A copy that nobody else holds: what is frozen shall stay so.
+        # A copy: the caller may change its own mapping later, and these settings are frozen.
         queues = {full_name(topic): queue for topic, queue in self.queues.items()}
         if len(queues) < len(self.queues):
             problems.append(f"[{QUEUES}] gives a queue to a topic twice, under its short and its full name: remove one")
@@ -294,7 +294,7 @@ class Settings:
 
 
 def queue_problem(topic: str, queue: str) -> str:
-    """What is wrong with a line of [queues], "" if nothing is."""
+    """Why a line of [queues] is invalid; "" if it is valid."""
     if full_name(topic) not in TOPICS:
         return f"the key must be one of the topics {', '.join(TOPICS)}"
     if not queue or len(queue) > _QUEUE_NAME_LENGTH:

@@ -1,7 +1,7 @@
 """Where each setting comes from: command line > environment > file > the shop > default.
 
-Fills `Settings` and remembers the source of every value. Reads files and the environment it is given; it knows no
-database and no PHP: what the shop says is passed in.
+Fills `Settings` and remembers the source of every value. It reads the INI file and files of secrets; the environment
+and the shop's values are passed in, so it knows no database and no PHP.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from zithara_worker.settings.values import ENVIRONMENT_PREFIX, Key, as_ini_text
 from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 
 DEFAULT_FILE = Path("/etc/zithara-worker/zithara-worker.conf")
-#: The source of a value that nobody gave.
+#: The source of a value that no other source has.
 DEFAULT = "default"
 
 #: (section, key)
 Place = tuple[str, str]
-#: Place -> (what was written there, where that stands, for people)
+#: Place -> (its text, and the source of it, for people)
 Values = Mapping[Place, tuple[str, str]]
-#: (value as Settings holds it, where it comes from)
+#: (value as Settings holds it, its source)
 _Given = tuple[Any, str]
-#: (the shop's root, what others have given) -> what its app/etc/env.php gives. Raises ConfigurationError, but not for
-#: what others have given.
+#: (the shop's root, places that have a value already) -> the values of its app/etc/env.php. Raises ConfigurationError
+#: for a value that cannot be read, unless its place has one already.
 ReadShop = Callable[[Path, Collection[Place]], Values]
 
 #: A secret may stand in a file of its own.
@@ -40,23 +40,24 @@ _SECRET_FILES: Mapping[Place, Place] = {
     ("database", "password_file"): ("database", "password"),
     ("zithara", "client_secret_file"): ("zithara", "client_secret"),
 }
-#: Places that say the same thing in other words: who gives one of them overrules whatever a lower source says of all.
+#: Keys that replace each other: host and unix_socket, a secret and its file. A value for one of them overrides all of
+#: the group from sources of lower precedence.
 _ALTERNATIVES: Mapping[Place, tuple[Place, ...]] = {
     place: group
     for group in ((("database", "host"), ("database", "unix_socket")), *_SECRET_FILES.items())
     for place in group
 }
 _ADDRESS = frozenset({("database", "host"), ("database", "port"), ("database", "unix_socket")})
-#: Kubernetes gives these to every container when a service is called zithara-worker; they are no settings.
+#: Kubernetes sets these variables in every container when a service is called zithara-worker; they are no settings.
 _SERVICE_LINK = re.compile(r"(SERVICE_(HOST|PORT)|PORT)(_[A-Z0-9_]+)?\Z")
 _USER_IN_URL = re.compile(r"//[^/@]*@")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedSettings:
-    """The settings in force, and where each value that somebody gave came from.
+    """The settings in force, and the source of each value that is not a default.
 
-    `warnings`: sentences about what works but should be mended.
+    `warnings`: sentences about what works but should be corrected.
     """
 
     settings: Settings
@@ -75,10 +76,10 @@ def load(
     *,
     default_file: Path = DEFAULT_FILE,
 ) -> LoadedSettings:
-    """The configuration as far as it goes without a database.
+    """The configuration from all sources except the shop's database, which `with_shop_values` adds.
 
-    `file`: the INI file; None: `default_file`, if there is one. `overrides`: what the command line gave, as text or as
-    the values that Settings holds. Raises ConfigurationError with one line for each thing that is wrong.
+    `file`: the INI file; None: `default_file`, if there is one. `overrides`: from the command line, as text or as the
+    values that Settings holds. Raises ConfigurationError with one line for each thing that is wrong.
     """
     errors: list[str] = []
     warnings: list[str] = []
@@ -89,7 +90,7 @@ def load(
         {place: (value, "command line") for place, value in overrides.items()},
     )
     for layer in layers:
-        # What a higher layer overrules is checked all the same: a slip in a file is told before it begins to matter.
+        # Values that a higher layer overrides are checked too, so that a slip is reported before it has an effect.
         values = _converted(layer, errors)
         for place, (value, _) in values.items():
             for other in _ALTERNATIVES.get(place, ()) if value else ():
@@ -98,8 +99,8 @@ def load(
     _read_secret_files(given, errors, warnings)
     root, _ = given.get(("magento", "root"), (None, ""))
     if root is not None and not errors:
-        taken = _taken(given)
-        given |= _converted(_left_over(read_shop(root, taken), taken), errors)
+        placed = _places_with_value(given)
+        given |= _converted(_still_wanted(read_shop(root, placed), placed), errors)
     if errors:
         raise ConfigurationError("\n".join(errors))
     return LoadedSettings(
@@ -110,10 +111,10 @@ def load(
 
 
 def with_shop_values(configured: LoadedSettings, values: Values) -> LoadedSettings:
-    """Adds what the shop's database says, where nobody else has given a value.
+    """Adds the values of the shop's database for keys that have no other source.
 
-    A number that suits the PHP module but not the worker is left out with a warning. Raises ConfigurationError when
-    the credentials or the webhook URL cannot be used.
+    A number that the PHP module allows but the worker does not is left out with a warning. Raises ConfigurationError
+    when the credentials or the webhook URL cannot be used.
     """
     errors: list[str] = []
     warnings: list[str] = []
@@ -187,12 +188,12 @@ def _from_file(path: Path, errors: list[str], warnings: list[str], *, optional: 
         for name, text in parser.items(section):
             source = f"{path} [{section}] {name}"
             if "\n" in text:
-                errors.append(f"{source}: the value goes on in the next line, which is indented: a value is one line")
+                errors.append(
+                    f"{source}: the next line is indented, so it would belong to this value: a value is one line"
+                )
                 continue
             place = (section, full_name(name) if section == QUEUES else name)
-            if place in found:
-                errors.append(f"{source}: {found[place][1]} gives the same topic a queue; remove one of the two")
-            found[place] = (text, source)
+            _add(found, place, text, source, errors)
     secrets = [f"[{key.section}] {key.name}" for key in KEYS if key.secret and found.get(key.place, ("", ""))[0]]
     if secrets and mode & stat.S_IROTH:
         warnings.append(
@@ -201,12 +202,19 @@ def _from_file(path: Path, errors: list[str], warnings: list[str], *, optional: 
     return found
 
 
+def _add(found: dict[Place, tuple[str, str]], place: Place, text: str, source: str, errors: list[str]) -> None:
+    """Only a queue can be given twice in one source: under the short and the full name of its topic."""
+    if place in found:
+        errors.append(f"{source}: {found[place][1]} gives the same topic a queue; remove one of the two")
+    found[place] = (text, source)
+
+
 def _malformed(error: configparser.Error) -> Iterator[str]:
-    """What is wrong with the file's form, by line. The line itself is not told: it may hold a secret."""
+    """What is wrong with the form of the file, by line. The line itself is not quoted: it may hold a secret."""
     if isinstance(error, configparser.DuplicateSectionError):
-        yield f", line {error.lineno}: section [{error.section}] stands there for the second time: join the two"
+        yield f", line {error.lineno}: section [{error.section}] is there twice: join the two"
     elif isinstance(error, configparser.DuplicateOptionError):
-        yield f", line {error.lineno}: [{error.section}] {error.option} stands there for the second time: remove one"
+        yield f", line {error.lineno}: [{error.section}] {error.option} is there twice: remove one"
     elif isinstance(error, configparser.MissingSectionHeaderError):
         yield f", line {error.lineno}: a section such as [worker] must come first"
     elif isinstance(error, configparser.ParsingError):
@@ -225,10 +233,7 @@ def _from_environment(environ: Mapping[str, str], errors: list[str]) -> Values:
     found: dict[Place, tuple[str, str]] = {}
     for variable, text in environ.items():
         if variable in known:
-            place, source = known[variable], f"environment {variable}"
-            if place in found:
-                errors.append(f"{source}: {found[place][1]} gives the same topic a queue; remove one of the two")
-            found[place] = (text, source)
+            _add(found, known[variable], text, f"environment {variable}", errors)
         elif variable.startswith(ENVIRONMENT_PREFIX) and not _SERVICE_LINK.match(
             variable.removeprefix(ENVIRONMENT_PREFIX)
         ):
@@ -237,13 +242,13 @@ def _from_environment(environ: Mapping[str, str], errors: list[str]) -> Values:
 
 
 def _read_secret_files(given: dict[Place, _Given], errors: list[str], warnings: list[str]) -> None:
-    """Puts the first line of each file in the place of the secret it holds."""
+    """Adds the secret that each file holds: its first line."""
     for file_place, place in _SECRET_FILES.items():
         path, source = given.get(file_place, (None, ""))
         if path is None:
             continue
         if given.get(place, (None, ""))[0]:
-            errors.append(f"{source}: [{place[0]}] {place[1]} is given beside it; remove one of the two")
+            errors.append(f"{source}: [{place[0]}] {place[1]} is given too; remove one of the two")
             continue
         try:
             with path.open(encoding="utf-8") as stream:
@@ -263,16 +268,17 @@ def _read_secret_files(given: dict[Place, _Given], errors: list[str], warnings: 
         given |= _converted({place: (text, f"{path}, named by {source}")}, errors)
 
 
-def _taken(given: Mapping[Place, _Given]) -> Collection[Place]:
-    """What nobody needs to ask the shop for. An empty host or socket is none, an empty password is one."""
+def _places_with_value(given: Mapping[Place, _Given]) -> Collection[Place]:
+    """The places for which the shop is not asked. An empty host or socket is no value; an empty password is one."""
     return {place for place, (value, _) in given.items() if value or place not in _ADDRESS}
 
 
-def _left_over(values: Values, taken: Collection[Place]) -> Values:
-    """What of the shop's values is still wanted. Its address is one thing: its port is not that of another host."""
-    elsewhere = any(place in taken for place in _ADDRESS if place[1] != "port")
+def _still_wanted(values: Values, placed: Collection[Place]) -> Values:
+    """The shop's values for other places. Host, port and socket belong together: a host that is given already must not
+    be combined with the shop's port."""
+    elsewhere = any(place in placed for place in _ADDRESS if place[1] != "port")
     return {
-        place: value for place, value in values.items() if place not in taken and not (elsewhere and place in _ADDRESS)
+        place: value for place, value in values.items() if place not in placed and not (elsewhere and place in _ADDRESS)
     }
 
 
@@ -280,7 +286,7 @@ def _left_over(values: Values, taken: Collection[Place]) -> Values:
 
 
 def _converted(layer: Mapping[Place, tuple[Any, str]], errors: list[str]) -> dict[Place, _Given]:
-    """The layer's values as Settings holds them; what is wrong goes to `errors`."""
+    """The layer's values as Settings holds them. For each value that cannot be used, a line is added to `errors`."""
     found: dict[Place, _Given] = {}
     for (section, name), (value, source) in layer.items():
         if section == QUEUES:
@@ -309,7 +315,7 @@ def _seen(key: Key, value: object) -> str:
 
 
 def _settings(given: Mapping[Place, _Given]) -> Settings:
-    """Raises ConfigurationError when values that are right each by itself contradict each other."""
+    """Raises ConfigurationError when values contradict each other that are valid by themselves."""
     problems: list[str] = []
     sections: dict[str, Any] = {}
     for name, section in SECTIONS.items():
@@ -323,7 +329,7 @@ def _settings(given: Mapping[Place, _Given]) -> Settings:
 
 
 def _nearest(name: str, known: Collection[str]) -> str:
-    """The end of a sentence about an unknown name: what was probably meant, else what there is."""
+    """The end of a sentence about an unknown name: the name that was probably meant, else those there are."""
     close = difflib.get_close_matches(name, known, n=1)
     if close:
         return f"; did you mean {close[0]!r}?"
