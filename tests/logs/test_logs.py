@@ -508,7 +508,7 @@ def test_every_event_stands_in_the_table_of_events() -> None:
     in_code = {
         event
         for file in (root / "zithara_worker").rglob("*.py")
-        for event in re.findall(r'"event": "(\w+)"', file.read_text(encoding="utf-8"))
+        for event in re.findall(r'(?:"event": |\bevent=)"(\w+)"', file.read_text(encoding="utf-8"))
     }
     outcomes = {kind.value for kind in OutcomeKind}
     assert len(in_code) > 30

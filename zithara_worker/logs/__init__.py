@@ -1,1 +1,1 @@
-"""Log lines and audit lines: their fields, their masking, the files they go to."""
+"""Log lines and audit lines: their fields, what is masked in them, and the files they go to."""

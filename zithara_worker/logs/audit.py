@@ -24,12 +24,13 @@ from zithara_worker.units import iso_milliseconds
 
 log = logging.getLogger(__name__)
 
-#: Lines kept in memory while the file cannot be written. A worker that must audit stops claiming long before.
+#: Lines kept in memory while the file cannot be written. With audit_required a worker stops claiming long before.
 KEPT = 10_000
 #: Seconds between two tries to write to a file that could not be written; between two log lines about it.
 RETRY_SECONDS = 1.0
 LOG_SECONDS = 60.0
-#: With less space left than this no new work is begun: what is under way must still find room for its lines.
+#: With less space left than this the file counts as unwritable, so that nothing more is claimed: the lines of messages
+#: in flight must still fit.
 RESERVE_BYTES = 1024 * 1024
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
@@ -66,7 +67,7 @@ class AuditFile:
 
     @property
     def problem(self) -> str | None:
-        """Why the file cannot be written, as far as is known; None when it can."""
+        """Why the last write failed; None when it succeeded."""
         return self._problem
 
     @property
@@ -79,11 +80,11 @@ class AuditFile:
         return self._lost
 
     def is_for(self, path: Path | None, *, required: bool) -> bool:
-        """Whether it is the audit that these settings want."""
+        """Whether these settings ask for this audit file."""
         return (self._path, self._required) == (path, required)
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Writes one line for each record, `time` first; never raises for what the file system may do."""
+        """Writes one line for each record, `time` first. An error of the file system is logged, not raised."""
         if not records:
             return
         now = iso_milliseconds(self._utc())
@@ -93,16 +94,16 @@ class AuditFile:
             self._write(at_once=False)
 
     def ready(self) -> bool:
-        """Whether the next lines can be written, tried at most once a second; complains once a minute when not.
+        """Whether the next lines can be written; where not, tries again at most once a second and logs once a minute.
 
-        When the file is required, also False with hardly any space left.
+        When the file is required, also False when less than RESERVE_BYTES are left on its disk.
         """
         with self._lock:
             self._write(at_once=False)
             return self._problem is None
 
     def reopen(self) -> None:
-        """After SIGHUP: writes on in whatever file has the name now."""
+        """After SIGHUP: the next line opens the file again by its name."""
         with self._lock:
             self._close()
 
@@ -125,7 +126,7 @@ class AuditFile:
     def _write(self, *, at_once: bool) -> None:
         now = self._monotonic()
         if now < self._retry_at and not at_once:
-            self._give_up_the_oldest()
+            self._drop_oldest()
             return
         try:
             descriptor = self._open()
@@ -137,7 +138,7 @@ class AuditFile:
             self._close()
             self._retry_at = now + RETRY_SECONDS
             self._failed(f"{error.strerror or error}", now)
-            self._give_up_the_oldest()
+            self._drop_oldest()
         else:
             if problem is not None:
                 self._failed(problem, now)
@@ -145,7 +146,8 @@ class AuditFile:
                 self._recovered()
 
     def _write_lines(self, descriptor: int, lines: Sequence[bytes]) -> None:
-        """One write; lines that went in whole are not kept, one that was torn is ended and written again."""
+        """One write. Complete lines are dropped from memory; a line that was written in part is written again whole,
+        after a line break."""
         start = b"\n" if self._torn else b""
         left = os.write(descriptor, start + b"".join(lines)) - len(start)
         if left < 0:
@@ -160,7 +162,7 @@ class AuditFile:
             self._written += 1
 
     def _open(self) -> int:
-        """The open file. Opens it anew when its name belongs to another file by now."""
+        """The open file. Opens it again when another file has its name now (logrotate)."""
         if self._descriptor is not None:
             if is_named(self._descriptor, self._path):
                 return self._descriptor
@@ -171,7 +173,7 @@ class AuditFile:
     def _close(self) -> None:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
-            # A network file system may report here what it could not store; there is nobody left to write it again.
+            # A network file system may report here that earlier writes failed; their lines are no longer in memory.
             with suppress(OSError):
                 os.close(descriptor)
 
@@ -199,7 +201,7 @@ class AuditFile:
             log.info("the audit file can be written again", extra={"event": "audit_writable", "file": str(self._path)})
         self._problem = None
 
-    def _give_up_the_oldest(self) -> None:
+    def _drop_oldest(self) -> None:
         while len(self._waiting) > KEPT:
             self._waiting.popleft()
             self._lost += 1
@@ -216,9 +218,14 @@ def operator_action(
 ) -> dict[str, Any]:
     """The line of an operator's action: `AuditFile(path).append([operator_action("retry", message_ids=[7])])`.
 
-    `who`: None = the user who runs this process. Values are the operator's own words and numbers, no customer's data.
+    `who`: None = the user who runs this process. The values are what the operator typed, and no data of customers.
     """
-    record: dict[str, Any] = {"kind": "operator", "action": action, "who": who or current_user(), "host": _host()}
+    record: dict[str, Any] = {
+        "kind": "operator",
+        "action": action,
+        "who": who or current_user(),
+        "host": socket.gethostname(),
+    }
     if topic is not None:
         record["topic"] = topic
     if message_ids:
@@ -229,7 +236,7 @@ def operator_action(
 
 
 def current_user() -> str:
-    """Who runs this process; behind sudo, who called it."""
+    """The user who runs this process; under sudo also the one who called it."""
     import getpass
 
     try:
@@ -240,10 +247,6 @@ def current_user() -> str:
     return f"{caller} as {name}" if caller and caller != name else name
 
 
-def _host() -> str:
-    return socket.gethostname()
-
-
 def _line(record: Mapping[str, Any]) -> bytes:
-    # Half a surrogate pair, from a file name or a group key, cannot be UTF-8: it is escaped then.
+    # Half a surrogate pair, as a file name or a group key may hold, has no UTF-8: it is escaped.
     return escaped(_encode(record)).encode("utf-8", "backslashreplace") + b"\n"

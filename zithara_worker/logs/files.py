@@ -1,7 +1,7 @@
-"""How a file is opened that lines are appended to: log and audit file. Knows the file system and nothing of lines.
+"""Opens the log file and the audit file for appending.
 
-Such files may lie in a directory that others can write, as the shop's var/log, which belongs to the web server. What
-they put there under the file's name must neither stop the worker (a FIFO) nor direct it elsewhere (a link).
+They may lie in a directory that others can write, such as the shop's var/log, which belongs to the web server. Whatever
+somebody puts there under the file's name must neither block the worker (a FIFO) nor make it write elsewhere (a link).
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from pathlib import Path
 
 
 def open_for_append(path: Path) -> int:
-    """A descriptor of the regular file `path`, made for owner and group when it is not there. Never waits.
+    """A descriptor of the regular file `path`, created with mode 0640 where it does not exist. Never blocks.
 
-    Raises OSError where it cannot be opened, is a symbolic link, is no regular file, or has a second name, which is
-    how somebody who may not write a file of ours could have it written under another name.
+    Raises OSError where it cannot be opened, is a symbolic link, is not a regular file, or has a second name: through a
+    hard link, somebody could make the worker write into a file that he or she may not write.
     """
     try:
-        # Opened without waiting, a FIFO that nobody reads is refused with ENXIO.
+        # With O_NONBLOCK, opening a FIFO that has no reader fails with ENXIO instead of blocking.
         descriptor = os.open(
             path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o640
         )
@@ -39,7 +39,7 @@ def open_for_append(path: Path) -> int:
 
 
 def is_named(descriptor: int, path: Path) -> bool:
-    """Whether `path` itself, not what a link points to, is the open file; False once logrotate has moved it away."""
+    """Whether `path` is still the open file; False once logrotate has moved it away. Links are not followed."""
     try:
         named = os.lstat(path)
     except FileNotFoundError:

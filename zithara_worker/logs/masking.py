@@ -1,9 +1,9 @@
-"""What of a text or a JSON value may be shown: never a secret, personal data only where its key is known to hold none.
+"""Masks secrets and personal data in texts and JSON values.
 
-A shop's attributes can have any name, so that no list of personal keys is ever complete: a value is masked unless its
-key stands in `_SHOWN`. Objects and lists keep their structure; true, false, null, 0 and "" stay. In free text,
-JSON is found and masked by its keys, also where it has been cut off, and so are email addresses and telephone numbers.
-An answer's own words (`_SAID`) are what an operator needs: they are shown as free text.
+A shop's attributes can have any name, so no list of personal keys is ever complete: a value is masked unless its key is
+in `_SHOWN`. Objects and lists keep their structure; true, false, null, 0 and "" stay. In free text, JSON is masked by
+its keys, also where it has been cut off, and email addresses and telephone numbers are masked wherever they stand. An
+operator needs what an answer says (the keys in `_SAID`), so these values are shown as free text.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ MASK = "***"
 SECRET_NAMES = frozenset(
     {"access_token", "authorization", "client_secret", "crypt_key", "password", "refresh_token", "secret", "token"}
 )
-#: Keys whose values are shown, in lower case with underscores (orderId is order_id): what names an entity, says its
-#: state, counts or prices it. As the shop and the API call them.
+#: Keys whose values are shown, in lower case with underscores (orderId is order_id), as the shop and the API name them:
+#: ids, states, counts, prices and times.
 _SHOWN = frozenset(
     {
         # ids
@@ -53,24 +53,26 @@ _SHOWN = frozenset(
         *("created_at", "login_at", "logout_at", "timestamp", "updated_at"),
     }
 )
-#: Keys of an answer's own words. At its top or below one another only: a `message` within an order is the customer's.
+#: Keys of an answer's own words, at its top level or below one another: a `message` within an order is the customer's.
 _SAID = frozenset(
     {
         *("code", "detail", "details", "error", "errors", "field", "message", "messages", "path", "reason", "status"),
         *("title", "type"),
     }
 )
-#: Containers nested deeper than this are left out: a body is as deep as whoever wrote it likes.
+#: Containers nested deeper than this are left out, because a body can be nested to any depth.
 _MAX_DEPTH = 20
-#: A key is shown when it is a word as programs have them, with less than 7 digits; any other may be a name or a number.
+#: A key is shown when it looks like an identifier with fewer than 7 digits; any other may be a name or a telephone
+#: number.
 _WORD = re.compile(r"(?!(?:\D*\d){7})[\w.$-]{1,64}", re.ASCII)
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
-#: The lengths are those of RFC 5321, and keep the time in proportion to the text. The end of a text may be cut off.
+#: The lengths are those of RFC 5321; they keep the time proportional to the text. An address may be cut off by "...".
 _EMAIL = re.compile(
     r"[^\s@\"'<>,;:=(]{1,64}@(?:[^\s@\"'<>,;:)]{1,255}\.[^\W\d_]{2,}|[^\s@\"'<>,;:)]{0,255}\.\.\.(?=\W*\Z))"
 )
-#: At least 7 digits with few signs between them, unless it is a date, an IP address or an amount (`kept`).
+#: At least 7 digits with at most two separators between them, unless they are a date, an IP address or an amount
+#: (`kept`).
 _DIGITS = re.compile(
     r"(?<![\w.-])(?:"
     r"(?P<kept>\d{4}-\d\d-\d\d(?:[ T]\d\d:\d\d(?::\d\d)?)?|\d{1,3}(?:\.\d{1,3}){3}|\d{1,9}\.\d{1,4})(?!\d)"
@@ -88,7 +90,7 @@ _SECRET_PAIR = re.compile(
 )
 #: "key": "text" outside of any object, as after a bracket too many
 _PAIR = re.compile(r'("([\w.$-]{1,64})"\s*:\s*)"(?:[^"\\]|\\.)+(?:"|\\?\Z)')
-#: Where JSON begins in a text. What only looks like it, such as an error's [Errno 2], does not go on like this.
+#: The beginning of JSON in a text. [Errno 2] of an error does not match.
 _JSON = re.compile(r'\{(?=\s*(?:["}]|\Z))|\[(?=\s*["{\[])')
 #: The last string of a text may lack its end.
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*(?:"|\\?\Z)|[{}\[\],:]|\s+|[^\s{}\[\],:"]+', re.DOTALL)
@@ -96,13 +98,15 @@ _HALF_ESCAPE = re.compile(r"\\(?:u[0-9a-fA-F]{0,3})?\Z")
 
 
 class Place(Enum):
-    """What the values at a place of a JSON value are to whoever shows them."""
+    """How values at a place of a JSON value are shown."""
 
-    #: A request's, and whatever else has no known key
+    #: Masked: values of requests, and all that have no known key
     HIDDEN = auto()
-    #: The words of an answer: free text
+    #: As free text: the words of an answer
     SAID = auto()
+    #: As it is
     SHOWN = auto()
+    #: Masked, also where personal data is not
     SECRET = auto()
 
     @property
@@ -124,7 +128,7 @@ class Place(Enum):
 def masked(text: str) -> str:
     """`text` without personal data and secrets: 'a***@***' for an email address, '***32' for a telephone number.
 
-    JSON in it is masked as an answer's. Dates, amounts and IP addresses stay.
+    JSON in it is masked like an answer. Dates, amounts and IP addresses stay.
     """
     text = without_secrets(text)
     pieces: list[str] = []
@@ -146,9 +150,9 @@ def without_emails(text: str) -> str:
 
 
 def without_echoes(text: str, request: Any) -> str:
-    """`text` of an answer without the texts that are masked in the request's JSON, as they are or in JSON's spelling.
+    """`text` of an answer, with the texts masked that are masked in the request's JSON, in plain or in JSON spelling.
 
-    Texts of one or two letters, and numbers below 10,000, are left: they are parts of other words.
+    Texts of one or two letters and numbers below 10,000 stay, because they are parts of other words.
     """
     echoes = set()
     for value in _hidden_texts(request, Place.HIDDEN):
@@ -156,7 +160,7 @@ def without_echoes(text: str, request: Any) -> str:
             spelled = json.dumps(value)[1:-1]
             forms = {" ".join(value.split()), spelled, json.dumps(value, ensure_ascii=False)[1:-1]}
             forms.add(spelled.replace("/", "\\/"))  # PHP's
-            # Ana is no part of Analysis; in scripts without blanks a name has letters beside it.
+            # "Ana" must not be masked within "Analysis". Scripts without blanks have letters on both sides of a name.
             word = r"(?<![A-Za-z0-9])%s(?![A-Za-z0-9])" if value.isascii() else "%s"
             echoes |= {word % re.escape(form) for form in forms}
     if not echoes:
@@ -176,7 +180,8 @@ def _text(text: str, place: Place) -> str:
 
 
 def _mask_json(text: str, start: int, pieces: list[str]) -> int:
-    """Adds to `pieces` the JSON that begins at `start`; where it ends. What is no JSON after all is masked the more."""
+    """Adds to `pieces` the JSON that begins at `start`, masked; returns where it ends. Where the text turns out not to
+    be JSON, more of it is masked, not less."""
     place = Place.SAID
     #: The open objects (True) and lists, each with the place of what is in it
     within: list[tuple[bool, Place]] = []
@@ -225,7 +230,7 @@ def _decoded(token: str) -> str:
 
 
 def masked_value(value: Any, *, personal: bool = True, place: Place = Place.HIDDEN, depth: int = 0) -> Any:
-    """`value` masked, and as JSON can hold it: what is neither text, number nor container is written as its str().
+    """`value` masked, as a JSON value: anything that is neither text, number nor container becomes its str().
 
     `personal`: whether personal data is masked too. `place`: of the value itself; SAID for an answer.
     """
