@@ -330,6 +330,13 @@ def test_a_claim_that_meets_a_defect_gives_its_messages_back_untouched(
     assert "turn_failed" in events(caplog)
 
 
+def test_a_defect_that_lasts_is_told_once_a_minute(loop: LoopOnClock, caplog: pytest.LogCaptureFixture) -> None:
+    loop.publish()
+    loop.fail["claim"] = LookupError("a defect")
+    loop.turn_until(100)
+    assert events(caplog).count("turn_failed") == 2
+
+
 def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock) -> None:
     loop.publish(count=2)
     loop.turns(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from support.waiting import eventually
 from support.workers import settings_of
 from worker.test_outage import FastClock, running, settings_for
 
-from zithara_worker import Worker
+from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Request, Target
 from zithara_worker.processors.decoding import MAX_DEPTH
@@ -22,7 +23,9 @@ from zithara_worker.queue.renewal import Renewal
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings
 from zithara_worker.topics import TOPIC_ORDER
+from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.worker import lease_clock
 from zithara_worker.zithara.answers import BODY_LIMIT
 
@@ -127,6 +130,18 @@ def test_bodies_and_answers_nested_as_deep_as_can_be_pass_through_a_delivery_thr
         clock.ahead += 60
         eventually(lambda: shop.statuses() == [4])
     assert len(api.requests("/v1/order")) == 2
+
+
+def test_time_is_up_also_for_a_worker_that_never_reached_its_database(tmp_path: Path) -> None:
+    """As with a job of cron, which would otherwise leave one waiting worker behind each time."""
+    settings = Settings(
+        database=DatabaseSettings(unix_socket=str(tmp_path / "no.sock"), name="shop"),
+        metrics=MetricsSettings(listen=""),
+    )
+    began = time.monotonic()
+    end = Worker(settings).run(["order"], limits=Limits(max_runtime_seconds=0.5))
+    assert end is End.RUNTIME
+    assert 0.4 < time.monotonic() - began < 5
 
 
 def test_leases_are_measured_by_a_clock_that_runs_on_in_a_suspended_machine() -> None:

@@ -114,17 +114,13 @@ class Worker:
             threading.Thread(target=self._stop_after, args=(stop,), name="stop-watch", daemon=True).start()
         limits = limits or Limits()
         self._topics = tuple(full_name(topic) for topic in topics)
-        end = End.STOPPED
+        started = self._monotonic()
         try:
-            prepared = self._first()
-            while prepared is not None:
-                started = self._monotonic()
-                end, settled = self._run_once(prepared, limits)
-                if end is not End.RELOAD or self._stopping.is_set():
-                    break
-                log.info("configuration read again", extra={"event": "reloaded"})
-                limits = limits.remaining(settled=settled, seconds=self._monotonic() - started)
-                prepared, self._next = self._next, None
+            first = self._wait_for_first(limits)
+            if isinstance(first, End):
+                end = first
+            else:
+                end = self._run_loops(first, limits.remaining(settled=0, seconds=self._monotonic() - started))
             log.info("stopped", extra={"event": "stopped", "why": end.value})
             return end
         finally:
@@ -138,6 +134,17 @@ class Worker:
     def _stop_after(self, event: threading.Event) -> None:
         event.wait()
         self.stop()
+
+    def _run_loops(self, prepared: Prepared, limits: Limits) -> End:
+        """Runs a loop, and after each reload its successor."""
+        while True:
+            started = self._monotonic()
+            end, settled = self._run_once(prepared, limits)
+            if end is not End.RELOAD or self._stopping.is_set() or self._next is None:
+                return end
+            log.info("configuration read again", extra={"event": "reloaded"})
+            limits = limits.remaining(settled=settled, seconds=self._monotonic() - started)
+            prepared, self._next = self._next, None
 
     def _run_once(self, prepared: Prepared, limits: Limits) -> tuple[End, int]:
         """Runs one loop; why it ended, and how many messages it settled."""
@@ -169,9 +176,9 @@ class Worker:
 
     # ---------------------------------------------------------------- configurations
 
-    def _first(self) -> Prepared | None:
-        """The first configuration, once the database answers and has the worker's tables; None if stopped before."""
-        base, pause, complain_at = self._configured, 0.2, 0.0
+    def _wait_for_first(self, limits: Limits) -> Prepared | End:
+        """The first configuration, once the database answers and has the worker's tables; else why the wait ended."""
+        base, pause, complain_at, started = self._configured, 0.2, 0.0, self._monotonic()
         service_manager = self._lasting.service_manager
         while not self._stopping.is_set():
             if self._reload.wanted:
@@ -198,7 +205,9 @@ class Worker:
             with suppress(Empty):
                 self._arrivals.get(timeout=pause)
             pause = min(5.0, pause * 2)
-        return None
+            if end := limits.reached(settled=0, seconds=self._monotonic() - started):
+                return end
+        return End.STOPPED
 
     def _read_while_waiting(self, base: LoadedSettings) -> LoadedSettings:
         self._reload.wanted = False
