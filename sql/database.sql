@@ -1,13 +1,13 @@
--- What the session itself asks of the server, the worker's schema, and rows that one process of the fleet holds at a time.
--- The notation, and the state of every session: see queue.sql.
+-- What a session needs to know of the server, of Magento's indexes and of the worker's tables, and the locks of the fleet.
+-- The notation: see queue.sql.
 
--- ============================== what is there ==============================
+-- ============================== server and tables ==============================
 
 -- server --
 SELECT VERSION() AS version, @@max_allowed_packet AS max_allowed_packet
 
 -- indexes_of_status --
--- Names of the indexes are Magento's or the administrator's business; we go by their columns.
+-- Indexes are found by their columns, because Magento or an administrator chose their names.
 SELECT index_name AS name, GROUP_CONCAT(column_name ORDER BY seq_in_index) AS column_names
 FROM information_schema.statistics
 WHERE table_schema = DATABASE() AND table_name = %(table)s
@@ -24,10 +24,10 @@ WHERE table_schema = DATABASE() AND table_name IN %(tables)s
 SELECT column_name AS name FROM information_schema.columns
 WHERE table_schema = DATABASE() AND table_name = %(table)s AND column_name = %(column)s
 
--- ============================== what one process of the fleet may do at a time ==============================
+-- ============================== locks of the fleet ==============================
 
 -- lock_take --
--- Locks one row of ours, by its primary key, and only within this statement; so do the two below.
+-- Like the two statements below, it locks one row of our own table by primary key, and only while it runs.
 INSERT IGNORE INTO {prefix}zithara_lock (name, owner, lease_until)
 VALUES (%(name)s, %(owner)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
 

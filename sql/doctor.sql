@@ -1,4 +1,4 @@
--- What `doctor` looks at. Plain reads, and privileges tried on no row: nothing here locks a row. The notation: see queue.sql.
+-- What `doctor` checks. Plain reads, and statements that find no row: nothing here locks a row. The notation: see queue.sql.
 
 -- session_variables --
 SHOW SESSION VARIABLES WHERE Variable_name IN
@@ -13,8 +13,8 @@ WHERE queue_id = %(queue_id)s ORDER BY message_id DESC LIMIT 1
 SELECT COALESCE(MAX(id), 0) AS id FROM {prefix}queue_message
 
 -- unlinked_messages --
--- Messages of our topics that no queue has: published while the topology had no binding on a database exchange.
--- topic_name has no index, so a range of ids is read; a message and its link become visible within one request of the shop.
+-- Messages of our topics that are on no queue: they were published while the topology had no binding to a database exchange.
+-- Reads a range of ids, because topic_name has no index. A message and its link become visible within one request of the shop.
 SELECT m.id, m.topic_name FROM {prefix}queue_message AS m
 WHERE m.id > %(after)s AND m.topic_name IN %(topics)s
   AND NOT EXISTS (SELECT 1 FROM {prefix}queue_message_status AS s WHERE s.message_id = m.id)
@@ -34,7 +34,7 @@ SELECT id FROM {prefix}zithara_message_group WHERE queue_id IN %(queue_ids)s AND
 SELECT message_code FROM {prefix}queue_lock WHERE message_code IN %(codes)s
 
 -- rejected_elsewhere --
--- ERROR rows of the last day without a reason of ours: only a PHP consumer writes those.
+-- ERROR rows of the last day without a failure row: a PHP consumer rejected them.
 SELECT s.queue_id, COUNT(*) AS messages FROM {prefix}queue_message_status AS s {by_status}
 WHERE s.status = 6 AND s.updated_at > NOW() - INTERVAL 1 DAY AND s.queue_id IN %(queue_ids)s
   AND NOT EXISTS (SELECT 1 FROM {prefix}zithara_delivery_failure AS f WHERE f.id = s.id)
@@ -46,7 +46,7 @@ FROM {prefix}queue_message_status {by_status}
 WHERE status = 2 AND updated_at < NOW() - INTERVAL %(age)s SECOND AND queue_id IN %(queue_ids)s
 
 -- privilege_queue_select --
--- The privileges, each tried on no row: the server checks them before it looks for rows.
+-- Each privilege_ statement needs one privilege and finds no row: the server checks privileges before it reads rows.
 SELECT id, name FROM {prefix}queue WHERE 1 = 0
 
 -- privilege_queue_message_select --

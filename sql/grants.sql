@@ -1,16 +1,17 @@
--- A least-privilege user for the worker. {database} is the shop's database, {user} the account ('name'@'host').
--- Read what a message is made of and what the shop says.
+-- The grants of a least-privilege account for the worker. {database} is the shop's database, {user} the account
+-- ('name'@'host').
+-- Read messages, and the shop's settings.
 GRANT SELECT ON {database}.{prefix}queue TO {user};
 GRANT SELECT ON {database}.{prefix}queue_message TO {user};
 GRANT SELECT ON {database}.{prefix}queue_poison_pill TO {user};
--- A grant cannot name rows: what other settings of the shop core_config_data holds can be read as well.
+-- A grant cannot name rows, so this account can read all settings of the shop in core_config_data.
 GRANT SELECT (scope, path, value) ON {database}.{prefix}core_config_data TO {user};
--- Claim and settle: only these columns of the status rows ever change, and no row is ever inserted or deleted.
+-- Claim and settle: the worker changes only these columns of the status rows, and inserts and deletes none.
 GRANT SELECT, UPDATE (status, number_of_trials, updated_at) ON {database}.{prefix}queue_message_status TO {user};
--- Tell a PHP consumer with a stale read that a message is done.
+-- Tell a PHP consumer that has selected a message earlier that the message is complete.
 GRANT INSERT ON {database}.{prefix}queue_lock TO {user};
--- The access token is shared with the PHP module and written back after a refresh.
--- Only the columns that are used; refresh_token is none of them.
+-- The access token is shared with the PHP module, and written back after a refresh. Only the columns that the worker uses:
+-- not refresh_token.
 GRANT SELECT (config_id, is_active, webhook_url, event_types, client_id, client_secret, access_token, token_expiry),
   UPDATE (access_token, token_expiry) ON {database}.{prefix}zithara_webhook_config TO {user};
 -- The worker's own tables.

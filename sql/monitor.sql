@@ -1,7 +1,7 @@
--- How the fleet of workers is doing: the rows by which workers tell of themselves, and what `status` and the page read.
+-- The registry of running workers, and what `status`, the page and the metrics read. Only plain reads, except of the registry.
 -- The notation: see queue.sql.
 
--- ============================== the fleet ==============================
+-- ============================== registry ==============================
 
 -- worker_seen --
 INSERT INTO {prefix}zithara_worker
@@ -17,21 +17,21 @@ DELETE FROM {prefix}zithara_worker WHERE id = %(id)s
 -- workers_forget --
 DELETE FROM {prefix}zithara_worker WHERE last_seen_at < NOW(3) - INTERVAL 1 DAY
 
--- ============================== what an operator sees ==============================
+-- ============================== the fleet, as it is read ==============================
 
 -- clock --
 SELECT UNIX_TIMESTAMP(NOW(3)) AS now
 
 -- queue_counts --
--- All but the completed messages. Through Magento's own (status, updated_at), so that millions of completed rows are not
--- read; pending rows of other queues are.
+-- Counts all messages but the completed ones. Served by Magento's index (status, updated_at), which does not read completed
+-- rows, but reads pending rows of other queues.
 SELECT queue_id, status, COUNT(*) AS messages, UNIX_TIMESTAMP(MIN(updated_at)) AS oldest
 FROM {prefix}queue_message_status {by_status}
 WHERE status IN (2, 3, 5, 6) AND queue_id IN %(queue_ids)s
 GROUP BY queue_id, status
 
 -- queue_counts_indexed --
--- The same with the optional index, which alone answers it; the oldest is then the one with the lowest message id.
+-- The same by the optional index alone. The oldest message is then the one with the lowest message id.
 SELECT c.queue_id, c.status, c.messages,
        (SELECT UNIX_TIMESTAMP(s.updated_at) FROM {prefix}queue_message_status AS s FORCE INDEX ({unique})
         WHERE s.queue_id = c.queue_id AND s.message_id = c.first) AS oldest
@@ -41,13 +41,13 @@ FROM (SELECT queue_id, status, COUNT(*) AS messages, MIN(message_id) AS first
       GROUP BY queue_id, status) AS c
 
 -- complete_counts --
--- Reads every row of the queues: only when somebody asks for it.
+-- Reads every row of the queues, so it runs only on request.
 SELECT queue_id, COUNT(*) AS messages FROM {prefix}queue_message_status
 WHERE queue_id IN %(queue_ids)s AND status = 4
 GROUP BY queue_id
 
 -- group_counts --
--- Busy groups only, however long the backlog is.
+-- Reads the rows of busy groups only, however long the backlog is.
 SELECT queue_id,
        COALESCE(SUM(lease_until >= NOW(3)), 0) AS in_flight,
        COALESCE(SUM(lease_until < NOW(3)), 0) AS expired,

@@ -1,20 +1,27 @@
--- The delivery protocol, statement by statement; the other files of statements are written in the same way.
--- `-- name --` opens a statement; what follows it up to the next name is its text. No two statements share a name.
--- {prefix} is the shop's validated table prefix, {unique} the name of the index over (queue_id, message_id), {pending} that of
--- the optional index over (queue_id, status, message_id), {skip_locked} 'SKIP LOCKED' where the server knows it.
--- Values are always parameters. Every session: READ COMMITTED, time zone UTC, autocommit on; only claim and settle open
--- transactions, and those are short and lock rows of queue_message_status by primary key only, before rows of ours.
--- FORCE INDEX (PRIMARY): with few rows in status 3 the planner otherwise takes (status, updated_at), locks rows of other
+-- The delivery protocol, statement by statement.
+--
+-- Notation of this file and of database.sql, operator.sql, monitor.sql, shop.sql and doctor.sql:
+-- `-- name --` begins a statement, which ends at the next name. A name is used once in all these files.
+-- {prefix}       the shop's validated table prefix
+-- {unique}       the index over (queue_id, message_id)
+-- {pending}      the optional index over (queue_id, status, message_id)
+-- {by_status}    FORCE INDEX of Magento's index over (status, updated_at), where the shop has it
+-- {skip_locked}  'SKIP LOCKED', where the server knows it
+-- Values are always parameters. Every session runs with READ COMMITTED, time zone UTC and autocommit.
+--
+-- Only claim, settle and an operator's commands open transactions. These are short; they lock rows of queue_message_status
+-- by primary key only, and before rows of our own tables.
+-- FORCE INDEX (PRIMARY): when few rows have status 3, the planner otherwise takes (status, updated_at), locks rows of other
 -- workers and waits for them (measured on MariaDB 10.11 and MySQL 9.7).
 
--- ============================== what is there ==============================
+-- ============================== queues, and the poll ==============================
 
 -- queues_by_name --
 SELECT id, name FROM {prefix}queue WHERE name IN %(names)s
 
 -- pulse --
--- One light statement a poll: is there anything newer, due or expired, what is paused, has the shop asked for a restart?
--- Each part reads one entry of an index.
+-- The poll: the newest message of each queue, whether a group is due or its lease has expired, which topics are paused, and
+-- the poison pill, by which the shop asks its consumers to restart. Each part reads one entry of an index.
 SELECT q.id AS queue_id,
        (SELECT s.message_id FROM {prefix}queue_message_status AS s FORCE INDEX ({unique})
         WHERE s.queue_id = q.id ORDER BY s.message_id DESC LIMIT 1) AS newest,
@@ -28,11 +35,12 @@ WHERE q.id IN %(queue_ids)s
 -- ============================== candidates (no locks) ==============================
 
 -- slice --
--- The pending ones of the next %(limit)s messages of the queue, in the order of delivery, and in the row with id 0 the last of the
--- others; `seen` counts them all. Bounded in rows of this queue, whatever the ids: flat in other queues' rows, and however many
--- completed rows there are, no statement lasts. Serves the read behind the cursor and the sweep: a publisher takes its ids inside
--- the shop's transaction, so a lower id can be committed later than a higher one; and Magento's cron or an operator puts old
--- messages back to RETRY_REQUIRED. A plain read: it waits for nobody and nobody waits for it.
+-- Looks at the next %(limit)s messages of the queue in the order of delivery. Returns a row for each pending one, and a row
+-- with id 0 for all others together, with the last message id among them. The sum of `seen` is the number of messages read.
+-- Bounded in rows of this queue, so its cost depends neither on other queues' rows nor on the number of completed ones.
+-- Serves the reads at the cursor and the sweep. The sweep is needed because a publisher takes its ids inside the shop's
+-- transaction, so a lower id can be committed later than a higher one, and because Magento's cron or an operator sets old
+-- messages back to RETRY_REQUIRED. A plain read: it sets no lock and waits for none.
 SELECT IF(status IN (2, 5), id, 0) AS id, MAX(message_id) AS message_id, COUNT(*) AS seen
 FROM (SELECT id, message_id, status
       FROM {prefix}queue_message_status FORCE INDEX ({unique})
@@ -42,7 +50,7 @@ FROM (SELECT id, message_id, status
 GROUP BY IF(status IN (2, 5), id, 0)
 
 -- pending_slice --
--- The same with the optional index: reads pending rows only.
+-- The same by the optional index, which reads pending rows only.
 (SELECT id, message_id FROM {prefix}queue_message_status FORCE INDEX ({pending})
  WHERE queue_id = %(queue_id)s AND status = 2 AND message_id > %(after)s AND message_id <= %(up_to)s
  ORDER BY message_id LIMIT %(limit)s)
@@ -54,7 +62,7 @@ ORDER BY message_id
 LIMIT %(limit)s
 
 -- look_back --
--- The pending ones of the last %(limit)s messages of the queue that the cursor has passed in the last seconds.
+-- The pending ones among the last %(limit)s messages that the cursor has passed: found if they were committed late.
 SELECT id, message_id
 FROM (SELECT id, message_id, status
       FROM {prefix}queue_message_status FORCE INDEX ({unique})
@@ -64,13 +72,13 @@ FROM (SELECT id, message_id, status
 WHERE status IN (2, 5)
 
 -- pending_of --
--- Which of these messages are still pending: those of a group of which only the message ids were kept in memory.
+-- Which of these messages are still pending. For groups of which the worker remembers only message ids.
 SELECT id, message_id
 FROM {prefix}queue_message_status FORCE INDEX ({unique})
 WHERE queue_id = %(queue_id)s AND message_id IN %(message_ids)s AND status IN (2, 5)
 
 -- claim_due --
--- Heads whose retry is due, and released ones.
+-- Heads whose retry is due, and released ones. Served by KEY due.
 SELECT group_key, id, message_id, supersedes
 FROM {prefix}zithara_message_group FORCE INDEX (due)
 WHERE queue_id = %(queue_id)s AND not_before <= NOW(3)
@@ -78,7 +86,8 @@ ORDER BY not_before
 LIMIT %(limit)s
 
 -- claim_expired --
--- Heads whose worker has not renewed its lease. Not this worker's own: those are renewed, or given back, by their owner.
+-- Heads whose worker has not renewed its lease. Not this worker's own heads: it renews them, or gives them back. Served by
+-- KEY lease.
 SELECT group_key, id, message_id, supersedes
 FROM {prefix}zithara_message_group FORCE INDEX (lease)
 WHERE queue_id = %(queue_id)s AND lease_until < NOW(3) AND worker_id <> %(worker_id)s
@@ -86,7 +95,7 @@ ORDER BY lease_until
 LIMIT %(limit)s
 
 -- bodies --
--- The lengths of all, and the bodies of up to %(large)s bytes; the others are read once it is known that there is room for them.
+-- The lengths of all bodies, and the bodies up to %(large)s bytes. Larger ones are read when the memory budget has room.
 SELECT id, topic_name, LENGTH(body) AS bytes, IF(LENGTH(body) > %(large)s, NULL, body) AS body
 FROM {prefix}queue_message
 WHERE id IN %(message_ids)s
@@ -101,8 +110,9 @@ SELECT id, status, number_of_trials FROM {prefix}queue_message_status FORCE INDE
 -- ============================== claim (one transaction) ==============================
 
 -- claim_lock --
--- By primary key only, in its order: locks exactly the rows returned. A single locking search on status, even with SKIP LOCKED,
--- locks the whole backlog and, on MariaDB, rows of other queues. updated_at as text: it is only ever written back.
+-- By primary key only, and in its order: locks exactly the rows that it returns. A locking search by status, even with SKIP
+-- LOCKED, would lock the whole backlog and, on MariaDB, rows of other queues. updated_at as text, because it is only written
+-- back.
 SELECT id, status, number_of_trials, CAST(updated_at AS CHAR) AS updated_at
 FROM {prefix}queue_message_status FORCE INDEX (PRIMARY)
 WHERE id IN %(ids)s AND status IN %(statuses)s
@@ -111,7 +121,7 @@ LIMIT %(limit)s
 FOR UPDATE {skip_locked}
 
 -- claim_lock_groups --
--- The group rows of due and expired heads, re-read under lock: another worker may have been faster.
+-- The group rows of due and expired heads, read again under lock, because another worker may have claimed them meanwhile.
 SELECT group_key, id, worker_id, suspect, supersedes,
        COALESCE(not_before <= NOW(3), 0) AS due, COALESCE(lease_until < NOW(3), 0) AS expired
 FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
@@ -120,7 +130,7 @@ ORDER BY group_key
 FOR UPDATE {skip_locked}
 
 -- claim_groups --
--- Winning the group: the primary key decides.
+-- Claims groups that have no row. The primary key decides: IGNORE leaves out a group that another worker has claimed.
 INSERT IGNORE INTO {prefix}zithara_message_group
   (queue_id, group_key, id, message_id, supersedes, worker_id, claim, lease_until)
 VALUES (%(queue_id)s, %s, %s, %s, %s, %(worker_id)s, %(claim)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
@@ -130,46 +140,46 @@ SELECT group_key, id FROM {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s AND claim = %(claim)s
 
 -- claim_failures --
--- What has failed before: how often with us, and what an operator decided. `overtaken`: newer data of the group was delivered
--- since, and no operator wants this message sent all the same.
+-- What is recorded of messages that have failed before. `overtaken`: newer data of the group has been delivered since, and no
+-- operator forced the retry.
 SELECT id, attempts, unwitnessed, retries, newer_delivered = 1 AS overtaken,
        TIMESTAMPDIFF(MICROSECOND, last_failed_at, NOW(3)) / 1000000 AS failed_ago
 FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- claim_group_again --
--- Taking a waiting or expired group. The head changes only where a newer snapshot supersedes it.
+-- Claims a group whose head waits, or whose lease has expired. The head changes only if a newer snapshot supersedes it.
 UPDATE {prefix}zithara_message_group
 SET id = %(id)s, message_id = %(message_id)s, supersedes = %(supersedes)s, worker_id = %(worker_id)s, claim = %(claim)s,
     suspect = %(suspect)s, lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND, not_before = NULL
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s
 
 -- claim_take --
--- Guarded by status: a PHP consumer may have been faster.
+-- Guarded by status, because a PHP consumer sets IN_PROGRESS without our locks.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 3, updated_at = NOW()
 WHERE id IN %(ids)s AND status IN (2, 5)
 
 -- claim_take_over --
--- The worker that held them died. One more trial, so that (id, number_of_trials) fences the dead one off, should it wake.
+-- Messages whose worker died. Adds a trial, so that the fence (id, number_of_trials) stops that worker if it wakes up.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET number_of_trials = number_of_trials + 1, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 3
 
 -- group_forget --
--- A group row, locked by this transaction, whose head is no longer pending and which has no next one.
+-- Deletes the row of a group whose head is no longer pending and which has no other message. This transaction has locked it.
 DELETE FROM {prefix}zithara_message_group
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND (worker_id IS NULL OR lease_until < NOW(3))
 
 -- group_yield --
--- A free group gets another head: an older message that became visible late, behind which the head of now comes; or the next
--- message, where the head of now is no longer pending.
+-- Gives a group that nobody holds another head: an older message that became visible late, which goes before the present head;
+-- or the next message, if the present head is no longer pending.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET id = %(id)s, message_id = %(message_id)s, supersedes = %(behind)s, worker_id = NULL, suspect = 0,
     lease_until = NULL, not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(head)s AND (worker_id IS NULL OR lease_until < NOW(3))
 
 -- group_defer --
--- A PHP consumer holds the head of a waiting group: look again later.
+-- A PHP consumer holds the head of a waiting group: try again in 5 seconds.
 UPDATE {prefix}zithara_message_group SET not_before = NOW(3) + INTERVAL 5 SECOND
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s AND id = %(id)s AND worker_id IS NULL
 
@@ -183,15 +193,15 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
   AND (group_key, claim) IN %(claims)s
 
 -- leases_held --
--- A plain read: what the tables say that this worker holds. By KEY worker, which the planner leaves for the whole table
--- when few workers share it.
+-- What this worker holds according to the tables; a plain read. FORCE INDEX, because with few workers the planner would read
+-- the whole table.
 SELECT queue_id, group_key, id, message_id, claim FROM {prefix}zithara_message_group FORCE INDEX (worker)
 WHERE worker_id = %(worker_id)s
 
 -- ============================== settle (one transaction) ==============================
 
 -- settle_lock --
--- Only after a doubt (a lost lease, a lost connection): which of our messages are still as we claimed them?
+-- Only after a lost lease or a lost connection: which messages still have the status and the trials of our claim?
 SELECT id, status, number_of_trials
 FROM {prefix}queue_message_status FORCE INDEX (PRIMARY)
 WHERE id IN %(ids)s
@@ -204,21 +214,21 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s
 FOR UPDATE
 
 -- settle_evidence --
--- A failure's history names the claim of each attempt: proof that an earlier try to settle was committed.
+-- The history of a failure names the claim of each attempt, which proves that an earlier attempt to settle was committed.
 SELECT id, history FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- php_locks --
--- A PHP consumer that read the row before we claimed it looks this code up and then acknowledges without processing.
+-- A PHP consumer that selected the message before our claim looks this code up, and then acknowledges it without processing.
 INSERT IGNORE INTO {prefix}queue_lock (message_code) VALUES (%s)
 
 -- settle_complete --
--- Fenced, like its neighbours: those of one number of trials at a time.
+-- Fenced by number_of_trials, like the other settle statements: one statement for each number.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_superseded --
--- Older snapshots whose newer one has been delivered; locked as pending in this transaction.
+-- Older snapshots, after the newer one has been delivered. This transaction has locked them as pending.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status IN (2, 5)
@@ -234,27 +244,27 @@ SET status = 6, number_of_trials = number_of_trials + 1, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- settle_release --
--- Not the message's fault: status, updated_at and trials as they were.
+-- Gives a message back without an attempt: status and updated_at as they were before the claim.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = %(status)s, updated_at = %(updated_at)s
 WHERE id IN %(ids)s AND status = 3 AND number_of_trials = %(number_of_trials)s
 
 -- group_done --
--- Fenced by worker and claim, like its neighbours: a group that was taken over, or claimed again, is another claim's.
--- FORCE INDEX, which only this form of DELETE takes: a small table would be read whole, and its locked rows waited for.
+-- Fenced by worker and claim, like the statements below: a group that was taken over or claimed again is left alone.
+-- This form of DELETE, because only it accepts FORCE INDEX: the planner would read a small table whole and wait for locked rows.
 DELETE g FROM {prefix}zithara_message_group AS g FORCE INDEX (PRIMARY)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
   AND (group_key, claim) IN %(claims)s
 
 -- group_wait --
--- The group keeps its head: nothing newer of it may pass.
+-- The group keeps its head, so that no newer message of it is delivered first.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET worker_id = NULL, suspect = 0, lease_until = NULL, not_before = NOW(3) + INTERVAL %(delay_us)s MICROSECOND
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(worker_id)s
   AND (group_key, claim) IN %(claims)s
 
 -- group_hand_over --
--- The newest snapshot did not arrive. The oldest of those that it stood for is the head again, before anything newer.
+-- The newest snapshot was not delivered. The oldest of the messages that it stood for becomes the head again.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY)
 SET id = %(id)s, message_id = %(message_id)s, supersedes = %(behind)s, worker_id = NULL, suspect = 0,
     lease_until = NULL, not_before = NOW(3)
@@ -262,7 +272,7 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
   AND (group_key, claim) IN %(claims)s
 
 -- refund --
--- Attempts that turned out to be the first signs of an outage are given back.
+-- Gives back an attempt that turned out to belong to an outage.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET number_of_trials = number_of_trials - 1, updated_at = updated_at
 WHERE id = %(id)s AND status = 5 AND number_of_trials = %(number_of_trials)s
@@ -273,7 +283,7 @@ SET attempts = attempts - 1, unwitnessed = GREATEST(unwitnessed, %(unwitnessed)s
 WHERE id = %(id)s AND attempts > 0
 
 -- group_wake --
--- Groups that wait for the retry of these messages need not wait any longer.
+-- Ends the wait of the groups whose heads are these messages.
 UPDATE {prefix}zithara_message_group FORCE INDEX (PRIMARY) SET not_before = NOW(3)
 WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND id IN %(ids)s AND worker_id IS NULL AND not_before > NOW(3)
 
@@ -286,14 +296,15 @@ INSERT INTO {prefix}zithara_delivery_failure
 VALUES (%(id)s, %(queue_id)s, %(message_id)s, %(topic)s, %(group_key)s, %(paid)s, %(unwitnessed)s, %(reason)s, %(http_status)s,
         %(detail)s, NOW(3), NOW(3), CONCAT(%(history)s, '\n'))
 ON DUPLICATE KEY UPDATE attempts = attempts + VALUES(attempts), unwitnessed = unwitnessed + VALUES(unwitnessed),
-  reason_code = VALUES(reason_code), http_status = VALUES(http_status), detail = VALUES(detail), last_failed_at = VALUES(last_failed_at), history = RIGHT(CONCAT(history, VALUES(history)), 8000)
+  reason_code = VALUES(reason_code), http_status = VALUES(http_status), detail = VALUES(detail),
+  last_failed_at = VALUES(last_failed_at), history = RIGHT(CONCAT(history, VALUES(history)), 8000)
 
 -- failures_gone --
 DELETE FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
 -- failures_of_groups --
--- What has failed of these groups: messages that newer data overtakes, and pending ones, the oldest of which is the next head.
--- Not what is overtaken already, unless an operator wants it sent all the same.
+-- The recorded failures of these groups: messages that the newer delivery overtakes, and pending ones, of which the oldest is the
+-- next head. Without those that are overtaken already, unless an operator forced their retry. Served by KEY message_group.
 SELECT f.id, f.group_key, f.message_id, s.status
 FROM {prefix}zithara_delivery_failure AS f FORCE INDEX (message_group)
 JOIN {prefix}queue_message_status AS s FORCE INDEX (PRIMARY) ON s.id = f.id
@@ -306,9 +317,9 @@ UPDATE {prefix}zithara_delivery_failure SET newer_delivered = newer_delivered | 
 -- ============================== the expiry guard ==============================
 
 -- expiring --
--- The next %(limit)s NEW messages that Magento's cleanup will delete as too old, oldest first, of all queues: through Magento's own
--- (status, updated_at), behind which InnoDB keeps the primary key. In two parts, so that each begins where the last slice ended,
--- however many rows have one and the same updated_at.
+-- The next %(limit)s NEW messages, of all queues, that Magento's cleanup will soon delete as too old; the oldest first. Served by
+-- Magento's index (status, updated_at), to which InnoDB appends the primary key. Two parts, so that a slice begins where the last
+-- one ended, however many rows have the same updated_at.
 (SELECT id, queue_id, CAST(updated_at AS CHAR) AS updated_at FROM {prefix}queue_message_status {by_status}
  WHERE status = 2 AND updated_at = %(updated_at)s AND id > %(after)s
  ORDER BY id LIMIT %(limit)s)
@@ -319,7 +330,7 @@ UNION ALL
 LIMIT %(limit)s
 
 -- keep_from_expiry --
--- updated_at plays no part in our order, so it may be touched.
+-- The order of delivery does not depend on updated_at, so it may change.
 UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET updated_at = NOW()
 WHERE id IN %(ids)s AND status = 2

@@ -1,5 +1,5 @@
--- Registers the module's four queues, as Magento's setup:upgrade does from a topology. A row that exists stays.
--- NOT EXISTS and not INSERT IGNORE: an ignored duplicate would still burn a value of queue.id.
+-- Registers the module's four queues, as Magento's setup:upgrade does from a topology. Existing rows stay.
+-- NOT EXISTS and not INSERT IGNORE, because an ignored duplicate would still use up a value of queue.id.
 INSERT INTO {prefix}queue (name) SELECT 'zithara_order_queue' FROM DUAL
 WHERE NOT EXISTS (SELECT 1 FROM {prefix}queue AS present WHERE present.name = 'zithara_order_queue');
 INSERT INTO {prefix}queue (name) SELECT 'zithara_customer_queue' FROM DUAL

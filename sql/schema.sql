@@ -1,18 +1,18 @@
--- The worker's own tables: nothing else of ours lives in the shop's database.
--- {prefix} is the shop's table prefix. Every statement may be run again: it changes nothing that exists.
--- The comment of zithara_message_group carries the version of this schema; `doctor` compares it.
+-- The worker's own tables. The worker creates nothing else in the shop's database.
+-- {prefix} is the shop's table prefix. Every statement may be run again: it leaves existing tables as they are.
+-- The comment of zithara_message_group carries the version of this schema; workers and `doctor` compare it.
 
--- One row for each busy message group of a queue. The primary key is the mutual exclusion: whoever inserts the row
--- may deliver the group's head message, nobody else.
+-- One row for each busy message group of a queue. The primary key excludes others: only the worker that inserts the row may
+-- deliver the group's head message.
 --   in flight            worker_id and lease_until set, not_before NULL
---   waiting or released  worker_id and lease_until NULL, not_before says from when the head may be claimed
--- Clock of all times: the database's own, UTC.
+--   waiting or released  worker_id and lease_until NULL; the head may be claimed from not_before on
+-- All times are of the database's clock, in UTC.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   queue_id    INT UNSIGNED NOT NULL,
   group_key   VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   id          BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message_status.id',
   message_id  BIGINT UNSIGNED NOT NULL COMMENT 'head: queue_message.id',
-  supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',  -- or newer ones that let it go first
+  supersedes  MEDIUMTEXT CHARACTER SET ascii NULL COMMENT 'older snapshots that complete with the head: id:message_id,...',  -- or newer messages that follow it
   worker_id   VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL,
   claim       BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'the claim of that worker which won the group: every statement of the claim names it',
   suspect     TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'its last worker died while it held the head: the head is delivered alone',
@@ -24,8 +24,8 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   KEY worker (worker_id)                  -- lease_renew: one statement renews all of a worker's leases
 ) ENGINE=InnoDB COMMENT='zithara-worker schema 2';
 
--- One row for each message that has failed and is not delivered. A message that an operator discarded keeps its row until
--- Magento's cleanup deletes the message, so that it can be taken back.
+-- One row for each message that has failed and has not been delivered. A message that an operator discarded keeps its row
+-- until Magento's cleanup deletes the message, so that the discard can be taken back.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery_failure (
   id              BIGINT UNSIGNED NOT NULL COMMENT 'queue_message_status.id',
   queue_id        INT UNSIGNED NOT NULL,
@@ -48,7 +48,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery_failure (
   KEY recent (queue_id, last_failed_at)      -- `failed list`
 ) ENGINE=InnoDB;
 
--- The running workers, so that `status` on any host sees the fleet. A row not seen for a day is removed.
+-- The running workers, so that `status` shows the whole fleet on every host. A row is removed after a day without update.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_worker (
   id              VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   host            VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
@@ -65,7 +65,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_worker (
   KEY seen (last_seen_at)
 ) ENGINE=InnoDB;
 
--- A paused topic: by whom, since when, why. No row: it runs.
+-- One row for each paused topic: by whom, since when, why.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_topic_control (
   topic     VARCHAR(255) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   paused_by VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
@@ -74,8 +74,8 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_topic_control (
   PRIMARY KEY (topic)
 ) ENGINE=InnoDB;
 
--- What one process of the fleet may do at a time, such as refreshing the access token. A row whose lease is over is free.
--- GET_LOCK would not do: clusters refuse it or do not share it between their nodes.
+-- Locks for what one process of the fleet may do at a time, such as refreshing the access token. A lock whose lease has ended is
+-- free. Not GET_LOCK, because clusters refuse it or do not share it between their nodes.
 CREATE TABLE IF NOT EXISTS {prefix}zithara_lock (
   name        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   owner       VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

@@ -1,4 +1,4 @@
--- The shop's settings, and the access token that it shares with the workers. The notation: see queue.sql.
+-- The shop's settings, and the access token that the PHP module and the workers share. The notation: see queue.sql.
 
 -- shop_config --
 SELECT path, value FROM {prefix}core_config_data
@@ -9,7 +9,7 @@ SELECT config_id, is_active, webhook_url, event_types, client_id, client_secret
 FROM {prefix}zithara_webhook_config ORDER BY config_id
 
 -- token_load --
--- The active row is the first with is_active = 1 (the module's Helper\Data).
+-- The active row is the first with is_active = 1, as in the module's Helper\Data.
 SELECT config_id, access_token, UNIX_TIMESTAMP(token_expiry) AS expires_at
 FROM {prefix}zithara_webhook_config WHERE is_active = 1 ORDER BY config_id LIMIT 1
 

@@ -1,7 +1,7 @@
--- From schema 1 to schema 2, in place and while workers of both versions run: those of version 0.1 go on with schema 2.
--- `-- table.column --` opens what adds a column; `zithara-worker install` leaves out what is there already, so an upgrade that
--- was interrupted is finished by running it again. By hand, leave out what the server calls a duplicate column.
--- The comment of zithara_message_group comes last: from then on the tables count as schema 2.
+-- From schema 1 to schema 2, in place, while workers of both versions run: workers of version 0.1 can use schema 2.
+-- `-- table.column --` begins a statement that adds a column. `zithara-worker install` skips a column that exists, so run it
+-- again to finish an upgrade that was interrupted. By hand, skip what the server calls a duplicate column.
+-- The comment of zithara_message_group changes last: from then on the tables count as schema 2.
 
 -- zithara_message_group.claim --
 ALTER TABLE {prefix}zithara_message_group
