@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from zithara_worker.database.session import Database
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # `preview` imports this room's users without the database driver
+    from zithara_worker.database.session import Database
 
 
 def take(database: Database, name: str, *, owner: str, lease_seconds: float) -> bool:
