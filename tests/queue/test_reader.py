@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from support.workers import Clock, StepWorker, groups_of
+from support.workers import Clock, StepWorker, groups_of, settings_of
 
+from zithara_worker.database.session import Database
+from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import Event, Message, OutcomeKind
 from zithara_worker.processors import outline, supersedes
 from zithara_worker.queue import backlog, bodies, reader
@@ -353,6 +356,56 @@ def test_large_bodies_are_neither_read_nor_held_together(
         if seen == 40:
             return
     pytest.fail("not all were delivered")
+
+
+class Asking(Database):
+    """Remembers how many bodies each statement asked for; the first `failing` statements fail."""
+
+    def __init__(self, shop: Shop, *, failing: int = 0) -> None:
+        super().__init__(settings_of(shop), sleep=lambda _: None)
+        self.asked: list[int] = []
+        self.failing = failing
+
+    def rows(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        if statement == "bodies":
+            self.asked.append(len(parameters["message_ids"]))
+            if len(self.asked) <= self.failing:
+                raise DatabaseUnavailable("no answer within 20 s")
+        return super().rows(statement, **parameters)
+
+
+def test_a_statement_asks_for_few_bodies_where_these_are_large(
+    shop: Shop, make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server reads a whole body to tell its length."""
+    monkeypatch.setattr(bodies, "MEASURED_BYTES", 1600)
+    monkeypatch.setattr(bodies, "READ_BYTES", 400)
+    database = Asking(shop)
+    worker = make_worker(identify=identify, database=database)
+    shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
+    worker.pulse()
+    delivered = 0
+    while delivered < 40:
+        messages = [each.message for each in worker.queue.claim(100, room=800)]
+        assert messages
+        worker.deliver(messages)
+        delivered += len(messages)
+    assert database.asked[0] == 40
+    assert max(database.asked[1:]) <= 2
+
+
+def test_a_statement_that_takes_too_long_asks_for_fewer_bodies_the_next_time(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    database = Asking(shop, failing=2)
+    worker = make_worker(identify=identify, database=database)
+    shop.publish_bodies(TOPIC_ORDER, [f"{number}" for number in range(100)])
+    for _ in range(2):
+        with pytest.raises(DatabaseUnavailable):
+            worker.claim()
+    assert len(worker.claim()) == 100
+    # Small bodies: soon as many as before.
+    assert database.asked == [100, 25, 6, 12, 24, 48, 10]
 
 
 def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(

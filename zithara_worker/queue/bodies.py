@@ -6,7 +6,7 @@ nobody waits for them, and they wait for nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 from zithara_worker.database.session import Database
@@ -21,6 +21,9 @@ Outline = Callable[[Event], Event]
 #: Bodies of one statement: how many, and how many bytes together. A larger body is read by a statement of its own.
 BODIES_A_STATEMENT = 100
 READ_BYTES = 2_000_000
+#: Bytes of bodies that one statement lets the server read. LENGTH() reads the whole body: with 100 bodies of 10 MB a
+#: statement took 8 s, and each claim needs two. Where bodies are large, a statement asks for fewer of them.
+MEASURED_BYTES = 8_000_000
 #: Bytes of bodies that a worker holds at a time. One message whose body is larger may be held in addition.
 BYTES_IN_HAND = 4_000_000
 #: Bytes of bodies whose events are kept for the next claim.
@@ -49,6 +52,8 @@ class Bodies:
         self.decoded: dict[int, DecodedBody] = {}
         #: Whether a body larger than BYTES_IN_HAND may be read ahead: not while the worker holds one already
         self.may_read_large = True
+        #: How many bodies the next statement may ask for
+        self._at_once = BODIES_A_STATEMENT
 
     @property
     def coalesces(self) -> bool:
@@ -61,13 +66,11 @@ class Bodies:
         The first is read whatever its length, so that every call gets further; except a body larger than BYTES_IN_HAND
         while `may_read_large` is not set. A message that Magento has deleted counts, and has no body.
         """
-        unread = self._read_small(messages)
         taken = 0
-        for position, message in enumerate(messages):
-            length = self._length(message, unread)
+        for position, (message, topic, length) in enumerate(self._measured(messages)):
             if (taken and taken + length > room) or (length > BYTES_IN_HAND and not self.may_read_large):
                 return position
-            self._read_large(message, unread)
+            self._read_large(message, topic, length)
             taken += length
         return len(messages)
 
@@ -77,10 +80,8 @@ class Bodies:
         The first that does not fit into `room` bytes ends the reading, so that it is the next to be claimed. A body
         larger than BYTES_IN_HAND takes nothing of `room`: one is read if `large`, the others are left.
         """
-        unread = self._read_small(messages)
         left: set[Pending] = set()
-        for position, message in enumerate(messages):
-            length = self._length(message, unread)
+        for position, (message, topic, length) in enumerate(self._measured(messages)):
             if length > BYTES_IN_HAND:
                 if not large:
                     left.add(message)
@@ -90,7 +91,7 @@ class Bodies:
                 return left.union(messages[position:])
             else:
                 room -= length
-            self._read_large(message, unread)
+            self._read_large(message, topic, length)
         return left
 
     def outline(self, message: Pending) -> Event | None:
@@ -116,30 +117,45 @@ class Bodies:
                 kept[message_id] = body
         self.decoded = kept
 
-    def _read_small(self, messages: Sequence[Pending]) -> dict[int, tuple[str, int]]:
+    def _measured(self, messages: Sequence[Pending]) -> Iterator[tuple[Pending, str, int]]:
+        """Each message with topic and length of its body; length 0 for a message that Magento has deleted.
+
+        Small bodies are read and decoded on the way. Only as many are looked at as the caller asks for, and those that
+        come in the same statement.
+        """
+        ahead = 0
+        unread: dict[int, tuple[str, int]] = {}
+        for position, message in enumerate(messages):
+            if position >= ahead:
+                ahead = position + self._at_once
+                unread = self._read_small([each.message_id for each in messages[position:ahead]])
+            body = self.decoded.get(message.message_id)
+            yield (message, "", body.length) if body else (message, *unread.get(message.message_id, ("", 0)))
+
+    def _read_small(self, message_ids: Sequence[int]) -> dict[int, tuple[str, int]]:
         """Reads and decodes small bodies; topic and length of those that are too large to be read unasked."""
         unread: dict[int, tuple[str, int]] = {}
-        missing = [each.message_id for each in messages if each.message_id not in self.decoded]
-        for start in range(0, len(missing), BODIES_A_STATEMENT):
-            some = missing[start : start + BODIES_A_STATEMENT]
-            for row in self._database.rows("bodies", message_ids=some, large=READ_BYTES // len(some)):
-                message_id, topic, length = int(row["id"]), str(row["topic_name"] or ""), int(row["bytes"] or 0)
-                if row["body"] is None and length:
-                    unread[message_id] = (topic, length)
-                else:
-                    self._decode(message_id, topic, length, row["body"])
+        missing = [each for each in message_ids if each not in self.decoded]
+        if not missing:
+            return unread
+        # Fewer next time, if the statement takes too long and fails.
+        allowed, self._at_once = self._at_once, max(1, self._at_once // 4)
+        total = 0
+        for row in self._database.rows("bodies", message_ids=missing, large=READ_BYTES // len(missing)):
+            message_id, topic, length = int(row["id"]), str(row["topic_name"] or ""), int(row["bytes"] or 0)
+            total += length
+            if row["body"] is None and length:
+                unread[message_id] = (topic, length)
+            else:
+                self._decode(message_id, topic, length, row["body"])
+        fitting = MEASURED_BYTES * len(missing) // max(total, 1)
+        self._at_once = max(1, min(fitting, max(allowed, 2 * len(missing)), BODIES_A_STATEMENT))
         return unread
 
-    def _length(self, message: Pending, unread: Mapping[int, tuple[str, int]]) -> int:
-        """Bytes of the body; 0 for a message that Magento has deleted."""
-        body = self.decoded.get(message.message_id)
-        return body.length if body else unread.get(message.message_id, ("", 0))[1]
-
-    def _read_large(self, message: Pending, unread: Mapping[int, tuple[str, int]]) -> None:
+    def _read_large(self, message: Pending, topic: str, length: int) -> None:
         message_id, allowed = message.message_id, self._database.max_allowed_packet
-        if message_id in self.decoded or message_id not in unread:
+        if message_id in self.decoded or not length:
             return
-        topic, length = unread[message_id]
         if length + 4096 > allowed:
             # In MiB: the masking of the logs would take so many digits for a telephone number.
             rejection = Rejection(
