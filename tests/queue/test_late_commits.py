@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from support.workers import Clock, StepWorker, groups_of
+from support.workers import Clock, StepWorker, groups_of, pending
 
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.processors import supersedes
+from zithara_worker.queue.backlog import as_text
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import TOPIC_CUSTOMER
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER
 
 
 @pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])
@@ -113,3 +114,31 @@ def test_an_older_snapshot_goes_before_the_one_that_waits_and_what_that_one_stan
     worker.deliver([message])
     worker.drain()
     assert set(shop.statuses()) == {4}
+
+
+def test_late_snapshots_do_not_pass_older_ones_that_only_the_groups_row_names(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    """Another worker coalesced the first two snapshots into the last. This one read the queue while PHP held them."""
+    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
+    *named, third, fourth, last = [shop.publish_cart("1") for _ in range(5)]
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = 3 WHERE id IN %s", ([each.relation_id for each in named],)
+    )
+    worker.look()
+    [(group, seen)] = worker.queue._reader.heads(1, ())
+    worker.queue._backlog.put_back_heads()
+    assert seen.id == third.relation_id
+    shop.query("UPDATE {prefix}queue_message_status SET status = 2 WHERE status = 3")
+    shop.query(
+        "INSERT INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, supersedes, not_before) "
+        "VALUES (%s, %s, %s, %s, %s, '2020-01-01')",
+        (worker.queue_id, group, last.relation_id, last.message_id, as_text(pending(*named))),
+    )
+    worker.pulse()
+    [message] = worker.take(10)
+    assert message.message_id == fourth.message_id
+    assert message.supersedes == pending(*named, third)
+    worker.deliver([message])
+    assert worker.drain() == [last.message_id]
+    assert shop.statuses() == [4] * 5

@@ -38,13 +38,13 @@ class Backlog:
         self._groups: dict[str, list[Pending]] = {}
         self._overflow: dict[str, array[int]] = {}  # group -> message ids after those that are kept whole, ascending
         self._overflow_count = 0
-        self._busy: dict[str, bool] = {}  # group -> whether this very worker holds it
+        self._ours: set[str] = set()  # groups that this worker holds
+        self._elsewhere: dict[str, None] = {}  # groups busy elsewhere, in the order in which to look again
         # Heap over (message id of the head, group). Each free group's head is in it, or in `_offered`. Pairs that are
         # no longer true are skipped.
         self._free: list[tuple[int, str]] = []
         self._offered: list[str] = []  # groups that `heads` took out of the heap
         self._known: dict[int, Event | None] = {}  # message id -> what coalescing needs of its event
-        self._recheck: dict[str, None] = {}  # groups busy elsewhere, in the order in which to look again
 
     def __len__(self) -> int:
         """How many messages wait here."""
@@ -166,7 +166,7 @@ class Backlog:
     def is_next(self, group: str, message: Pending) -> bool:
         """Whether this message is the head of a free group."""
         waiting = self._groups.get(group)
-        return waiting is not None and waiting[0] == message and group not in self._busy
+        return waiting is not None and waiting[0] == message and not self._is_busy(group)
 
     def heads(self) -> Iterator[tuple[str, Pending]]:
         """The heads of the free groups, lowest message id first; each once until `put_back_heads` is called."""
@@ -174,7 +174,7 @@ class Backlog:
         while self._free:
             message_id, group = heappop(self._free)
             waiting = self._groups.get(group)
-            if waiting is None or group in self._busy or group in seen or waiting[0].message_id != message_id:
+            if not waiting or waiting[0].message_id != message_id or group in seen or self._is_busy(group):
                 continue
             seen.add(group)
             self._offered.append(group)
@@ -205,38 +205,38 @@ class Backlog:
 
     def _push(self, group: str) -> None:
         waiting = self._groups.get(group)
-        if waiting and group not in self._busy:
+        if waiting and not self._is_busy(group):
             heappush(self._free, (waiting[0].message_id, group))
+
+    def _is_busy(self, group: str) -> bool:
+        return group in self._ours or group in self._elsewhere
 
     def mark_ours(self, group: str) -> None:
         """This worker has won the group."""
-        self._busy[group] = True
+        self._ours.add(group)
+        self._elsewhere.pop(group, None)
 
     def mark_busy(self, group: str) -> None:
         """The group is held elsewhere, or waits for its retry: its messages are not tried until it is seen free."""
-        if self._busy.get(group) is not False:
-            self._busy[group] = False
-            self._recheck[group] = None
+        self._ours.discard(group)
+        self._elsewhere.setdefault(group)
 
     def mark_free(self, group: str) -> None:
         """The group is not busy any more."""
-        self._busy.pop(group, None)
+        self._ours.discard(group)
+        self._elsewhere.pop(group, None)
         self._push(group)
 
     def busy_elsewhere(self, limit: int) -> list[str]:
         """Up to `limit` groups with waiting messages that were last seen busy elsewhere; calls take turns among all."""
         result: list[str] = []
-        for group in list(islice(self._recheck, 4 * limit)):
+        for group in list(islice(self._elsewhere, 4 * limit)):
             if len(result) == limit:
                 break
-            del self._recheck[group]
-            if self._busy.get(group) is not False:
-                continue  # freed or won since: `mark_busy` adds it again
-            if group not in self._groups and group not in self._overflow:
-                del self._busy[group]
-                continue
-            self._recheck[group] = None
-            result.append(group)
+            del self._elsewhere[group]
+            if group in self._groups or group in self._overflow:
+                self._elsewhere[group] = None
+                result.append(group)
         return result
 
 

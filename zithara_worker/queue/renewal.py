@@ -43,7 +43,15 @@ class Leases:
         for message in held:
             by_queue[message.queue_id].append((message.group_key, message.claim))
         for queue_id, claims in by_queue.items():
-            self._database.again_on_contention(partial(self._extend, queue_id, sorted(claims)))
+            claims.sort()
+            self._database.execute(
+                "lease_renew",
+                queue_id=queue_id,
+                group_keys=[group_key for group_key, _ in claims],
+                worker_id=self._held.worker_id,
+                claims=claims,
+                lease_us=int(self._held.lease_seconds * 1e6),
+            )
         # Read after the extension, so a row that is found now has been extended.
         rows = self._database.rows("leases_held", worker_id=self._held.worker_id)
         found = {(int(row["id"]), int(row["claim"])) for row in rows}
@@ -56,16 +64,6 @@ class Leases:
             log.info(
                 "put back messages of a claim whose commit was in doubt", extra={"event": "reconciled", "count": count}
             )
-
-    def _extend(self, queue_id: int, claims: list[tuple[str, int]]) -> None:
-        self._database.execute(
-            "lease_renew",
-            queue_id=queue_id,
-            group_keys=[group_key for group_key, _ in claims],
-            worker_id=self._held.worker_id,
-            claims=claims,
-            lease_us=int(self._held.lease_seconds * 1e6),
-        )
 
     def _put_back(self, row: dict[str, Any]) -> bool:
         """Puts back the message of a claim whose COMMIT was in doubt; whether the lease was still ours.
