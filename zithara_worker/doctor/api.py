@@ -1,4 +1,4 @@
-"""Checks of Zithara's API: its address, its certificate, a real token request, and its clock."""
+"""Checks Zithara's API: its URL, its certificate, a real request for a token, and its clock."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class _NoStore:
-    """No token is taken from the shop, so that one must be asked for, and the shop's own stays."""
+    """A store without a token, so that the check asks the API for one, and does not replace the shop's."""
 
     def load(self) -> tuple[Secret, float] | None:
         return None
@@ -42,7 +42,7 @@ class _NoStore:
 
 
 class _Remembering(Transport):
-    """Keeps the last answer, for its Date."""
+    """Keeps the last answer, because its Date header tells the API's time."""
 
     answer: httpx.Response | None = None
 
@@ -101,8 +101,8 @@ def certificate(
 
 
 def _handshake(url: httpx.URL, tls: ssl.SSLContext, *, timeout_seconds: float) -> tuple[str, float | None]:
-    """The protocol ("TLSv1.3") and the end of the certificate (seconds since the epoch; None where it was not checked).
-    Sends no request. Raises ssl.SSLError (SSLCertVerificationError says what is wrong with it) or OSError."""
+    """The protocol, like "TLSv1.3", and when the certificate expires, in seconds since the epoch; None if it was not
+    checked. Sends no request. Raises OSError; ssl.SSLCertVerificationError, which is one, if it is not trusted."""
     with (
         socket.create_connection((url.host, url.port or 443), timeout=timeout_seconds) as plain,
         tls.wrap_socket(plain, server_hostname=url.host) as secured,
@@ -113,7 +113,7 @@ def _handshake(url: httpx.URL, tls: ssl.SSLContext, *, timeout_seconds: float) -
 
 
 def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], float]) -> Iterator[Finding]:
-    """Asks for a token as the worker does, and reads the Date of the answer."""
+    """Asks for a token as the worker does, and compares the clocks by the Date header of the answer."""
     if not settings.client_id or not settings.client_secret:
         yield failed(
             "api.token",

@@ -137,7 +137,7 @@ class ZitharaSettings(_Section):
         True, values.flag(), "Whether the API's certificate is checked; false is for a test system only."
     )
     ca_file: Path | None = _key(
-        None, values.path(), "Certificate authority (PEM) to trust for the API. Empty: those httpx trusts."
+        None, values.path(), "PEM file with certificate authorities to trust for the API, in addition to the system's."
     )
     invented_phone: InventedPhone = _key(
         "send",
