@@ -272,7 +272,7 @@ def test_a_missing_queue_row_fails(shop: Shop, examine: Examine) -> None:
 
 
 def test_a_shop_without_any_of_the_queues_fails_for_all_topics(shop: Shop, examine: Examine) -> None:
-    shop.query("DELETE FROM {prefix}queue WHERE name LIKE 'zithara%%'")
+    shop.query("DELETE FROM {prefix}queue WHERE name LIKE 'zithara%'")
     found = examine()
     assert found["queues"].level is Level.FAILED and all(topic in found["queues"].found for topic in TOPICS)
     assert "workers" not in found

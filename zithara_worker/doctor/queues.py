@@ -26,11 +26,8 @@ _MODULE = "enable the module of /usr/share/zithara-worker/magento (its README ha
 
 
 def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether each topic has a row in table `queue`."""
-    try:
-        found, missing = queues_present(database, overrides)
-    except ShopError:
-        missing = [*TOPICS]
+    """Whether each topic has a row in table `queue`. Raises ShopError where none has, or the table cannot be read."""
+    found, missing = queues_present(database, overrides)
     if missing:
         yield failed(
             "queues",
@@ -96,33 +93,33 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         return
     by_php = _held_by_php(database, queues, found)
     if by_php is None:
-        oldest = now - min(float(row["updated_at"]) for row in found.values())
         yield warning(
             "in_progress",
-            f"no worker holds {len(found)} messages that are in progress, the oldest for {duration(oldest)} "
-            f"(message {min(int(row['message_id']) for row in found.values())}): a PHP consumer has them, or died",
-            "if PHP consumers of our queues run, stop them; what is left, Magento's cron puts back (when: "
-            "see shop.cleanup)",
+            f"no worker holds {_described([*found.values()], now)}: a PHP consumer holds them, or died with them",
+            "stop PHP consumers of our queues; what is left then, Magento's cron puts back (when: see shop.cleanup)",
         )
         return
-    unheld = found.keys() - by_php
-    if by_php:
-        oldest = now - min(float(found[id]["updated_at"]) for id in by_php)
+    with_php = [row for id, row in found.items() if id in by_php]
+    if with_php:
         yield warning(
             "php_consumers.in_progress",
-            f"PHP consumers hold {len(by_php)} messages, the oldest for {duration(oldest)}",
+            f"PHP consumers hold {_described(with_php, now)}",
             "keep them off: 'cron_consumers_runner' in app/etc/env.php, and stop bin/magento queue:consumers:start "
             "of the Zithara consumers",
         )
-    if unheld:
-        oldest = now - min(float(found[id]["updated_at"]) for id in unheld)
+    held_by_none = [row for id, row in found.items() if id not in by_php]
+    if held_by_none:
         yield warning(
             "in_progress",
-            f"neither a worker nor PHP holds {len(unheld)} messages that are in progress, "
-            f"the oldest for {duration(oldest)} "
-            f"(message {min(int(found[id]['message_id']) for id in unheld)})",
+            f"neither a worker nor PHP holds {_described(held_by_none, now)}",
             "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
         )
+
+
+def _described(rows: Sequence[Mapping[str, Any]], now: float) -> str:
+    oldest = duration(now - min(float(row["updated_at"]) for row in rows))
+    first = min(int(row["message_id"]) for row in rows)
+    return f"{len(rows)} messages that are in progress, the oldest for {oldest} (first message {first})"
 
 
 def _held_by_php(
