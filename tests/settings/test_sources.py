@@ -11,10 +11,9 @@ import pytest
 
 from zithara_worker.commands.config import rows, sample_file
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.settings.sections import KEYS, DatabaseSettings, MagentoSettings, RetrySettings, Settings
+from zithara_worker.settings.sections import KEYS, DatabaseSettings, RetrySettings, Settings
 from zithara_worker.settings.sources import LoadedSettings, Values, load, with_shop_values
 from zithara_worker.settings.values import Secret
-from zithara_worker.shop.configuration import ShopConfiguration, complete
 
 Load = Callable[..., LoadedSettings]
 SHOP = Path("/srv/shop")
@@ -452,32 +451,3 @@ def test_rows_tell_every_value_with_its_source_and_no_secret(configured: Load) -
 
 
 # ---------------------------------------------------------------- encrypted values
-
-
-def test_an_encrypted_value_whose_key_only_php_knows_names_line_and_setting(tmp_path: Path) -> None:
-    env_php = tmp_path / "app" / "etc" / "env.php"
-    env_php.parent.mkdir(parents=True)
-    env_php.write_text(
-        "<?php return ['db' => ['connection' => ['default' => []]],\n'crypt' => ['key' => getenv('K')]];"
-    )
-    found = LoadedSettings(
-        settings=Settings(magento=MagentoSettings(root=tmp_path)), sources={("magento", "root"): "test"}
-    )
-    shop = ShopConfiguration(
-        values={("zithara", "client_secret"): ("0:3:" + "c2Vj" * 20, "zithara_webhook_config")},
-        enabled=True,
-        active_config_id=1,
-        config_ids=frozenset({1}),
-        webhook_url=None,
-        client_id="",
-        client_secret=Secret(""),
-        event_types=(),
-        new_messages_lifetime_minutes=10_080,
-    )
-
-    with pytest.raises(ConfigurationError) as raised:
-        complete(found, shop)
-    told = str(raised.value)
-    assert told.startswith("zithara_webhook_config holds an encrypted client_secret")
-    assert f"{env_php}, line 2: crypt/key: getenv('K') reads the environment of PHP" in told
-    assert "set [zithara] client_secret" in told and "c2Vj" not in told

@@ -10,8 +10,17 @@ import pytest
 from support.workers import Clock, settings_of
 
 from zithara_worker.database.session import Database
+from zithara_worker.errors import ConfigurationError
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.shop.configuration import NEW_LIFETIME, SHORTEST_LIFETIME, ShopConfiguration, read_configuration
+from zithara_worker.settings.sections import MagentoSettings, Settings
+from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.shop.configuration import (
+    NEW_LIFETIME,
+    SHORTEST_LIFETIME,
+    ShopConfiguration,
+    complete,
+    read_configuration,
+)
 from zithara_worker.shop.deployment_config import DeploymentConfig, SettingsFile
 
 LIFETIME = f"system/mysqlmq/{NEW_LIFETIME}"
@@ -212,3 +221,30 @@ def test_without_files_the_table_has_the_word(shop: Shop) -> None:
         assert read_configuration(database, None).new_messages_lifetime_minutes == 77
     finally:
         database.close()
+
+
+def test_an_encrypted_value_whose_key_only_php_knows_names_line_and_setting(tmp_path: Path) -> None:
+    env_php = tmp_path / "app" / "etc" / "env.php"
+    env_php.parent.mkdir(parents=True)
+    env_php.write_text(
+        "<?php return ['db' => ['connection' => ['default' => []]],\n'crypt' => ['key' => getenv('K')]];"
+    )
+    found = LoadedSettings(
+        settings=Settings(magento=MagentoSettings(root=tmp_path)), sources={("magento", "root"): "test"}
+    )
+    shop = ShopConfiguration(
+        values={("zithara", "client_secret"): ("0:3:" + "c2Vj" * 20, "zithara_webhook_config")},
+        enabled=True,
+        active_config_id=1,
+        config_ids=frozenset({1}),
+        webhook_url=None,
+        event_types=(),
+        new_messages_lifetime_minutes=10_080,
+    )
+
+    with pytest.raises(ConfigurationError) as raised:
+        complete(found, shop)
+    told = str(raised.value)
+    assert told.startswith("zithara_webhook_config holds an encrypted client_secret")
+    assert f"{env_php}, line 2: crypt/key: getenv('K') reads the environment of PHP" in told
+    assert "set [zithara] client_secret" in told and "c2Vj" not in told

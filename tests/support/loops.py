@@ -17,7 +17,7 @@ from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.held import Held
-from zithara_worker.settings.sections import RetrySettings, Secret, WorkerSettings
+from zithara_worker.settings.sections import RetrySettings, WorkerSettings
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.worker import duties
@@ -180,8 +180,6 @@ class LoopOnClock:
             active_config_id=1,
             config_ids=frozenset({1}),
             webhook_url=None,
-            client_id="id",
-            client_secret=Secret("secret"),
             event_types=(),
             new_messages_lifetime_minutes=10_080,
         )
