@@ -105,7 +105,7 @@ class DatabaseSettings(_Section):
     ssl_ca: Path | None = _key(
         None,
         values.path(),
-        "Certificate authority (PEM) of the database server; given: nothing is sent to a server without TLS.",
+        "Certificate authority (PEM) of the database server. If it is set, nothing is sent to a server without TLS.",
     )
 
     def _contradictions(self) -> Iterator[str]:
@@ -125,7 +125,9 @@ class ZitharaSettings(_Section):
         "", values.url(), "URL of the API, version included, without a trailing slash. Empty: that of environment."
     )
     webhook_url: str = _key(
-        "", values.url(), "Where webhook events are posted. Empty here and in the shop: they complete as skipped."
+        "",
+        values.url(),
+        "URL to which webhook events are posted. Where neither this nor the shop has one, they complete as skipped.",
     )
     client_id: str = _key("", values.header_text(), "Client id of the Zithara API.")
     client_secret: Secret = _key(Secret(), values.secret_header_text(), "Client secret of the Zithara API.")
@@ -162,7 +164,7 @@ class WorkerSettings(_Section):
     concurrency: int = _key(16, values.whole(1, 512), "Requests in flight at once, one thread each.")
     batch_size: int = _key(100, values.whole(1, 1000), "Messages claimed in one transaction, at most.")
     poll_interval: float = _key(
-        0.25, values.number(0.01, 3600), "How long an idle worker waits between two looks at the queue.", unit="seconds"
+        0.25, values.number(0.01, 3600), "How long an idle worker waits between two polls of the queue.", unit="seconds"
     )
     lease: float = _key(
         60.0,
@@ -182,14 +184,14 @@ class WorkerSettings(_Section):
     shutdown_timeout: float = _key(
         30.0,
         values.number(0, 3600),
-        "How long requests in flight may take to finish after a request to stop.",
+        "How long requests in flight may take to finish once the worker was asked to stop.",
         unit="seconds",
     )
     coalesce: tuple[str, ...] = _key(
         ("cart", "customer"),
         values.short_topics(),
-        "Topics of which only the newest of several pending messages of one cart or customer is sent. Only for topics "
-        "whose every message is a full snapshot.",
+        "Topics with coalescing: of several pending messages of one cart or customer only the newest is sent. Only for "
+        "topics in which every message is a full snapshot.",
     )
     topics: tuple[str, ...] = _key(
         (), values.topics(), "Topics that consume takes when its command line names none, separated by commas."
@@ -223,14 +225,16 @@ class RetrySettings(_Section):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingSettings(_Section):
     level: str = _key(
-        "INFO", values.choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "Least level that is logged."
+        "INFO", values.choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "Lowest level that is logged."
     )
     format: str = _key("json", values.choice("json", "text"), "One JSON object a line, or text for people.")
     file: Path | None = _key(
         None, values.path(), "Log file; reopened on SIGHUP and after rotation. Empty: standard error."
     )
     audit_file: Path | None = _key(
-        None, values.path(), "File that gets one JSON line for each message whose fate is decided. Empty: none."
+        None,
+        values.path(),
+        "File that gets one JSON line for each delivery attempt and each operator's action. Empty: none.",
     )
     audit_required: bool = _key(
         False, values.flag(), "Whether the worker stops taking messages while the audit file cannot be written."
