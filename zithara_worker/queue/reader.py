@@ -55,7 +55,7 @@ class Reader:
         bodies: Bodies,
         clock: Callable[[], float],
     ) -> None:
-        #: Whether the last call of `heads` read further in the queue
+        #: Whether `heads` has read further in the queue; whoever asks sets it to False before
         self.moved = False
         self._database = database
         self._queue_id = queue_id
@@ -113,10 +113,9 @@ class Reader:
     def heads(self, wanted: int, without: Collection[str]) -> list[tuple[str, Pending]]:
         """Up to `wanted` heads of free groups, except the groups `without`. Reads on behind the cursor as needed.
 
-        `Backlog.put_back_heads` ends what this begins.
+        Call `Backlog.put_back_heads` when the claim is over; before that, these groups are not offered again.
         """
         heads: dict[str, Pending] = {}
-        self.moved = False
         self._room_bytes, self._room_messages = IDENTIFIED_BYTES, IDENTIFIED_AT_ONCE
         read = max(wanted, 50)
         for _ in range(READS_A_CLAIM):
