@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zithara_worker.messages import TOPIC_CUSTOMER, Event, Pending
+from zithara_worker.messages import Event, Pending
 from zithara_worker.queue.backlog import as_text, from_text
 from zithara_worker.queue.candidates import (
     Candidate,
@@ -17,6 +17,7 @@ from zithara_worker.queue.candidates import (
     wanted_new_groups,
     with_older_first,
 )
+from zithara_worker.topics import TOPIC_CUSTOMER
 
 
 def message(message_id: int) -> Pending:
