@@ -254,11 +254,11 @@ class LoopOnClock:
 
     # ---------------------------------------------------------------- what the test does
 
-    def publish(self, topic: str = TOPIC_ORDER, *, count: int = 1, suspect: bool = False) -> None:
+    def publish(self, topic: str = TOPIC_ORDER, *, count: int = 1, suspect: bool = False, length: int = 0) -> None:
         queue = next(queue for queue in self.queues if queue.topic == topic)
         for _ in range(count):
             number = len(queue.rows)
-            queue.rows.append(Row(number, topic, f"{topic}:{number}", suspect=suspect))
+            queue.rows.append(Row(number, topic, f"{topic}:{number}", suspect=suspect, length=length))
 
     def turns(self, count: int) -> None:
         for _ in range(count):

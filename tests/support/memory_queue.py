@@ -29,6 +29,8 @@ class Row:
     held: bool = False
     #: Its worker died: claimed by `claim_suspect` only
     suspect: bool = False
+    #: Bytes of its body
+    length: int = 0
 
 
 class MemoryQueue:
@@ -54,6 +56,8 @@ class MemoryQueue:
         self.taken_over: set[int] = set()
         #: What `settle` was told, with its `in_doubt`
         self.settled: list[tuple[Settlement, bool]] = []
+        #: Limit, bytes and whether a large body may come, of each claim
+        self.asked: list[tuple[int, int, bool]] = []
         self.made_progress = False
         self.short_of_room = False
 
@@ -93,6 +97,7 @@ class MemoryQueue:
 
     def claim(self, limit: int, *, fresh_first: bool = False, room: int = 0, large: bool = True) -> list[Claimed]:
         self._before("claim")
+        self.asked.append((limit, room, large))
         free = [row for row in self._free() if not row.suspect]
         fresh = [row for row in free if row.not_before is None]
         due = sorted(
@@ -139,6 +144,7 @@ class MemoryQueue:
             attempts=row.attempts,
             unwitnessed=row.unwitnessed,
             suspect=row.suspect,
+            length=row.length,
             failed_at=row.failed_at,
             status_before=2,
             updated_at_before="2026-11-24 12:00:00",

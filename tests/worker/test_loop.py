@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 from itertools import pairwise
 
 import pytest
 from support.loops import CREATE, SERVED, LoopOnClock
+from support.memory_queue import MemoryQueue
 
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection
+from zithara_worker.queue.bodies import BYTES_IN_HAND
 from zithara_worker.queue.held import ABANDONED_SECONDS
+from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.worker.claiming import SUSPECTS_SECONDS
 from zithara_worker.worker.ending import End, Limits
@@ -40,6 +44,20 @@ def loop(make_loop: MakeLoop) -> LoopOnClock:
 
 def events(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [getattr(record, "event", "") for record in caplog.records]
+
+
+QUEUE_CALLS = (
+    "claim claim_suspect settle refund wake has_older_pending read_again sweep sweep_all recheck update_from_poll"
+)
+
+
+@pytest.mark.parametrize("name", [*QUEUE_CALLS.split(), "may_have_work", "may_have_suspects"])
+def test_the_stand_in_is_called_as_the_queue_is(name: str) -> None:
+    stand_in, real = getattr(MemoryQueue, name), getattr(MessageQueue, name)
+    if callable(real):
+        assert signature(real).parameters.keys() <= signature(stand_in).parameters.keys()
+    else:
+        assert isinstance(stand_in, property)
 
 
 # ---------------------------------------------------------------- the order of a turn
@@ -177,11 +195,23 @@ def test_nothing_is_claimed_while_the_shop_is_switched_off_or_nothing_may_be_cla
 
 
 def test_topics_take_turns_to_be_claimed_first(make_loop: MakeLoop) -> None:
-    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
-    loop.publish(TOPIC_ORDER, count=30)
-    loop.publish(TOPIC_CART, count=30)
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART, batch_size=2, concurrency=1)
+    order: list[str] = []
+    for queue in loop.queues:
+        queue.claim = lambda *limits, topic=queue.topic, **options: order.append(topic) or []
+    loop.publish(TOPIC_ORDER)
+    loop.publish(TOPIC_CART)
     loop.turns(3)
-    assert {message.topic for message in loop.held.messages()} == {TOPIC_ORDER, TOPIC_CART}
+    assert order == [TOPIC_ORDER, TOPIC_CART, TOPIC_CART, TOPIC_ORDER, TOPIC_ORDER, TOPIC_CART]
+
+
+def test_a_full_claim_is_followed_by_another_one_without_a_wait_and_the_last_one_by_none(loop: LoopOnClock) -> None:
+    loop.publish(count=6)
+    began = loop.clock.now
+    loop.turns(2)
+    assert loop.claimed() == 6 and loop.clock.now == began
+    loop.turns(1)
+    assert loop.clock.now > began
 
 
 def test_a_suspect_is_delivered_alone_and_then_the_others_have_their_turn(loop: LoopOnClock) -> None:
@@ -193,6 +223,77 @@ def test_a_suspect_is_delivered_alone_and_then_the_others_have_their_turn(loop: 
     loop.arrivals.at(loop.clock.now + SUSPECTS_SECONDS, lambda: loop.threads.answer(2))
     loop.turn_until(SUSPECTS_SECONDS)
     assert sorted(message.id for message in loop.held.messages()) == [0, 1]
+
+
+def test_no_suspect_of_a_paused_topic_or_of_a_target_that_serves_nobody_stops_the_others(make_loop: MakeLoop) -> None:
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
+    loop.publish(TOPIC_ORDER, suspect=True)
+    loop.publish(TOPIC_CART)
+    loop.paused = {TOPIC_ORDER}
+    loop.turns(2)
+    assert [message.topic for message in loop.held.messages()] == [TOPIC_CART]
+    loop.paused = set()
+    loop.courier.allowance = lambda target: 0 if target == "/order" else None
+    loop.turns(2)
+    assert "claim_suspect" not in loop.steps
+
+
+def test_nothing_but_a_probe_is_claimed_for_a_target_that_serves_nobody(loop: LoopOnClock) -> None:
+    allowed = {"api": None, "/order": 0}
+    loop.courier.allowance = lambda target: allowed[target]
+    loop.publish(count=5)
+    loop.turns(2)
+    assert loop.claimed() == 0
+    allowed["/order"] = 1
+    loop.turns(3)
+    assert loop.claimed() == 1
+
+
+def test_topics_share_what_their_host_allows(make_loop: MakeLoop) -> None:
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
+    loop.courier.allowance = lambda target: 3 if target == "api" else None
+    loop.publish(TOPIC_ORDER, count=2)
+    loop.publish(TOPIC_CART, count=2)
+    loop.turns(3)
+    assert loop.claimed() == 3
+
+
+def test_bodies_in_hand_leave_less_room_and_one_larger_than_all_of_it_no_second(loop: LoopOnClock) -> None:
+    loop.publish(count=2, length=1000)
+    loop.turns(1)
+    loop.publish(length=2 * BYTES_IN_HAND)
+    loop.turns(1)
+    loop.publish(length=10)
+    loop.turns(1)
+    assert [asked[1:] for asked in loop.queues[0].asked] == [
+        (BYTES_IN_HAND, True),
+        (BYTES_IN_HAND - 2000, True),
+        (BYTES_IN_HAND - 2000, False),
+    ]
+
+
+def test_a_message_that_waits_for_room_has_the_next_room(make_loop: MakeLoop) -> None:
+    loop = make_loop(TOPIC_ORDER, TOPIC_CART)
+    orders, carts = loop.queues
+    orders.short_of_room = True
+    loop.publish(TOPIC_ORDER, count=30)
+    loop.publish(TOPIC_CART, count=30)
+    loop.turns(3)
+    assert len(orders.asked) == 2 and not carts.asked, "its memory is for the one that waits"
+    orders.short_of_room = False
+    for number in list(loop.threads.under_way):
+        loop.threads.answer(number)
+    loop.turns(2)
+    assert carts.asked
+
+
+def test_a_claim_that_brought_nothing_waits_for_the_next_poll(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.queues[0].claim = lambda *limits, **options: []
+    loop.turns(1)
+    began = loop.clock.now
+    loop.turns(1)
+    assert loop.clock.now == began + 1.0
 
 
 def test_a_message_that_cannot_become_a_request_has_its_outcome_at_once(loop: LoopOnClock) -> None:

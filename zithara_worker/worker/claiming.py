@@ -66,7 +66,7 @@ class Claiming:
         first = self._next_topic % len(topics)
         self._next_topic = first + 1
         in_turn = topics[first:] + topics[:first]
-        if self._is_turn_of_suspects(in_turn, at_most):
+        if self._let_suspects_go_first(in_turn, at_most):
             return
         for position, topic in enumerate(in_turn, start=first):
             room = self._room(topic, at_most)
@@ -77,7 +77,8 @@ class Claiming:
                     # The memory that becomes free is for the message that waits for it, so the next turn begins here.
                     self._next_topic = position
                     break
-                # A claim that got on may get on again at once; one that got nowhere waits for the next poll.
+                # After a claim that made progress another one may bring more at once; after any other, the next poll
+                # has to come first.
                 self.may_continue = self.may_continue or (
                     topic.queue.made_progress and topic.queue.may_have_work and self._room(topic, at_most) > 0
                 )
@@ -90,12 +91,12 @@ class Claiming:
         self._starter.start(claimed)
         return len(claimed)
 
-    def _is_turn_of_suspects(self, topics: Sequence[TopicState], at_most: int | None) -> bool:
-        """Whether nothing else is claimed now, because a message whose worker died is in hand or comes next.
+    def _let_suspects_go_first(self, topics: Sequence[TopicState], at_most: int | None) -> bool:
+        """Claims a message whose worker died, if such suspects have their turn. True: nothing else may be claimed now.
 
-        The next death can be blamed on such a suspect only if nothing else is in hand. Suspects and other messages take
-        turns: suspects one after another for SUSPECTS_SECONDS, or a single one for as long as it takes; then the others
-        for as long as the suspects had.
+        A suspect is delivered alone, because only then can the next death be blamed on it. Suspects and other messages
+        take turns: suspects one after another for SUSPECTS_SECONDS, or a single one for as long as it takes; then the
+        others for as long as the suspects had.
         """
         if self._held.has_suspect:
             return True
