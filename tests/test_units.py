@@ -15,7 +15,8 @@ def test_durations_have_two_units_at_most(seconds: float | None, text: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("number", "text"), [(None, "-"), (9999, "9999"), (12_400, "12.4k"), (3_100_000, "3.1M"), (2e9, "2.0G")]
+    ("number", "text"),
+    [(None, "-"), (9999, "9999"), (12_400, "12.4k"), (3_100_000, "3.1M"), (2e9, "2.0G"), (999_960, "1.0M")],
 )
 def test_counts_stay_narrow(number: float | None, text: str) -> None:
     assert count(number) == text
@@ -31,7 +32,7 @@ def test_shares_are_percentages(share: float | None, text: str) -> None:
     assert percent(share) == text
 
 
-@pytest.mark.parametrize(("value", "text"), [(None, "-"), (84.6, "85ms"), (1234, "1.2s")])
+@pytest.mark.parametrize(("value", "text"), [(None, "-"), (84.6, "85ms"), (1234, "1.2s"), (999.7, "1.0s")])
 def test_response_times_are_milliseconds_or_seconds(value: float | None, text: str) -> None:
     assert milliseconds(value) == text
 

@@ -27,7 +27,7 @@ def milliseconds(value: float | None) -> str:
     """'85ms', '1.2s'."""
     if value is None:
         return "-"
-    return f"{value:.0f}ms" if value < 1000 else f"{value / 1000:.1f}s"
+    return f"{value:.0f}ms" if value < 999.5 else f"{value / 1000:.1f}s"
 
 
 def moment(seconds: float | None) -> str:
@@ -54,9 +54,10 @@ def count(number: float | None) -> str:
     """'950', '12.4k', '3.1M'."""
     if number is None:
         return "-"
-    for size, unit in ((1_000_000_000, "G"), (1_000_000, "M"), (10_000, "k")):
-        if abs(number) >= size:
-            return f"{number / (1000 if unit == 'k' else size):.1f}{unit}"
+    # Each limit is where rounding reaches the next unit: 999,950 is 1.0M, not 1000.0k.
+    for limit, size, unit in ((999_950_000, 1e9, "G"), (999_950, 1e6, "M"), (9_999.5, 1e3, "k")):
+        if abs(number) >= limit:
+            return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
 
 
