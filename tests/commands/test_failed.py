@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
+import click
 import pytest
 
 from zithara_worker.commands.failed import as_record, export_records, full_record
+from zithara_worker.commands.failed_selection import Choice, age, selection_of
 from zithara_worker.database.session import Database
 from zithara_worker.processors import ShopContext
 from zithara_worker.queue import failures
 from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.queues import QueueRow
+from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
@@ -121,3 +126,31 @@ def test_a_body_beyond_max_allowed_packet_is_exported_whole(
     monkeypatch.setattr(failures, "_PIECE", 333)
     (record,) = export_records(database, failures.matching(database, everything))
     assert record["body"] == body
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("15m", 900), ("2h", 7200), ("1.5h", 5400), ("7d", 604_800), ("30", 30)]
+)
+def test_an_age_is_a_number_with_a_unit(text: str, seconds: float) -> None:
+    assert age(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "h", "2w", "-1h", "1h30m"])
+def test_what_is_no_age_is_refused_with_the_units_there_are(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="write 90s, 15m, 2h or 7d"):
+        age(text)
+
+
+def test_each_option_selects_by_what_it_names() -> None:
+    choice = Choice(topics=(), reasons=("http_400",), group="order:1", older_than=60.0, newer_than=3600.0)
+    queues = [QueueRow(7, "zithara_order_queue", TOPIC_ORDER)]
+    waiting = selection_of(queues, choice, waiting=True)
+    assert waiting == Selection(
+        queue_ids=[7],
+        statuses=(Status.ERROR, Status.RETRY_REQUIRED),
+        reasons=("http_400",),
+        group_key="order:1",
+        older_than_seconds=60.0,
+        newer_than_seconds=3600.0,
+    )
+    assert selection_of(queues, choice) == replace(waiting, statuses=(Status.ERROR,))
