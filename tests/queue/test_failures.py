@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from zithara_worker.database.session import Database
-from zithara_worker.queue import failures
+from zithara_worker.queue import failures, operator
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.publisher import stored_body
@@ -97,3 +98,25 @@ def test_failures_of_messages_that_magento_has_deleted_are_not_listed_and_are_fo
     assert ([each.message_id for each in found], total) == ([kept.message_id], 1)
     failures.forget_deleted(database)
     assert shop.query("SELECT id FROM {prefix}zithara_delivery_failure") == [(kept.relation_id,)]
+
+
+def test_bodies_of_a_column_that_is_no_text_are_read_as_text_and_name_their_group(
+    shop: Shop, database: Database, everything: Selection, audit: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some installations have made queue_message.body a BLOB; the driver returns its values as bytes."""
+    shop.query("ALTER TABLE {prefix}queue_message MODIFY body LONGBLOB NULL")
+    small = stored_body({"platform_customer_id": "301"})
+    customer = json.dumps({"platform_customer_id": "302", "first_name": "प" * 200}, ensure_ascii=False)
+    large = json.dumps(customer, ensure_ascii=False)
+    published = [shop.publish_body(TOPIC_CUSTOMER, body) for body in (small, large)]
+    later = shop.publish_body(TOPIC_CUSTOMER, small)
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    monkeypatch.setattr(failures, "LARGE_BODY", 300)
+    monkeypatch.setattr(failures, "_PIECE", 100)
+    ids = [each.relation_id for each in published]
+    assert [body for _, _, body in failures.with_bodies(database, ids)] == [small, large]
+    first = failures.by_ids(database, ids)[0]
+    assert [each.message_id for each in failures.later_messages(database, first, "customer:301")] == [later.message_id]
+    operator.retry(database, ids, by="anna@shop1", force=False, audit=audit)
+    groups = shop.query("SELECT group_key FROM {prefix}zithara_message_group ORDER BY group_key")
+    assert groups == [("customer:301",), ("customer:302",)]

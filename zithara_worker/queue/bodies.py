@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Pending, Rejection
+from zithara_worker.queue.queues import body_text
 from zithara_worker.reasons import BODY_TOO_LARGE
 
 #: (topic, message id, body) -> (group key, event or rejection). Pure.
@@ -169,7 +170,4 @@ class Bodies:
             self._decode(message_id, topic, length, row["body"])
 
     def _decode(self, message_id: int, topic: str, length: int, body: str | bytes | None) -> None:
-        if isinstance(body, bytes):
-            # A column that is no text: bytes that are no UTF-8 become text that is no JSON, and are rejected as such.
-            body = body.decode("utf-8", "backslashreplace")
-        self.decoded[message_id] = DecodedBody(*self._identify(topic, message_id, body or ""), length)
+        self.decoded[message_id] = DecodedBody(*self._identify(topic, message_id, body_text(body)), length)

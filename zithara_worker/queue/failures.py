@@ -16,7 +16,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.logs.masking import masked
 from zithara_worker.messages import Outcome
 from zithara_worker.processors import identify
-from zithara_worker.queue.queues import QueueRow
+from zithara_worker.queue.queues import QueueRow, body_text
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import UNRECORDED
 
@@ -204,7 +204,7 @@ def bodies(database: Database, message_ids: Sequence[int]) -> Iterator[tuple[int
         body = row["body"]
         if body is None and int(row["bytes"] or 0) > LARGE_BODY:
             body = _in_pieces(database, int(row["id"]))
-        yield int(row["id"]), str(row["topic_name"] or ""), str(body or "")
+        yield int(row["id"]), str(row["topic_name"] or ""), body_text(body)
 
 
 def with_bodies(database: Database, relation_ids: Sequence[int]) -> Iterator[tuple[Failure, str, str]]:
@@ -224,7 +224,7 @@ def later_messages(database: Database, failure: Failure, group_key: str) -> list
         Later(message_id=int(row["message_id"]), status=int(row["status"]), updated_at_utc=float(row["updated_at"]))
         for row in rows
         if row["body"] is not None
-        and identify(str(row["topic_name"] or ""), int(row["message_id"]), row["body"])[0] == group_key
+        and identify(str(row["topic_name"] or ""), int(row["message_id"]), body_text(row["body"]))[0] == group_key
     ]
 
 
@@ -270,16 +270,19 @@ def _with_topics(database: Database, found: Sequence[Failure]) -> list[Failure]:
     return [replace(each, topic=topics.get(each.message_id)) if each.topic is None else each for each in found]
 
 
-def _in_pieces(database: Database, message_id: int) -> str:
-    parts: list[str] = []
-    start = 1
+def _in_pieces(database: Database, message_id: int) -> Any:
+    """A body as text or as bytes, as the driver returns it."""
+    parts: list[Any] = []
     while True:
+        start = len(parts) * _PIECE + 1
         rows = database.rows("body_part", message_id=message_id, start=start, length=_PIECE)
-        part = str(rows[0]["part"] or "") if rows else ""
-        parts.append(part)
-        if len(part) < _PIECE:
-            return "".join(parts)
-        start += _PIECE
+        part = rows[0]["part"] if rows else None
+        if part:
+            parts.append(part)
+        if len(part or "") < _PIECE:
+            # Bytes are joined before they are decoded, because a piece may end within a character.
+            empty: Any = b"" if parts and isinstance(parts[0], bytes) else ""
+            return empty.join(parts)
 
 
 def _failure(row: dict[str, Any]) -> Failure:

@@ -54,6 +54,14 @@ def stored_body(published: str) -> str:
     return _ESCAPED_DEL.sub("\\1\x7f", json.dumps(published)).replace("/", "\\/")
 
 
+def body_text(body: str | bytes | None) -> str:
+    """A value of queue_message.body as text: the driver returns bytes if the column is a BLOB.
+
+    Bytes that are not UTF-8 become text that is not JSON, so that the message is rejected as such.
+    """
+    return body.decode("utf-8", "backslashreplace") if isinstance(body, bytes) else body or ""
+
+
 def put_message(database: Database, *, topic: str, queue_id: int, body: str) -> int:
     """Stores one message (Magento\\MysqlMq\\Model\\Driver\\Queue::push); returns its queue_message.id.
 
