@@ -202,7 +202,7 @@ class LoopOnClock:
 
     def _build(self, limits: Limits) -> Loop:
         states = {queue.queue_id: TopicState(queue, TARGETS[queue.topic]) for queue in self.queues}
-        metrics = WorkerMetrics(monotonic=self.clock, utc=self.clock)
+        self.metrics = WorkerMetrics(monotonic=self.clock, utc=self.clock)
         inbox = Inbox(self.arrivals, self.held, concurrency=self.settings.concurrency, sleep=self._sleep)
         self.duties = Duties(
             self.database,
@@ -226,7 +226,7 @@ class LoopOnClock:
             jitter=lambda: 0.0,
             monotonic=self.clock,
             minute_counters=MinuteCounters(self.clock),
-            metrics=metrics,
+            metrics=self.metrics,
         )
         return Loop(
             held=self.held,
@@ -240,7 +240,7 @@ class LoopOnClock:
                 courier=self.courier,
                 duties=self.duties,
                 starter=starter,
-                metrics=metrics,
+                metrics=self.metrics,
                 may_claim=lambda: self.may_claim,
             ),
             pool=self.threads,

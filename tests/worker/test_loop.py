@@ -225,6 +225,86 @@ def test_a_suspect_is_delivered_alone_and_then_the_others_have_their_turn(loop: 
     assert sorted(message.id for message in loop.held.messages()) == [0, 1]
 
 
+def test_suspects_are_delivered_one_after_another_in_their_turn(loop: LoopOnClock) -> None:
+    loop.publish(count=3, suspect=True)
+    loop.publish()
+    for number in range(3):
+        loop.turns(1)
+        assert [message.id for message in loop.held.messages()] == [number]
+        loop.threads.answer(number)
+    loop.turns(1)
+    assert [message.id for message in loop.held.messages()] == [3]
+
+
+def test_the_others_have_their_turn_for_as_long_as_a_suspect_took(loop: LoopOnClock) -> None:
+    loop.publish(count=2, suspect=True)
+    loop.turns(1)
+    loop.arrivals.at(loop.clock.now + 5, lambda: loop.threads.answer(0))
+    loop.turn_until(5)
+    over_at = loop.clock.now
+    while not loop.held.has_suspect:
+        loop.publish()
+        loop.turns(1)
+        for message in loop.held.messages():
+            if not message.suspect:
+                loop.threads.answer(message.id)
+    assert loop.clock.now == pytest.approx(over_at + 5, abs=1.1)
+    assert [message.id for message in loop.held.messages()] == [1]
+    assert [row.status for row in loop.queues[0].rows[2:6]] == ["delivered"] * 4
+
+
+def test_a_suspect_waits_until_nothing_else_is_in_hand_and_nothing_else_is_claimed_meanwhile(loop: LoopOnClock) -> None:
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.publish(suspect=True)
+    loop.publish(count=3)
+    loop.turns(3)
+    assert sorted(message.id for message in loop.held.messages()) == [0, 1]
+    loop.threads.answer(0)
+    loop.turns(2)
+    assert [message.id for message in loop.held.messages()] == [1]
+    loop.threads.answer(1)
+    loop.turns(2)
+    assert [message.id for message in loop.held.messages()] == [2]
+
+
+def test_a_suspect_that_another_worker_took_holds_up_nobody(loop: LoopOnClock) -> None:
+    loop.publish(suspect=True)
+    loop.publish()
+    loop.queues[0].claim_suspect = list
+    loop.turns(1)
+    assert [message.id for message in loop.held.messages()] == [1]
+
+
+def test_few_free_places_are_filled_only_when_they_are_half_a_batch(loop: LoopOnClock) -> None:
+    loop.publish(count=30)
+    loop.turns(4)
+    loop.threads.answer(0)
+    assert "claim" not in loop.steps_of_a_turn()
+    loop.threads.answer(1)
+    assert "claim" in loop.steps_of_a_turn()
+    assert loop.claimed() == 8
+
+
+def test_a_claim_and_its_settlement_are_counted_with_their_time(loop: LoopOnClock) -> None:
+    claim = loop.queues[0].claim
+
+    def slow(limit: int, **options: object) -> list:
+        loop.clock.now += 0.2
+        return claim(limit, **options)
+
+    loop.queues[0].claim = slow
+    loop.publish(count=2)
+    loop.turns(1)
+    counted = loop.metrics.values()
+    assert counted.in_flight[TOPIC_ORDER] == 2
+    assert counted.claim_seconds[TOPIC_ORDER].total == pytest.approx(0.2)
+    loop.threads.answer(0)
+    loop.turns(1)
+    counted = loop.metrics.values()
+    assert counted.in_flight[TOPIC_ORDER] == 1 and counted.deliveries[TOPIC_ORDER, "delivered"] == 1
+
+
 def test_no_suspect_of_a_paused_topic_or_of_a_target_that_serves_nobody_stops_the_others(make_loop: MakeLoop) -> None:
     loop = make_loop(TOPIC_ORDER, TOPIC_CART)
     loop.publish(TOPIC_ORDER, suspect=True)

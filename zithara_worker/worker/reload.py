@@ -51,15 +51,13 @@ class Reload:
         try:
             ready = self._prepare(database_up)
         except (ZitharaWorkerError, OSError) as error:
-            self.wanted = True
             self.failed(str(error))
-            return False
+            ready = False
         except Exception:
             # The loop goes on: it may hold messages, and a defect in here must not end it.
             log.exception("trying the changed configuration failed", extra={"event": "internal_error"})
-            self.wanted = True
             self.failed("an error in the worker, see its log")
-            return False
+            ready = False
         if ready:
             self.problem = None
         else:
