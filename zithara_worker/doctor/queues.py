@@ -14,7 +14,7 @@ from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
-from zithara_worker.shop.deployment_config import started_by_cron
+from zithara_worker.shop.deployment_config import ENV_PHP, started_by_cron
 from zithara_worker.topics import TOPIC_TABLE, TOPICS, short_name
 from zithara_worker.units import duration
 
@@ -164,7 +164,7 @@ def cron(root: Path | None) -> Iterator[Finding]:
     if root is None:
         yield ok("php_consumers.cron", "not checked, because [magento] root is not set")
         return
-    path = root / "app" / "etc" / "env.php"
+    path = root / ENV_PHP
     try:
         started = started_by_cron(path)
     except ConfigurationError as error:

@@ -18,7 +18,7 @@ from zithara_worker.errors import ConfigurationError, ShopError, ZitharaWorkerEr
 from zithara_worker.settings import sources
 from zithara_worker.settings.sources import LoadedSettings, Place, Values
 from zithara_worker.settings.values import Secret
-from zithara_worker.shop.deployment_config import DeploymentConfig, read_env_php
+from zithara_worker.shop.deployment_config import ENV_PHP, DeploymentConfig, read_env_php
 from zithara_worker.shop.encryption import decrypt, is_encrypted
 from zithara_worker.shop.php_array import Unknown
 
@@ -205,7 +205,7 @@ def complete(configured: LoadedSettings, shop: ShopConfiguration) -> LoadedSetti
                 f"{source} holds an encrypted {place[1]}: set [magento] root, whose app/etc/env.php has the key, "
                 f"or [{place[0]}] {place[1]}"
             )
-        environment = read_env_php(_env_php(root), given=configured.sources)
+        environment = read_env_php(root / ENV_PHP, given=configured.sources)
         if environment.crypt_keys_unread:
             raise ConfigurationError(
                 f"{source} holds an encrypted {place[1]}, and its key cannot be read: {environment.crypt_keys_unread}; "
@@ -232,12 +232,8 @@ def _warnings_of_unknown(configured: LoadedSettings, shop: ShopConfiguration) ->
 
 
 def _shop_file_values(root: Path, given: Collection[Place]) -> Values:
-    path = _env_php(root)
+    path = root / ENV_PHP
     return {place: (text, str(path)) for place, text in read_env_php(path, given=given).values.items()}
-
-
-def _env_php(root: Path) -> Path:
-    return root / "app" / "etc" / "env.php"
 
 
 # ---------------------------------------------------------------- the shared access token

@@ -1,8 +1,8 @@
 """Magento's deployment configuration: app/etc/env.php and app/etc/config.php.
 
-From env.php come the database, the table prefix and the crypt keys, and which PHP consumers Magento's cron starts.
-Either file may hold settings of the shop under `system`, where `bin/magento config:set --lock-env` and `--lock-config`
-write them. Only the default scope is read: the worker serves the whole shop. Knows no table.
+env.php has the database, the table prefix, the crypt keys, and which PHP consumers Magento's cron starts. Both files
+may have settings of the shop under `system`, where `bin/magento config:set --lock-env` and `--lock-config` write them.
+Only their default scope is read, because the worker serves the whole shop. Knows no table.
 """
 
 from __future__ import annotations
@@ -12,29 +12,30 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
 
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.settings.sources import Place
 from zithara_worker.shop.php_array import Unknown, Value, read_returned_array
 from zithara_worker.topics import TOPIC_TABLE
 
 log = logging.getLogger(__name__)
 
-#: (section, key) of the worker's settings
-Place: TypeAlias = tuple[str, str]
+#: Where the files are, below the root of the shop.
+ENV_PHP = Path("app/etc/env.php")
+_CONFIG_PHP = Path("app/etc/config.php")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShopEnvironment:
-    """What env.php says; its repr shows neither the password nor a key."""
+    """What the worker uses of env.php. Its repr shows neither the password nor a key."""
 
-    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix, ssl_ca; without those
-    #: that the file leaves out or empty.
+    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix and ssl_ca, as far as
+    #: the file has them
     values: Mapping[Place, str]
-    #: Oldest first; the position is the key number in an encrypted value. Empty if the file has none, or only PHP could
-    #: work it out (only a shop with encrypted values needs them).
+    #: The oldest first: an encrypted value names its key by the position. Empty if the file has none, or if only PHP
+    #: can determine them
     crypt_keys: tuple[str, ...] = ()
-    #: Why there are none though the file has something in their place: the file, the line, what stands there.
+    #: Why only PHP can determine the keys, with file and line; "" if they are known, or the file has none
     crypt_keys_unread: str = ""
 
     def __repr__(self) -> str:
@@ -43,11 +44,11 @@ class ShopEnvironment:
 
 
 def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironment:
-    """Reads the file at `path` (the shop's app/etc/env.php itself, not the shop's root).
+    """Reads env.php at `path`.
 
-    `given` are the settings that somebody else provides: they are left out, and need not be readable; a given host or
-    unix_socket leaves out the shop's whole address, because a shop's socket or port does not belong to another host.
-    Raises ConfigurationError, with one line for each thing wrong.
+    `given`: keys that another source gives. Their values are not read, so that they may be of a kind that only PHP can
+    determine. A given host or unix_socket replaces the shop's whole address, because the port of one host means nothing
+    on another. Raises ConfigurationError with one line for each problem.
     """
     shop = read_returned_array(path)
     errors: list[str] = []
@@ -63,7 +64,7 @@ def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironmen
 
 
 _CONNECTION = ("db", "connection", "default")
-#: Where env.php has what can be taken over as it is.
+#: Where env.php has the values that are used as they are.
 _PLAIN: Mapping[str, tuple[str | int, ...]] = {
     "unix_socket": (*_CONNECTION, "unix_socket"),
     "user": (*_CONNECTION, "username"),
@@ -102,9 +103,9 @@ def _database_values(shop: Value, path: Path, given: frozenset[Place], errors: l
 
 
 def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
-    """The forms of 'host' that Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver take.
+    """The address that `host` means to Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver.
 
-    'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
+    Forms: 'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
     """
     name, colon, rest = host.partition(":")
     if "/" in host:
@@ -123,7 +124,7 @@ def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
 
 
 def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
-    """The value at `way` as PHP would pass it to the database driver; '' if there is none."""
+    """The value at `way` as PHP passes it to the database driver; '' if there is none. Adds problems to `errors`."""
     value = _at(shop, *way)
     name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
     if value is None or value is False:
@@ -147,7 +148,7 @@ def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors:
 
 
 def _at(value: Value, *way: str | int) -> Value:
-    """What stands at the end of `way`, or the unknown that hides it; None if there is nothing."""
+    """The value at the end of `way`. None if there is none, the Unknown if an array on the way is unknown."""
     for step in way:
         if isinstance(value, Unknown):
             return value
@@ -157,35 +158,34 @@ def _at(value: Value, *way: str | int) -> Value:
     return value
 
 
-# ---------------------------------------------------------------- cron
+# ---------------------------------------------------------------- PHP consumers started by cron
 
 
 def started_by_cron(path: Path) -> tuple[str, ...]:
-    """The names of the module's consumers that cron would start. Raises ConfigurationError when nobody can tell."""
-    shop: Any = read_returned_array(path)
+    """The module's PHP consumers that Magento's own cron starts, after env.php at `path`. Raises ConfigurationError.
+
+    Source: Magento\\MessageQueue\\Model\\Cron\\ConsumersRunner: `cron_consumers_runner/cron_run` (true if absent) and
+    `cron_consumers_runner/consumers` (empty: all). A value that only PHP can determine counts as absent.
+    """
+    shop = read_returned_array(path)
     ours = tuple(topic.php_consumer for topic in TOPIC_TABLE.values())
-    runner = shop.get("cron_consumers_runner") if isinstance(shop, dict) else None
-    if not isinstance(runner, dict):
-        return ours
-    if "cron_run" in runner and runner["cron_run"] in (False, 0, "", "0", "false"):
+    if _at(shop, "cron_consumers_runner", "cron_run") in (False, "", "0", "false"):
         return ()
-    chosen = runner.get("consumers")
-    if not isinstance(chosen, dict) or not chosen:
-        return ours
-    return tuple(name for name in ours if name in chosen.values())
+    chosen = _at(shop, "cron_consumers_runner", "consumers")
+    return tuple(name for name in ours if name in chosen.values()) if isinstance(chosen, dict) and chosen else ours
 
 
 # ---------------------------------------------------------------- settings of the shop
 
-#: Seconds that a file which cannot be read stays silent between two log lines.
+#: Seconds between two log lines about a file that cannot be read.
 _LOG_SECONDS = 60.0
 
 
 class SettingsFile:
-    """One of the two files, read again when it has changed.
+    """The settings under `system` in one of the two files, read again after a change.
 
-    A file that cannot be read leaves in force what it said before: it may be half written at this moment. If it could
-    never be read, each of its settings is unknown. `required`: its absence is an error, too.
+    A file that cannot be read, because it is half written for example, keeps its former settings in force. If it has
+    never been read, each of its settings is unknown. `required`: a missing file is an error too.
     """
 
     def __init__(self, path: Path, *, required: bool, monotonic: Callable[[], float] = time.monotonic) -> None:
@@ -198,7 +198,7 @@ class SettingsFile:
         self._complain_at = 0.0
 
     def refresh(self) -> None:
-        """Looks whether the file has changed. Never raises; says in the log, once a minute, what cannot be read."""
+        """Reads the file if it has changed. Never raises: logs, once a minute, that it cannot be read."""
         try:
             status = self._path.stat()
             seen = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -213,7 +213,7 @@ class SettingsFile:
             self._failed(str(error))
 
     def get(self, path: str) -> tuple[str | Unknown | None, str]:
-        """A setting as PHP would write it in core_config_data, and where it stands; None: the file gives none, or null.
+        """A setting in the form of core_config_data, and its source. None: the file does not have it, or has null.
 
         `path` as in core_config_data: "system/mysqlmq/new_messages_lifetime".
         """
@@ -221,7 +221,7 @@ class SettingsFile:
         for step in ("system", "default", *path.split("/")):
             if not isinstance(value, dict):
                 break
-            # A key that only PHP knows may be this one.
+            # A key that only PHP can determine may be this one.
             value = value.get(step, next((key for key in value if isinstance(key, Unknown)), None))
         if isinstance(value, bool):
             value = int(value)
@@ -245,11 +245,11 @@ class SettingsFile:
 
 
 class DeploymentConfig:
-    """Both files of the shop below `root`."""
+    """The settings in both files of the shop at `root`."""
 
     def __init__(self, root: Path) -> None:
-        self.env = SettingsFile(root / "app" / "etc" / "env.php", required=True)
-        self.config = SettingsFile(root / "app" / "etc" / "config.php", required=False)
+        self.env = SettingsFile(root / ENV_PHP, required=True)
+        self.config = SettingsFile(root / _CONFIG_PHP, required=False)
 
     def refresh(self) -> None:
         self.env.refresh()
@@ -257,5 +257,5 @@ class DeploymentConfig:
 
 
 def deployment_config(root: Path | None) -> DeploymentConfig | None:
-    """The files of the shop in `root`; None where [magento] root is not set."""
+    """The files of the shop at `root`; None if [magento] root is not set."""
     return None if root is None else DeploymentConfig(root)

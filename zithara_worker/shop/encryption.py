@@ -1,7 +1,7 @@
-"""Values that Magento has encrypted (`bin/magento encryption`, fields of the type 'obscure') with the key of env.php.
+"""Decrypts values that Magento encrypted with the key of env.php, such as fields of the type 'obscure'.
 
-Knows the stored form and the one cipher that Magento writes today; knows no table and no file.
-Source of both: Magento\\Framework\\Encryption\\Encryptor, `decrypt`, and its Adapter\\SodiumChachaIetf.
+Knows how they are stored and the only cipher that Magento writes today; knows no table and no file.
+Source: Magento\\Framework\\Encryption\\Encryptor, `decrypt`, and its Adapter\\SodiumChachaIetf.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from zithara_worker.errors import ConfigurationError
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _KEY_BYTES = 32
-#: ConfigOptionsListConstants::STORE_KEY_ENCODED_RANDOM_STRING_PREFIX: what follows it is the key in base64.
+#: ConfigOptionsListConstants::STORE_KEY_ENCODED_RANDOM_STRING_PREFIX. The key follows it, in base64.
 _ENCODED_KEY_PREFIX = "base64"
 
 _CHACHA20_POLY1305 = 3
-#: Encryptor::CIPHER_BLOWFISH, CIPHER_RIJNDAEL_128 and CIPHER_RIJNDAEL_256, with the size of their blocks in bytes.
+#: Encryptor::CIPHER_BLOWFISH, CIPHER_RIJNDAEL_128 and CIPHER_RIJNDAEL_256, with their block sizes in bytes.
 _OLD_BLOCK_BYTES = {0: 8, 1: 16, 2: 32}
 
 #: key number : cipher version : [initialization vector, CIPHER_RIJNDAEL_256 only :] base64
@@ -30,19 +30,19 @@ _REMEDY = "set [zithara] client_secret in the worker's configuration"
 
 
 def is_encrypted(value: str) -> bool:
-    """Whether `value` has the form in which Magento stores what it encrypts.
+    """Whether `value` has the form of Magento's encrypted values.
 
-    The lengths are checked too, so that a plain secret which merely holds colons ('1:3:abc') stays plain.
+    Checks the lengths too, so that a plain secret with colons ('1:3:abc') counts as plain.
     """
     return _parts(value) is not None
 
 
 def decrypt(value: str, keys: Sequence[str]) -> str:
-    """The text that Magento encrypted; a value that `is_encrypted` denies comes back as it is.
+    """The text that Magento encrypted; a value that is not encrypted, unchanged.
 
-    `keys`: all keys of env.php's crypt/key, oldest first, as written there; the value says by number which one it
-    needs. Raises ConfigurationError, without value or key in its text, if the key is absent or wrong, the cipher is one
-    of Magento 1 or early Magento 2, or the package `cryptography` is not installed.
+    `keys`: all keys of env.php's crypt/key, the oldest first, as written there; the value names its key by number.
+    Raises ConfigurationError if the key is missing or wrong, if the cipher is one of Magento 1 or early Magento 2, or
+    if the package `cryptography` is not installed. Neither the value nor a key is in its text.
     """
     parts = _parts(value)
     if parts is None:
@@ -69,9 +69,9 @@ def decrypt(value: str, keys: Sequence[str]) -> str:
         ) from error
     nonce, ciphertext = sealed[:_NONCE_BYTES], sealed[_NONCE_BYTES:]
     try:
-        # Magento authenticates the nonce once more as the additional data.
+        # Magento passes the nonce as the additional data, too.
         opened = ChaCha20Poly1305(key).decrypt(nonce, ciphertext, nonce)
-        # Magento trims what it has decrypted, with the characters of PHP's trim().
+        # Magento trims the text after decryption; these are the characters of PHP's trim().
         return opened.strip(b" \t\n\r\0\x0b").decode()
     except (InvalidTag, UnicodeDecodeError) as error:
         raise ConfigurationError(
@@ -82,7 +82,7 @@ def decrypt(value: str, keys: Sequence[str]) -> str:
 
 
 def _parts(value: str) -> tuple[int, int, bytes] | None:
-    """Key number, cipher version and the sealed bytes; None if `value` cannot be Magento's."""
+    """Key number, cipher version and encrypted bytes; None if `value` does not have Magento's form."""
     match = _STORED.fullmatch(value)
     if match is None:
         return None
@@ -95,7 +95,7 @@ def _parts(value: str) -> tuple[int, int, bytes] | None:
     if block is not None:
         possible = len(sealed) % block == 0 and (match[3] is None or cipher == 2)
     else:
-        # A cipher that a later Magento may add is surely not shorter than nonce and tag.
+        # Also for ciphers of later versions of Magento: they will not need fewer bytes than a nonce and a tag.
         possible = len(sealed) >= _NONCE_BYTES + _TAG_BYTES and match[3] is None
     return (int(match[1]), cipher, sealed) if possible else None
 

@@ -68,13 +68,13 @@ class _Token:
 
 
 class _Beyond(Exception):
-    """The parser met an expression that it does not evaluate. Never leaves this module."""
+    """The parser found an expression that it cannot evaluate. Caught within this module."""
 
 
 def read_returned_array(path: Path) -> Value:
-    """What the PHP file at `path` returns; see `parse_returned_array`. Raises ConfigurationError."""
+    """The array that the PHP file at `path` returns; see `parse_returned_array`. Raises ConfigurationError."""
     try:
-        # Bytes that are not UTF-8 may stand in comments; only in a value that is wanted are they an error.
+        # Bytes that are not UTF-8 may be in a comment. They are an error only in a value that is used.
         text = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
     except OSError as error:
         raise ConfigurationError(
@@ -86,9 +86,9 @@ def read_returned_array(path: Path) -> Value:
 
 
 def parse_returned_array(text: str, path: Path) -> Value:
-    """What the PHP in `text` returns; arrays, lists too, are dicts, and `path` is what it calls __DIR__.
+    """The array that the PHP code in `text` returns. Arrays and lists are dicts; `path` is the file, for __DIR__.
 
-    Raises ConfigurationError with the line, if it returns anything but an array.
+    Raises ConfigurationError with the line if the code returns anything else, or cannot be read.
     """
     return _Parser(_tokens(text, path), path).file()
 
@@ -123,7 +123,7 @@ def _tokens(text: str, path: Path) -> list[_Token]:
 
 
 class _Parser:
-    """Recursive descent over the tokens; evaluates as it goes."""
+    """A recursive descent parser that evaluates what it parses."""
 
     def __init__(self, tokens: list[_Token], path: Path) -> None:
         self._tokens = tokens
@@ -132,7 +132,7 @@ class _Parser:
         self._depth = 0
 
     def file(self) -> Value:
-        """declare(...); use ...; return <array>;"""
+        """Parses a file: declare(...); use ...; return <array>;"""
         while self._token.text.lower() in ("declare", "use"):
             while self._token.text not in (";", ""):
                 self._next += 1
@@ -157,7 +157,7 @@ class _Parser:
         return self._tokens[self._next]
 
     def _take(self, *texts: str) -> bool:
-        """Steps over the next tokens if they are these signs or names (in any case)."""
+        """Consumes the next tokens if they are these signs or names (in any case); whether it did."""
         upcoming = self._tokens[self._next : self._next + len(texts)]
         if len(upcoming) < len(texts) or any(
             token.kind not in ("sign", "name", "variable") or token.text.lower() != text.lower()
@@ -171,7 +171,7 @@ class _Parser:
         if not self._take(text):
             raise _Beyond
 
-    # PHP's precedence, tightest first: . then ?? then ?:
+    # PHP's precedence, from the tightest: . then ?? then ?:
 
     def _expression(self) -> Value:
         self._depth += 1
@@ -257,7 +257,7 @@ class _Parser:
         if name.upper() == "__DIR__":
             return str(self._path.parent)
         if name == "BP":
-            # app/bootstrap.php defines it as the shop's root; this file lies in its app/etc.
+            # app/bootstrap.php defines BP as the shop's root; this file is in its app/etc.
             return str(self._path.parent.parent.parent)
         if name.lower() in _CONSTANTS:
             return _CONSTANTS[name.lower()]
@@ -279,7 +279,7 @@ class _Parser:
         return array
 
     def _element(self, closing: str) -> tuple[_Key | None, Value]:
-        """One `value` or `key => value`; one that cannot be evaluated is an unknown, and the array goes on."""
+        """Parses one `value` or `key => value`. One that cannot be evaluated becomes an Unknown."""
         start, depth = self._next, self._depth
         key: _Key | None = None
         try:
@@ -290,7 +290,7 @@ class _Parser:
             if self._token.kind == "sign" and self._token.text in (",", closing):
                 return key, value
         except _Beyond:
-            pass  # told below by the unknown
+            pass  # the element becomes an Unknown below
         self._depth = depth
         line = self._token.line
         self._next = start
@@ -363,7 +363,7 @@ def _number(text: str) -> int | float:
 
 
 def _unescaped(text: str) -> str:
-    """A text in double quotes. PHP's strings are bytes: "\\xc3\\xa9" is one character."""
+    """A text in double quotes, unescaped. PHP's strings are bytes, so "\\xc3\\xa9" is one character."""
     if _INTERPOLATED.search(text):
         raise _Beyond
 
