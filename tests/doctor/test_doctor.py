@@ -99,6 +99,7 @@ def test_warnings_of_the_configuration_and_unchecked_certificates_are_told(
     warnings = ("/etc/x.conf holds [database] password, and everybody on this host can read it: chmod o= /etc/x.conf",)
     found = examine(configured=LoadedSettings(settings=loose, warnings=warnings))
     assert found["configuration.permissions"].remedy == "chmod o= /etc/x.conf"
+    assert "shop.settings" not in found, "a warning that has a finding already"
     assert found["configuration.verify"].level is Level.WARNING
 
 
@@ -135,6 +136,7 @@ def test_missing_tables_of_ours_fail(make_shop: Callable[..., Shop], examine: Ex
         root.close()
     assert found["tables.magento"].level is Level.OK
     assert found["tables.worker"].level is Level.FAILED and "install" in found["tables.worker"].remedy
+    assert not {"in_progress", "failed", "workers", "paused"} & found.keys(), "one cause, one finding"
 
 
 @pytest.mark.parametrize(
@@ -445,7 +447,8 @@ def test_programs_of_supervisor_are_found_with_their_topics_and_state(tmp_path: 
     folder.mkdir(parents=True)
     assert programs(tmp_path)["programs"].level is Level.WARNING
     (folder / "order.conf").write_text("[program:zithara-order]\ncommand=/usr/bin/zithara-worker consume order\n")
-    assert "zithara.cart.events" in programs(tmp_path)["programs"].found
+    missing = programs(tmp_path)["programs"].found
+    assert "zithara.cart.events" in missing and "zithara.order.events" not in missing
     (folder / "rest.conf").write_text("[program:zithara-all]\ncommand=/usr/bin/zithara-worker consume --all\n")
     running = "zithara-order RUNNING pid 7, uptime 1:00\nzithara-all:zithara-all_00 RUNNING pid 8, uptime 1:00\n"
     found = programs(tmp_path, {"supervisorctl": running})

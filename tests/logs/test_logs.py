@@ -246,6 +246,15 @@ def test_a_line_about_another_message_is_not_mixed_up(written: Callable[..., str
     assert record["message_id"] == 8 and "attempt" not in record
 
 
+def test_a_line_keeps_its_own_fields_beside_those_of_the_message(written: Callable[..., str]) -> None:
+    def call() -> None:
+        set_current_message(message(7, attempts=2))
+        log.info("x", extra={"attempt": 9, "group": None})
+
+    record = record_of(written(call))
+    assert (record["message_id"], record["attempt"]) == (7, 9) and "group" not in record
+
+
 def test_threads_do_not_share_their_message(written: Callable[..., str]) -> None:
     def call() -> None:
         set_current_message(message(7))

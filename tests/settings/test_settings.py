@@ -145,6 +145,12 @@ def test_a_value_of_another_type_is_refused(wrong: Any) -> None:
         WorkerSettings(concurrency=wrong)
 
 
+@pytest.mark.parametrize("wrong", [True, None, [1]])
+def test_a_number_of_another_type_is_refused(wrong: Any) -> None:
+    with pytest.raises(ConfigurationError, match="poll_interval"):
+        WorkerSettings(poll_interval=wrong)
+
+
 def test_a_text_is_read_as_in_the_file_whoever_gives_it() -> None:
     section = DatabaseSettings(password="hunter2", port="3307")  # type: ignore[arg-type]  # a program without mypy
     assert section == DatabaseSettings(password=Secret("hunter2"), port=3307)

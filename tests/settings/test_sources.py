@@ -12,7 +12,7 @@ import pytest
 from zithara_worker.commands.config import rows, sample_file
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import KEYS, DatabaseSettings, RetrySettings, Settings
-from zithara_worker.settings.sources import LoadedSettings, Values, load, with_shop_values
+from zithara_worker.settings.sources import LoadedSettings, Values, given_by_program, load, with_shop_values
 from zithara_worker.settings.values import Secret
 
 Load = Callable[..., LoadedSettings]
@@ -371,9 +371,11 @@ def test_the_shops_database_fills_only_what_nobody_gave(configured: Load) -> Non
 def test_the_shops_values_leave_settings_made_by_a_program_alone() -> None:
     given = Settings(database=DatabaseSettings(name="shop"), retry=RetrySettings(limit=3))
     found = with_shop_values(
-        LoadedSettings(settings=given, sources={("retry", "limit"): "program"}),
+        given_by_program(given),
         {("retry", "limit"): ("9", "core_config_data"), ("retry", "delay"): ("300", "core_config_data")},
     )
+    assert found.source("retry", "limit") == found.source("database", "name") == "program"
+    assert found.source("retry", "factor") == "default"
     assert found.settings == Settings(database=DatabaseSettings(name="shop"), retry=RetrySettings(limit=3, delay=300))
 
 
