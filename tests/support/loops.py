@@ -218,10 +218,10 @@ class LoopOnClock:
             poll_interval_seconds=self.settings.poll_interval,
         )
         starter = Starter(self.threads, self.held, inbox, process=self._process, look_at_shop=self.duties.look_at_shop)
-        outcomes = Outcomes(
+        self.outcomes = Outcomes(
             states,
             courier=self.courier,
-            create=lambda event: CREATE,
+            create=lambda event: self.create(event),
             policy=RetrySettings(),
             jitter=lambda: 0.0,
             monotonic=self.clock,
@@ -231,7 +231,7 @@ class LoopOnClock:
         return Loop(
             held=self.held,
             inbox=inbox,
-            settling=Settling(states, held=self.held, inbox=inbox, outcomes=outcomes, starter=starter),
+            settling=Settling(states, held=self.held, inbox=inbox, outcomes=self.outcomes, starter=starter),
             duties=self.duties,
             claiming=Claiming(
                 states,
@@ -296,6 +296,9 @@ class LoopOnClock:
 
     def process(self, event: Event) -> Request | Skip | Rejection:
         return Request(target=Target.API, method="POST", path="/order", json=dict(event.payload))
+
+    def create(self, event: Event) -> Request | Skip | Rejection:
+        return CREATE
 
     def _process(self, event: Event) -> Request | Skip | Rejection:
         return self.process(event)

@@ -408,6 +408,22 @@ def test_an_update_of_an_order_that_is_not_there_is_sent_again_as_its_create(loo
     assert loop.claimed() == 1 and not loop.queues[0].settled
 
 
+def test_an_update_whose_create_meets_a_defect_holds_up_no_other(loop: LoopOnClock) -> None:
+    def defect(event: object) -> Rejection:
+        raise LookupError("a defect")
+
+    loop.create = defect
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.threads.answer(0, Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404))
+    loop.threads.answer(1)
+    loop.turns(1)
+    assert {each.message.id: (each.outcome.kind, each.outcome.reason) for each, _ in loop.queues[0].settled} == {
+        0: (OutcomeKind.RETRY, "internal_error"),
+        1: (OutcomeKind.DELIVERED, ""),
+    }
+
+
 # ---------------------------------------------------------------- a lost database
 
 
@@ -509,6 +525,21 @@ def test_a_claim_that_meets_a_defect_gives_its_messages_back_untouched(
     given_back = [each for each, _ in loop.queues[0].settled]
     assert {each.outcome.kind for each in given_back} == {OutcomeKind.RELEASED}
     assert "turn_failed" in events(caplog)
+
+
+def test_a_defect_in_judging_outcomes_loses_none_of_them(loop: LoopOnClock, monkeypatch: pytest.MonkeyPatch) -> None:
+    def defect(*outcome: object) -> object:
+        raise LookupError("a defect")
+
+    loop.publish(count=2)
+    loop.turns(1)
+    loop.threads.answer(0)
+    loop.threads.answer(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.outcomes, "settlement", defect)
+        loop.turns(3)
+    loop.turn_until(5)
+    assert [row.status for row in loop.queues[0].rows] == ["delivered"] * 2
 
 
 def test_a_defect_that_lasts_is_told_once_a_minute(loop: LoopOnClock, caplog: pytest.LogCaptureFixture) -> None:

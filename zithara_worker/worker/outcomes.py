@@ -20,7 +20,7 @@ from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.settle import Settled, Settlement
-from zithara_worker.reasons import LATE, ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
+from zithara_worker.reasons import INTERNAL_ERROR, LATE, ORDER_NOT_FOUND, ORDER_NOT_FOUND_YET
 from zithara_worker.settings.sections import RetrySettings
 
 log = logging.getLogger(__name__)
@@ -104,7 +104,12 @@ class Outcomes:
         if queue.has_older_pending(message):
             return outcome
         content = queue.read_again(message)
-        create = self._create(content) if isinstance(content, Event) else content
+        try:
+            create = self._create(content) if isinstance(content, Event) else content
+        except Exception:
+            # One bad message must not keep the others from being settled.
+            log.exception("processing failed", extra={"event": "internal_error", **message.log_fields})
+            return replace(outcome, reason=INTERNAL_ERROR, detail="an error in the worker, see its log")
         if isinstance(create, Request):
             return create
         return replace(outcome, kind=OutcomeKind.FAILED, reason=ORDER_NOT_FOUND)

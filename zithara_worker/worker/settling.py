@@ -43,8 +43,9 @@ class Settling:
         """
         if not ending:
             self._create_absent_orders()
-        results, self._inbox.results = self._inbox.results, []
-        self._unsettled += self._outcomes.decide(results)
+        # In this order, so that a defect in `decide` loses no result.
+        self._unsettled += self._outcomes.decide(self._inbox.results)
+        self._inbox.results = []
         by_queue: defaultdict[int, list[Settlement]] = defaultdict(list)
         for each in self._unsettled:
             by_queue[each.message.queue_id].append(each)
