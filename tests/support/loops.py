@@ -169,6 +169,8 @@ class LoopOnClock:
         self.paused: set[str] = set()
         self.poison_pill: str | None = "1"
         self.may_claim = True
+        #: Instead of `shop`
+        self.read_shop: Callable[[], ShopConfiguration] | None = None
         #: Whether a new configuration can be used, and with which `database_up` each was tried
         self.reload_is_usable = True
         self.prepared_reloads: list[bool] = []
@@ -305,7 +307,7 @@ class LoopOnClock:
 
     def _read_configuration(self, *arguments: Any) -> ShopConfiguration:
         self.step("shop")
-        return self.shop
+        return self.read_shop() if self.read_shop else self.shop
 
     def _prepare_reload(self, database_up: bool) -> bool:
         self.prepared_reloads.append(database_up)

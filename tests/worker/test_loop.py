@@ -424,6 +424,39 @@ def test_an_update_whose_create_meets_a_defect_holds_up_no_other(loop: LoopOnClo
     }
 
 
+def test_attempts_are_given_back_in_the_turn_in_which_an_outage_is_known(loop: LoopOnClock) -> None:
+    loop.publish()
+    loop.turns(1)
+    loop.threads.answer(0, FAILED)
+    loop.turns(1)
+    assert loop.queues[0].rows[0].attempts == 1
+    loop.courier.is_open = lambda target: target == "/order"
+    assert "refund" in loop.steps_of_a_turn()
+    assert loop.queues[0].rows[0].attempts == 0
+
+
+def test_a_shop_that_cannot_be_read_afresh_rejects_no_message(loop: LoopOnClock) -> None:
+    loop.process = lambda event: Rejection(code="unknown_config_id", detail="row 7")
+    loop.publish()
+    shop_reads = []
+
+    def unreadable(*arguments: object) -> object:
+        shop_reads.append(loop.clock.now)
+        raise GONE
+
+    loop.duties.run(in_hand=0)
+    loop.read_shop = unreadable
+    loop.turns(1)
+    assert len(shop_reads) == 1
+    loop.read_shop = None
+    loop.turn_until(1)
+    assert [(each.outcome.kind, each.outcome.reason) for each, _ in loop.queues[0].settled[:1]] == [
+        (OutcomeKind.RELEASED, "shop_unread")
+    ]
+    loop.turn_until(2)
+    assert [each.outcome.kind for each, _ in loop.queues[0].settled[1:]] == [OutcomeKind.FAILED]
+
+
 # ---------------------------------------------------------------- a lost database
 
 
