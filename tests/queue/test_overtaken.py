@@ -84,6 +84,14 @@ def test_retried_messages_go_before_a_newer_one_though_php_completed_the_first_o
     assert failures_of(shop) == {} and groups_of(shop) == {}
 
 
+def test_the_settle_of_a_retried_message_makes_the_next_retried_one_the_head(shop: Shop, worker: StepWorker) -> None:
+    published = [shop.publish_order("A") for _ in range(3)]
+    fail(worker, times=2)
+    operator_retries(worker.database, *(each.relation_id for each in published[:2]), force=False)
+    worker.deliver(worker.claim())
+    assert groups_of(shop) == {"order:A": (published[1].relation_id, None)}
+
+
 @pytest.mark.parametrize(("gone", "named", "left"), [(0, 2, [1, 2]), (1, 0, [0, 2])])
 def test_a_head_that_is_gone_is_followed_by_the_oldest_of_what_its_row_names_and_what_was_retried(
     shop: Shop, worker: StepWorker, other: StepWorker, gone: int, named: int, left: list[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, operator_retries, pending
@@ -331,6 +332,19 @@ def test_an_attempt_is_given_back_once_and_the_message_is_due_at_once(
     assert [each.id for each in worker.claim()] == [message.id]
 
 
+def test_an_unwitnessed_attempt_that_is_given_back_is_not_counted_as_unwitnessed_any_more(
+    shop: Shop, worker: StepWorker
+) -> None:
+    shop.publish_order("A")
+    [message] = worker.claim()
+    settlement = replace(retried(message), unwitnessed=True)
+    worker.queue.settle([settlement])
+    counted = "SELECT attempts, unwitnessed FROM {prefix}zithara_delivery_failure"
+    assert shop.query(counted) == [(1, 1)]
+    assert worker.queue.refund([settlement]) == 1
+    assert shop.query(counted) == [(0, 0)]
+
+
 def test_no_attempt_is_given_back_of_a_message_that_somebody_claimed_since(
     shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
 ) -> None:
@@ -515,6 +529,97 @@ def test_a_settle_in_doubt_does_not_take_what_another_worker_did_for_its_own(
 
     assert (settled.done, settled.lost) == ([], [stale])
     assert (shop.row(stale.id), groups_of(shop), failures_of(shop)) == (row, groups, failures)
+
+
+def test_a_settle_in_doubt_leaves_a_later_claim_of_the_same_worker_alone(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, make_worker: Callable[..., StepWorker]
+) -> None:
+    stale, message = taken_over(shop, clock, worker, other)
+    other.settle((message, OutcomeKind.RELEASED))
+    again = make_worker(worker.worker_id)
+    [present] = again.claim()
+    row, groups = shop.row(stale.id), groups_of(shop)
+
+    settled = worker.settle((stale, OutcomeKind.DELIVERED), in_doubt=True)
+
+    assert (settled.done, settled.lost) == ([], [stale])
+    assert (shop.row(stale.id), groups_of(shop)) == (row, groups)
+    assert again.deliver([present]).lost == []
+
+
+@pytest.mark.parametrize("kind", [OutcomeKind.DELIVERED, OutcomeKind.SKIPPED])
+def test_a_settle_in_doubt_does_not_count_what_another_worker_delivered(
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, kind: OutcomeKind
+) -> None:
+    stale, message = taken_over(shop, clock, worker, other)
+    other.deliver([message])
+    settled = worker.settle((stale, kind), in_doubt=True)
+    assert (settled.done, settled.lost) == ([], [stale])
+
+
+@pytest.mark.parametrize(
+    ("kind", "older", "newer", "head"),
+    [
+        (OutcomeKind.DELIVERED, False, False, None),
+        (OutcomeKind.DELIVERED, True, False, None),
+        (OutcomeKind.DELIVERED, True, True, "newer"),
+        (OutcomeKind.DELIVERED, False, True, "newer"),
+        (OutcomeKind.FAILED, False, False, None),
+        (OutcomeKind.FAILED, True, False, "older"),
+        (OutcomeKind.FAILED, True, True, "older"),
+        (OutcomeKind.FAILED, False, True, "newer"),
+        (OutcomeKind.SKIPPED, True, True, "older"),
+        (OutcomeKind.SKIPPED, False, True, "newer"),
+    ],
+)
+def test_the_settle_itself_names_the_next_head_of_the_group(
+    shop: Shop, worker: StepWorker, kind: OutcomeKind, older: bool, newer: bool, head: str | None
+) -> None:
+    """`older`: snapshots that the message stands for; `newer`: what let it go first. None of them has failed, so their
+    place is known from the group's row alone, and no worker need have seen them."""
+    published = {name: shop.publish_order("A") for name in ("older", "this", "newer")}
+    hide = "UPDATE {prefix}queue_message_status SET status = 7 WHERE id = %s"
+    shop.query(hide, (published["older"].relation_id,))
+    [message] = worker.claim()
+    shop.query("UPDATE {prefix}queue_message_status SET status = 2 WHERE status = 7")
+    message = replace(
+        message,
+        supersedes=pending(published["older"]) if older else (),
+        behind=pending(published["newer"]) if newer else (),
+    )
+
+    worker.settle((message, kind))
+
+    expected = {} if head is None else {"order:A": (published[head].relation_id, None)}
+    assert groups_of(shop) == expected
+
+
+def test_what_somebody_has_put_back_to_new_by_hand_keeps_its_history_until_it_is_delivered(
+    shop: Shop, worker: StepWorker
+) -> None:
+    shop.publish_order("A")
+    worker.settle((worker.claim()[0], OutcomeKind.FAILED))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 2")
+    [message] = worker.claim()
+    assert message.attempts == 1
+    worker.deliver([message])
+    assert failures_of(shop) == {}
+
+
+def test_a_message_that_php_took_after_magentos_cron_had_freed_it_is_left_to_php(
+    shop: Shop, worker: StepWorker
+) -> None:
+    """It is IN_PROGRESS again, and its group is still ours; its number of trials tells that it is another's."""
+    shop.publish_order("A")
+    [message] = worker.claim()
+    shop.query("UPDATE {prefix}queue_message_status SET number_of_trials = 1")
+    row = shop.row(message.id)
+
+    settled = worker.deliver([message])
+
+    assert (settled.done, settled.lost) == ([], [message])
+    assert shop.row(message.id) == row
+    assert groups_of(shop) == {"order:A": (message.id, None)}, "it keeps its place"
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.FAILED])

@@ -139,8 +139,8 @@ class Settle:
             if kind in (OutcomeKind.RETRY, OutcomeKind.FAILED):
                 proved = message.id in recorded
             elif kind is OutcomeKind.RELEASED:
-                _, worker_id, claim = groups.get(message.group_key, (0, None, 0))
-                proved = worker_id is None and claim == message.claim
+                _, _, claim = groups.get(message.group_key, (0, None, 0))
+                proved = claim == message.claim
             else:
                 proved = now.get(message.id) == (Status.COMPLETE, message.number_of_trials)
             if proved:
