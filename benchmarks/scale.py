@@ -127,7 +127,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
     empty_handed, began = 0, time.monotonic()
     past_seconds = 0.0
     done, statements = 0, database.statements_sent
-    _pulse(database, queue)
+    _poll(database, queue)
     while done < wanted:
         started = time.monotonic()
         taken = [message for message, _ in queue.claim(BATCH)]
@@ -142,7 +142,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
         queue.settle([Settlement(message=message, outcome=_DELIVERED) for message in taken])
         batches.append((time.monotonic() - started) / len(taken) * 1e6)
         done += len(taken)
-        _pulse(database, queue)
+        _poll(database, queue)
     return Cost(
         surroundings=name,
         microseconds=statistics.median(batches),
@@ -152,9 +152,9 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
     )
 
 
-def _pulse(database: Database, queue: MessageQueue) -> None:
+def _poll(database: Database, queue: MessageQueue) -> None:
     """What the loop does four times a second."""
-    row = database.rows("pulse", queue_ids=[queue.queue_id])[0]
+    row = database.rows("poll", queue_ids=[queue.queue_id])[0]
     queue.update_from_poll(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
     queue.recheck()
 

@@ -19,7 +19,7 @@
 -- queues_by_name --
 SELECT id, name FROM {prefix}queue WHERE name IN %(names)s
 
--- pulse --
+-- poll --
 -- The poll: the newest message of each queue, whether a group is due or its lease has expired, which topics are paused, and
 -- the poison pill, by which the shop asks its consumers to restart. Each part reads one entry of an index.
 SELECT q.id AS queue_id,

@@ -265,7 +265,7 @@ class Protocol(RuleBasedStateMachine):
             if sweep or hand.must_sweep:
                 one.look()
             else:
-                one.pulse()
+                one.poll()
         hand.must_sweep = False
         for one in hand.queues.values():
             if answer_lost:

@@ -88,7 +88,7 @@ def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) ->
     try:
         shop.publish_order("000000101")
         shop.publish_order("000000102")
-        worker.pulse()
+        worker.poll()
         assert len(worker.take(10)) == 2
     finally:
         worker.database.close()

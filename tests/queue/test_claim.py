@@ -131,7 +131,7 @@ def test_a_late_committing_publishers_lower_id_is_found_by_a_sweep(shop: Shop, w
         late = checkout.publish_order("LATE")
         early = shop.publish_order("EARLY")
         assert worker.drain() == [early.message_id]
-    worker.pulse()
+    worker.poll()
     assert not worker.queue.may_have_work, "the cursor has passed it"
     worker.queue.sweep()
     assert ids(worker.take(10)) == [late.message_id]
@@ -144,7 +144,7 @@ def test_a_late_commit_does_not_let_a_newer_message_of_its_group_pass(shop: Shop
         shop.publish_order("OTHER")
         worker.drain()
     newer = shop.publish_order("A", is_update=True)
-    worker.pulse()
+    worker.poll()
     assert ids(worker.take(10)) == [late.message_id]
     assert newer.message_id not in ids(worker.claim())
 

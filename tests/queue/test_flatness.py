@@ -83,7 +83,7 @@ def background(shop: Shop, complete: int, foreign: int) -> None:
 def cost_of_a_claim(shop: Shop, worker: StepWorker, clock: Clock) -> int:
     warmed_up(worker, clock)
     rows_in_bulk(shop, "zithara_order_queue", 2, 50)
-    worker.pulse()
+    worker.poll()
     return rows_read(worker, lambda: worker.take(50))
 
 
@@ -115,7 +115,7 @@ def test_an_idle_poll_costs_the_same_behind_completed_and_foreign_rows(
     costs = []
     for shop in (empty, full):
         worker = warmed_up(make_worker(on=shop, identify=identify), clock)
-        costs.append(rows_read(worker, worker.pulse))
+        costs.append(rows_read(worker, worker.poll))
         assert not worker.queue.may_have_work
     assert costs[1] <= costs[0] + 10
 
@@ -133,7 +133,7 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
             rows_in_bulk(shop, "zithara_order_queue", 2, blocked, body="'busy'")
             worker.claim()
         for _ in range(30):
-            worker.pulse()
+            worker.poll()
             assert worker.take(1) == []
         clock.pass_by(20)
         worker.look()
@@ -141,7 +141,7 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
         worker.look()
         assert len(worker.queue._backlog) == blocked
         rows_in_bulk(shop, "zithara_order_queue", 2, 20)
-        worker.pulse()
+        worker.poll()
         claimed = []
         costs.append(rows_read(worker, lambda worker=worker, claimed=claimed: claimed.extend(worker.take(20))))
         assert len(claimed) == 20
@@ -164,9 +164,7 @@ def test_retries_that_are_not_due_cost_an_idle_poll_nothing(
                 "JOIN {prefix}queue_message m ON m.id = s.message_id"
             )
             shop.query("ANALYZE TABLE {prefix}zithara_message_group")
-        costs.append(
-            rows_read(worker, lambda worker=worker: worker.database.rows("pulse", queue_ids=[worker.queue_id]))
-        )
+        costs.append(rows_read(worker, lambda worker=worker: worker.database.rows("poll", queue_ids=[worker.queue_id])))
     assert costs[1] <= costs[0] + 10
 
 
@@ -181,7 +179,7 @@ def test_with_the_optional_index_a_worker_that_starts_reads_pending_rows_only(
     publish = shop.publish_order if topic == TOPIC_ORDER else shop.publish_cart
     publish("A")
     worker = make_worker(on=shop, topic=topic)
-    worker.pulse()
+    worker.poll()
     claimed: list[Any] = []
     assert rows_read(worker, lambda: claimed.extend(worker.take(10))) < 200
     assert len(claimed) == 1

@@ -25,11 +25,11 @@ def test_a_newer_message_of_its_group_does_not_pass_one_that_was_committed_late(
     with shop.transaction() as checkout:
         late = checkout.publish_order("1")
         other = shop.publish_order("2")
-        worker.pulse()
+        worker.poll()
         (claimed,) = worker.take(10)
         assert claimed.message_id == other.message_id
     newer = shop.publish_order("1", is_update=True)
-    worker.pulse()
+    worker.poll()
     assert [message.message_id for message in worker.take(10)] == [late.message_id]
     assert newer.message_id not in worker.drain()
 
@@ -41,7 +41,7 @@ def test_a_worker_that_has_just_started_looks_back_as_well(shop: Shop, make_work
         worker = make_worker()
         worker.deliver(worker.claim())  # a whole round of the sweep included
     newer = shop.publish_order("1", is_update=True)
-    worker.pulse()
+    worker.poll()
     claimed = worker.take(10)
     assert [message.message_id for message in claimed] == [late.message_id]
     worker.settle(*((message, OutcomeKind.DELIVERED) for message in claimed))
@@ -89,7 +89,7 @@ def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(
     worker = make_worker()
     create, update, newer = waiting_update_and_late_create(shop, worker)
     assert worker.claim() == []
-    worker.pulse()
+    worker.poll()
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE message_id = %s", (create,))
     assert worker.claim() == []
     assert worker.drain() == [update, newer]
@@ -135,7 +135,7 @@ def test_late_snapshots_do_not_pass_older_ones_that_only_the_groups_row_names(
         "VALUES (%s, %s, %s, %s, %s, '2020-01-01')",
         (worker.queue_id, group, last.relation_id, last.message_id, as_text(pending(*named))),
     )
-    worker.pulse()
+    worker.poll()
     [message] = worker.take(10)
     assert message.message_id == fourth.message_id
     assert message.supersedes == pending(*named, third)

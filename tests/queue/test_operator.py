@@ -71,9 +71,9 @@ def test_a_retry_makes_its_group_due_at_once(
     published = shop.publish_order("000000777")
     consume()
     retry(database, everything, audit)
-    pulse = {row["queue_id"]: row["due"] for row in database.rows("pulse", queue_ids=list(everything.queue_ids))}
+    poll = {row["queue_id"]: row["due"] for row in database.rows("poll", queue_ids=list(everything.queue_ids))}
     (order_queue,) = (queue.queue_id for queue in find_queues(database, [TOPIC_ORDER], {}))
-    assert [queue_id for queue_id, due in pulse.items() if due] == [order_queue]
+    assert [queue_id for queue_id, due in poll.items() if due] == [order_queue]
     assert shop.row(published.relation_id).status == 5
 
 

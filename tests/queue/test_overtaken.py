@@ -69,12 +69,12 @@ def test_retried_messages_go_before_a_newer_one_though_php_completed_the_first_o
     assert done.retried == (first.message_id, second.message_id)
     php_completes(shop, first.relation_id)
 
-    other.pulse()
+    other.poll()
     assert other.take(1) == [], "its head is gone"
     assert groups_of(shop) == {"order:A": (second.relation_id, None)}
     delivered = []
     for _ in range(2):
-        other.pulse()
+        other.poll()
         [message] = other.take(1)
         other.deliver([message])
         delivered.append(message.message_id)
@@ -110,7 +110,7 @@ def test_a_head_that_is_gone_is_followed_by_the_oldest_of_what_its_row_names_and
     assert groups_of(shop) == {"order:A": (published[gone].relation_id, None)}
     php_completes(shop, published[gone].relation_id)
 
-    other.pulse()
+    other.poll()
     assert other.take(1) == []
     assert other.drain() == [published[each].message_id for each in left]
 
@@ -125,12 +125,12 @@ def test_a_group_row_that_somebody_has_locked_is_left_alone(shop: Shop, worker: 
     operator.begin()
     with operator.cursor() as cursor:
         cursor.execute(f"SELECT 1 FROM {shop.prefix}zithara_message_group FOR UPDATE")
-    worker.pulse()
+    worker.poll()
     assert worker.take(1) == []
     assert groups_of(shop) == {"order:A": (gone.relation_id, None)}
     operator.rollback()
     operator.close()
-    worker.pulse()
+    worker.poll()
     assert worker.take(1) == [] and groups_of(shop) == {}
 
 
@@ -165,7 +165,7 @@ def test_a_message_that_newer_data_passes_while_it_is_pending_is_refused_at_once
     [newer] = worker.claim()
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 WHERE id = %s", (old.relation_id,))
     worker.deliver([newer])
-    other.pulse()
+    other.poll()
     [message] = other.take(1)
     assert message.id == old.relation_id
     assert refusal(other, message).code == reasons.NEWER_DELIVERED

@@ -32,7 +32,7 @@ def groups(messages: list[Message]) -> list[str]:
 
 def claimed_within(worker: StepWorker, claims: int, limit: int = 10) -> list[str]:
     """The groups that so many claims in a row bring, with one poll before them: what the loop does without waiting."""
-    worker.pulse()
+    worker.poll()
     found: list[str] = []
     for _ in range(claims):
         found += groups(worker.take(limit))
@@ -179,10 +179,10 @@ def test_a_late_commit_is_seen_before_a_newer_message_however_many_ids_other_que
         late = checkout.publish_order("1")
         skip_ids(shop, 1_000_000)
         shop.publish_order("2")
-        worker.pulse()
+        worker.poll()
         worker.deliver(worker.take(10))
     shop.publish_order("1", is_update=True)
-    worker.pulse()
+    worker.poll()
     assert [message.message_id for message in worker.take(10)] == [late.message_id]
 
 
@@ -193,7 +193,7 @@ def test_a_late_commit_is_looked_for_in_rows_of_this_queue_and_not_for_longer_th
         shop.publish_order("1")
         worker.drain()
         clock.pass_by(reader.LATELY_SECONDS)
-        worker.pulse()
+        worker.poll()
     assert worker.queue._reader._cursor_lately() == worker.queue._reader._cursor
 
 
@@ -209,7 +209,7 @@ def test_a_sweep_finds_one_row_among_ids_that_are_far_apart_at_once(
         skip_ids(shop, 10_000_000)
     worker.drain()
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 WHERE id = %s", (published[2].relation_id,))
-    worker.pulse()
+    worker.poll()
     worker.queue.sweep()
     worker.queue.sweep()
     assert [message.message_id for message in worker.take(10)] == [published[2].message_id]
@@ -238,7 +238,7 @@ def test_a_sweep_comes_round_while_messages_keep_coming(
     for number in range(12):
         shop.publish_bodies(TOPIC_ORDER, [f"new-{number}-{each}" for each in range(100)])
         clock.pass_by(11)
-        worker.pulse()
+        worker.poll()
         while messages := worker.take(200):
             if "old-0" in groups(messages):
                 return
@@ -252,7 +252,7 @@ def test_what_an_operator_puts_back_goes_before_a_backlog(shop: Shop, make_worke
     shop.publish_bodies(TOPIC_ORDER, ["old"])
     worker.drain()
     shop.publish_bodies(TOPIC_ORDER, [f"new-{number}" for number in range(2000)])
-    worker.pulse()
+    worker.poll()
     worker.deliver(worker.take(10))
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 ORDER BY id LIMIT 1")
     worker.queue.sweep()
@@ -273,7 +273,7 @@ def test_a_first_read_over_completed_rows_goes_on_where_it_stopped(
     shop.publish_bodies(TOPIC_ORDER, ["old"] * 3000 + ["free"])
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 ORDER BY id LIMIT 3000")
     worker = make_worker(on=shop, identify=identify)
-    worker.pulse()
+    worker.poll()
     read: list[int] = []
     for _ in range(6):
         if messages := worker.take(10):
@@ -300,7 +300,7 @@ def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own
     worker.drain()
     for number in range(10):
         shop.publish_order(f"VANISHED-{number}")
-    worker.pulse()
+    worker.poll()
     worker.deliver(worker.take(1))
     assert len(worker.queue._backlog) == 9, "the others have been read"
     shop.query("DELETE FROM {prefix}zithara_message_group")
@@ -311,7 +311,7 @@ def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own
     worker.database.close()
     for number in range(10):
         shop.publish_order(f"NEW-{number}")
-    worker.pulse()
+    worker.poll()
     taken = worker.take(20)
     assert sorted(groups(taken)) == sorted(f"order:NEW-{number}" for number in range(10))
     for message in taken:
@@ -345,7 +345,7 @@ def test_large_bodies_are_neither_read_nor_held_together(
     shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
     seen = 0
     for _ in range(100):
-        worker.pulse()
+        worker.poll()
         decoded.clear()
         messages = worker.queue.claim(100, room=4000)
         assert sum(decoded) <= 2000 + 800 + 4000
@@ -383,7 +383,7 @@ def test_a_statement_asks_for_few_bodies_where_these_are_large(
     database = Asking(shop)
     worker = make_worker(identify=identify, database=database)
     shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
-    worker.pulse()
+    worker.poll()
     delivered = 0
     while delivered < 40:
         messages = [each.message for each in worker.queue.claim(100, room=800)]
@@ -415,7 +415,7 @@ def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(
     shop = make_shop()
     worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"{'huge-1':10000}", f"{'huge-2':10000}", "small-1", "small-2"])
-    worker.pulse()
+    worker.poll()
     assert sorted(groups([each.message for each in worker.queue.claim(10, room=4000)])) == [
         "huge-1",
         "small-1",
@@ -431,7 +431,7 @@ def test_a_body_for_which_there_is_no_room_is_the_next_one_taken(
     shop = make_shop()
     worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, ["first", f"{'second':3000}", "third"])
-    worker.pulse()
+    worker.poll()
     assert groups([each.message for each in worker.queue.claim(10, room=2000)]) == ["first"]
     assert worker.queue.short_of_room
     assert groups([each.message for each in worker.queue.claim(10, room=4000)]) == ["second", "third"]

@@ -441,7 +441,7 @@ def test_what_a_failed_snapshot_stood_for_is_not_overtaken_by_a_worker_that_neve
     worker.settle((message, kind))
     shop.publish_cart("7")
 
-    other.pulse()
+    other.poll()
     [next_one] = other.take(10)
 
     assert oldest.message_id == next_one.message_id or pending(oldest)[0] in next_one.supersedes
@@ -491,7 +491,7 @@ def test_an_older_snapshot_that_ended_in_error_elsewhere_keeps_its_end_and_its_r
     first.settle((message, OutcomeKind.FAILED))
     new = shop.publish_cart("7")
 
-    second.pulse()
+    second.poll()
     [claimed] = second.take(10)
     assert (claimed.message_id, claimed.supersedes) == (new.message_id, ())
     second.deliver([claimed])

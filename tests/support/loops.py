@@ -116,7 +116,7 @@ class StepDatabase:
 
     def rows(self, statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
         self._loop.step(statement)
-        if statement != "pulse":
+        if statement != "poll":
             return []
         return [
             {

@@ -80,15 +80,15 @@ class StepWorker:
         self.contents: dict[int, Event | Rejection] = {}
         self.leases = Leases(self.database, self.held)
 
-    def pulse(self) -> None:
+    def poll(self) -> None:
         """What the loop does every poll interval, without the sweep."""
-        row = self.database.rows("pulse", queue_ids=[self.queue_id])[0]
+        row = self.database.rows("poll", queue_ids=[self.queue_id])[0]
         self.queue.update_from_poll(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
         self.queue.recheck()
 
     def look(self) -> None:
         """A poll with a whole round of the sweep."""
-        self.pulse()
+        self.poll()
         self.queue.sweep_all()
 
     def claim(self, limit: int = 100) -> list[Message]:

@@ -31,7 +31,7 @@ def run_for(loop: LoopOnClock, seconds: float) -> dict[str, int]:
 
 def test_each_duty_comes_in_its_own_interval(loop: LoopOnClock) -> None:
     counts = run_for(loop, 60.0)
-    assert counts["pulse"] == 120
+    assert counts["poll"] == 120
     assert counts["recheck"] == 2 * 120, "of each queue, after each poll"
     assert counts["sweep"] == 60, "one queue every second poll"
     assert counts["shop"] == 60 / SHOP_INTERVAL

@@ -66,7 +66,7 @@ def test_the_stand_in_is_called_as_the_queue_is(name: str) -> None:
 def test_the_first_turn_does_every_duty_and_then_claims_and_submits(loop: LoopOnClock) -> None:
     loop.publish()
     steps = loop.steps_of_a_turn()
-    assert steps[:4] == ["shop", "pulse", "recheck", "sweep"]
+    assert steps[:4] == ["shop", "poll", "recheck", "sweep"]
     assert steps[-2:] == ["claim", "submit"]
     assert steps.index("register 0") < steps.index("claim")
 
@@ -489,9 +489,9 @@ def test_a_lost_database_keeps_what_is_in_hand_and_is_asked_again_after_pauses_t
 def test_after_a_lost_database_nothing_is_in_doubt_any_more(loop: LoopOnClock) -> None:
     loop.publish(count=2)
     loop.turns(1)
-    loop.fail["pulse"] = GONE
+    loop.fail["poll"] = GONE
     loop.turn_until(1.5)
-    del loop.fail["pulse"]
+    del loop.fail["poll"]
     loop.turn_until(5)
     woken = loop.renewals_woken
     loop.threads.answer(1)
@@ -625,7 +625,7 @@ def test_time_is_up_at_the_second(make_loop: MakeLoop) -> None:
     began = loop.clock.now
     assert loop.loop.run() is End.RUNTIME
     assert loop.clock.now == began + 7.5
-    assert loop.steps.count("pulse") == 4
+    assert loop.steps.count("poll") == 4
 
 
 def test_time_is_up_without_a_database_too(make_loop: MakeLoop) -> None:
@@ -640,7 +640,7 @@ def test_time_is_up_without_a_database_too(make_loop: MakeLoop) -> None:
 def test_the_queues_are_empty_only_after_a_look_everywhere(make_loop: MakeLoop) -> None:
     loop = make_loop(limits=Limits(stop_when_empty=True))
     assert loop.loop.run() is End.EMPTY
-    assert loop.steps[-3:] == ["pulse", "sweep_all", "recheck"]
+    assert loop.steps[-3:] == ["poll", "sweep_all", "recheck"]
 
 
 def test_a_released_message_is_waited_for_before_the_queues_are_empty(make_loop: MakeLoop) -> None:

@@ -76,7 +76,7 @@ class DebugSwitch:
             self._logger.setLevel(logging.DEBUG)
             log.info("the shop asks for debug logs: logging at DEBUG from now on", extra={"event": "debug_on"})
         elif not on and self._before is not None:
-            log.info("the shop no longer asks for debug logs", extra={"event": "debug_off"})
+            log.info("debug logs end: logging at the configured level again", extra={"event": "debug_off"})
             self._logger.setLevel(self._before)
             self._before = None
 
@@ -165,7 +165,7 @@ class Duties:
         own = frozenset(queue.topic for queue in self._queues.values())
         paused: frozenset[str] = frozenset()
         pill: str | None = None
-        for row in self._database.rows("pulse", queue_ids=sorted(self._queues)):
+        for row in self._database.rows("poll", queue_ids=sorted(self._queues)):
             paused = own & set(str(row["paused"] or "").split(","))
             pill = None if row["poison_pill"] is None else str(row["poison_pill"])
             self._queues[int(row["queue_id"])].update_from_poll(
