@@ -11,7 +11,7 @@ import pytest
 from support.loops import CREATE, SERVED, LoopOnClock
 from support.memory_queue import MemoryQueue
 
-from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection
 from zithara_worker.queue.bodies import BYTES_IN_HAND
 from zithara_worker.queue.held import ABANDONED_SECONDS
@@ -602,7 +602,40 @@ def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock)
     }
 
 
+def test_an_outcome_that_the_database_refuses_stays_true_until_it_is_written(loop: LoopOnClock) -> None:
+    """As by a privilege that somebody took away."""
+    loop.publish(count=2)
+    loop.turns(1)
+    settle = loop.queues[0].settle
+
+    def refuses_the_first(settlements: list, *, in_doubt: bool = False) -> object:
+        if any(each.message.id == 0 for each in settlements):
+            raise ShopError("UPDATE command denied")
+        return settle(settlements, in_doubt=in_doubt)
+
+    loop.queues[0].settle = refuses_the_first
+    loop.threads.answer(0)
+    loop.threads.answer(1)
+    loop.turns(1)
+    assert [row.status for row in loop.queues[0].rows] == ["pending", "delivered"]
+    assert not loop.loop.status().database_up, "it is left alone for a while"
+    loop.queues[0].settle = settle
+    loop.turn_until(1)
+    assert [row.status for row in loop.queues[0].rows] == ["delivered"] * 2
+
+
 # ---------------------------------------------------------------- limits
+
+
+def test_a_reload_leaves_what_is_left_of_the_limits() -> None:
+    limits = Limits(max_messages=10, max_runtime_seconds=60.0, stop_when_empty=True)
+    assert limits.remaining(settled=4, seconds=50.5) == Limits(
+        max_messages=6, max_runtime_seconds=9.5, stop_when_empty=True
+    )
+    assert limits.remaining(settled=11, seconds=61.0) == Limits(
+        max_messages=0, max_runtime_seconds=0.0, stop_when_empty=True
+    )
+    assert Limits().remaining(settled=4, seconds=50.5) == Limits()
 
 
 def test_what_was_only_released_does_not_count_towards_max_messages(make_loop: MakeLoop) -> None:
@@ -734,6 +767,7 @@ def test_a_loop_that_ends_without_its_database_leaves_its_messages_to_their_leas
     assert loop.loop.run() is End.STOPPED
     assert loop.clock.now == pytest.approx(began + 5.0)
     assert loop.claimed() == 1 and events(caplog)[-1] == "left_behind"
+    assert "late" not in events(caplog), "it has its answer"
 
 
 def test_a_database_that_comes_back_while_the_loop_ends_is_used(make_loop: MakeLoop) -> None:
