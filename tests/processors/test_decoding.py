@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection
-from zithara_worker.processors import decode
-from zithara_worker.processors.decoding import MAX_DEPTH
+from zithara_worker.processors.decoding import MAX_DEPTH, decode
 from zithara_worker.topics import TOPIC_ORDER
 
 

@@ -24,7 +24,6 @@ __all__ = [
     "Processor",
     "ShopContext",
     "as_create",
-    "decode",
     "identify",
     "outline",
     "process",
