@@ -286,12 +286,15 @@ class _Connection:
                 answer, body, broken = _received(connection)
             except _NO_ANSWER as error:
                 raise self._no_answer(error) from error
+            read_whole = answer.isclosed()
+            # If the connection ends with the answer, http.client leaves the socket to the answer.
+            answer.close()
             if not sent and 200 <= answer.status < 300:
                 raise httpx.WriteError(f"answered {answer.status} before the whole request was sent")
             if self._overdue and not body:
                 raise self._no_answer(TimeoutError())
             broken = broken or self._overdue
-            reusable = sent and not broken and answer.isclosed() and not answer.will_close
+            reusable = sent and not broken and read_whole and not answer.will_close
             return httpx.Response(
                 answer.status,
                 headers=[(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()],
