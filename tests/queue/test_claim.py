@@ -347,6 +347,56 @@ def test_a_row_that_somebody_holds_locked_is_passed_by_and_found_again(
     assert ids(worker.claim()) == [locked.message_id]
 
 
+def test_a_locked_head_does_not_keep_the_claims_that_follow_from_other_groups(shop: Shop, worker: StepWorker) -> None:
+    locked, free = shop.publish_order("A"), shop.publish_order("B")
+    worker.look()
+    with locked_by_somebody(shop, locked.relation_id):
+        assert worker.take(1) == []
+        assert worker.queue.made_progress
+        assert ids(worker.take(1)) == [free.message_id]
+
+
+def test_a_claim_that_failed_offers_its_heads_again(
+    shop: Shop, worker: StepWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = shop.publish_order("A")
+    worker.look()
+    rows = worker.database.rows
+
+    def fail(name: str, **values: object) -> object:
+        if name == "claim_lock":
+            raise DatabaseUnavailable("the server does not answer")
+        return rows(name, **values)
+
+    with monkeypatch.context() as failing:
+        failing.setattr(worker.database, "rows", fail)
+        with pytest.raises(DatabaseUnavailable):
+            worker.queue.claim(10)
+    assert ids([message for message, _ in worker.queue.claim(10)]) == [published.message_id]
+
+
+def test_a_message_that_got_the_id_of_one_in_hand_waits_until_that_one_is_settled(
+    shop: Shop, clock: Clock, worker: StepWorker
+) -> None:
+    """A restore while the session lives on: ids begin again."""
+    first, second = shop.publish_order("A"), shop.publish_order("B")
+    [message] = worker.claim(1)
+    assert message.id == first.relation_id
+    body = "(SELECT body FROM (SELECT body FROM {prefix}queue_message WHERE id = %s) AS other)"
+    shop.query(
+        "UPDATE {prefix}queue_message SET body = " + body + " WHERE id = %s", (second.message_id, first.message_id)
+    )
+    shop.query("UPDATE {prefix}queue_message_status SET status = 2 WHERE id = %s", (first.relation_id,))
+    shop.query("DELETE FROM {prefix}zithara_message_group")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE id = %s", (second.relation_id,))
+    assert worker.claim() == []
+    assert shop.row(first.relation_id).status == Status.NEW
+    worker.deliver([message])
+    clock.pass_by(1)
+    [again] = worker.claim()
+    assert (again.id, again.group_key) == (first.relation_id, "order:B")
+
+
 def test_without_skip_locked_a_locked_row_is_waited_for_and_given_up_in_time(shop: Shop, worker: StepWorker) -> None:
     without_skip_locked(worker)
     worker.database.run_script(["SET SESSION innodb_lock_wait_timeout = 1"])
