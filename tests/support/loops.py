@@ -181,8 +181,8 @@ class LoopOnClock:
             enabled=True,
             active_config_id=1,
             config_ids=frozenset({1}),
-            webhook_url=None,
             event_types=(),
+            webhook_url=None,
             new_messages_lifetime_minutes=10_080,
         )
         monkeypatch.setattr(duties, "read_configuration", self._read_configuration)
