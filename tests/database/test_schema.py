@@ -18,11 +18,11 @@ from zithara_worker.database.schema import TABLES, install, script_text
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.sandbox.api import FakeZithara
-from zithara_worker.sandbox.shop import QueueRow, Shop
+from zithara_worker.sandbox.shop import MessageRow, Shop
 from zithara_worker.settings.values import Secret
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-STEPS = list(statements.named("upgrade_2.sql").values())
+STEPS = list(statements.named(statements.read("upgrade_2.sql")).values())
 
 
 def split(text: str) -> list[str]:
@@ -163,12 +163,12 @@ class OldWorker:
 
     def __init__(self, shop: Shop, beside: StepWorker) -> None:
         self.database = Database(settings_of(shop), clock=beside.clock)
-        old = statements.sections((FIXTURES / "queries-1.sql").read_text(encoding="utf-8"))
+        old = statements.named((FIXTURES / "queries-1.sql").read_text(encoding="utf-8"))
         self.database._texts = {**self.database._texts, **old}
         self.ours: dict[str, object] = {"queue_id": beside.queue_id, "worker_id": "old"}
         self.lease: dict[str, object] = {"lease_us": 60_000_000}
 
-    def claim(self, row: QueueRow, group_key: str) -> bool:
+    def claim(self, row: MessageRow, group_key: str) -> bool:
         new = [(group_key, row.relation_id, row.message_id, None)]
         with self.database.transaction():
             self.database.insert_rows("claim_groups", new, **self.ours, **self.lease)
@@ -176,7 +176,7 @@ class OldWorker:
             won = self.database.rows("claim_groups_won", **self.ours, group_keys=[group_key], ids=ids)
             return bool(won) and self.database.execute("claim_take", ids=ids) == 1
 
-    def take_over(self, row: QueueRow, group_key: str) -> bool:
+    def take_over(self, row: MessageRow, group_key: str) -> bool:
         head = {"id": row.relation_id, "message_id": row.message_id, "supersedes": None, "group_key": group_key}
         with self.database.transaction():
             found = self.database.rows("claim_lock_groups", **self.ours, group_keys=[group_key])
@@ -188,7 +188,7 @@ class OldWorker:
     def renew(self) -> int:
         return self.database.execute("lease_renew", **self.ours, **self.lease)
 
-    def retry(self, row: QueueRow, group_key: str) -> None:
+    def retry(self, row: MessageRow, group_key: str) -> None:
         told = {"topic": row.topic, "reason": "http_500", "http_status": 500, "detail": "d", "history": "{}"}
         with self.database.transaction():
             fence = {"ids": [row.relation_id], "number_of_trials": row.number_of_trials}
@@ -197,7 +197,7 @@ class OldWorker:
             message = {"id": row.relation_id, "message_id": row.message_id, "group_key": group_key}
             self.database.execute("failure_record", **message, **told, queue_id=self.ours["queue_id"])
 
-    def complete(self, row: QueueRow, group_key: str) -> None:
+    def complete(self, row: MessageRow, group_key: str) -> None:
         with self.database.transaction():
             fence = {"ids": [row.relation_id], "number_of_trials": row.number_of_trials}
             assert self.database.execute("settle_complete", **fence) == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from queue import SimpleQueue
 
 import pytest
@@ -38,19 +38,17 @@ class Store:
     def lock(self) -> bool:
         return True
 
-    def opened(self) -> AbstractContextManager[Store]:
-        return nullcontext(self)
-
 
 class Delivery:
     def __init__(self, api: FakeZithara, *, rate: float = 0) -> None:
         self.stopping = threading.Event()
         self.transport = Transport(tls=tls_context(verify=False), timeout_seconds=5)
+        store = Store()
         tokens = TokenSource(
             base_url=api.base_url,
             client_id=api.client_id,
             client_secret=Secret(api.client_secret),
-            store=Store(),
+            shared_token=lambda: nullcontext(store),
             clock=time.time,
             transport=self.transport,
         )

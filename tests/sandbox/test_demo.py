@@ -8,14 +8,14 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.demo import Account
 from zithara_worker.sandbox.fixtures import FixtureMessage
-from zithara_worker.sandbox.shop import QueueRow
+from zithara_worker.sandbox.shop import MessageRow
 
 
 def account(case: FixtureMessage, status: Status, *requests: str) -> Account:
     """An account of `case` that ended as `status` after requests like 'POST /v1/order'."""
     return Account(
         message=case,
-        row=QueueRow(
+        row=MessageRow(
             relation_id=1,
             message_id=1,
             queue="q",

@@ -75,7 +75,7 @@ def tokens(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transp
         base_url=api.base_url,
         client_id=api.client_id,
         client_secret=Secret(api.client_secret),
-        store=store,
+        shared_token=store.opened,
         clock=clock,
         transport=transport,
     )

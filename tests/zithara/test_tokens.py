@@ -149,7 +149,7 @@ def test_two_workers_that_are_refused_together_cause_one_refresh(
             base_url=api.base_url,
             client_id=api.client_id,
             client_secret=Secret(api.client_secret),
-            store=store,
+            shared_token=store.opened,
             clock=clock,
             transport=transport,
         )
@@ -266,7 +266,7 @@ def source(
         base_url=api.base_url,
         client_id=api.client_id,
         client_secret=Secret(api.client_secret),
-        store=store,
+        shared_token=store.opened,
         clock=clock,
         transport=transport,
         pause=pause,
@@ -372,7 +372,7 @@ def test_a_secret_that_cannot_be_sent_is_refused_and_not_shown(
         base_url=api.base_url,
         client_id="id",
         client_secret=Secret(secret),
-        store=store,
+        shared_token=store.opened,
         clock=clock,
         transport=transport,
     )
@@ -399,7 +399,7 @@ def test_credentials_do_not_travel_in_clear(store: MemoryStore, clock: Clock, tr
             base_url="http://pos-api.zithara.com/v1",
             client_id="id",
             client_secret=Secret("s"),
-            store=store,
+            shared_token=store.opened,
             clock=clock,
             transport=transport,
         )

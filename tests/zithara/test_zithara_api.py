@@ -371,7 +371,7 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
         base_url=api.base_url,
         client_id=api.client_id,
         client_secret=Secret(api.client_secret),
-        store=store,
+        shared_token=store.opened,
         clock=clock,
         transport=transport,
     )

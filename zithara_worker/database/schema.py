@@ -97,15 +97,12 @@ def _upgrade(database: Database) -> int:
     """
     found = installed_version(database)
     for step in range(found + 1, VERSION + 1) if found else ():
-        for name, text in statements.named(f"upgrade_{step}.sql").items():
+        for name, text in statements.named(statements.read(f"upgrade_{step}.sql")).items():
             table, _, column = name.partition(".")
-            if "ADD COLUMN" not in text or not _has_column(database, table, column):
-                database.run_script([statements.fill(text, {"prefix": database.prefix}).rstrip(";")])
+            if "ADD COLUMN" in text and database.rows("column_present", table=database.prefix + table, column=column):
+                continue
+            database.run_script([statements.fill(text, {"prefix": database.prefix}).rstrip(";")])
     return found
-
-
-def _has_column(database: Database, table: str, column: str) -> bool:
-    return bool(database.rows("column_present", table=database.prefix + table, column=column))
 
 
 def script_text(*, prefix: str, database_name: str, user: str, upgrade_from: int | None = None) -> str:

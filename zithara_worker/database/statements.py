@@ -48,19 +48,14 @@ def queries() -> Mapping[str, str]:
     """Every statement of `QUERIES` by its name. Raises ValueError if two have the same name."""
     texts: dict[str, str] = {}
     for filename in QUERIES:
-        found = named(filename)
+        found = named(read(filename))
         if twice := texts.keys() & found.keys():
             raise ValueError(f"sql/{filename} has statements whose names another file has: {', '.join(sorted(twice))}")
         texts.update(found)
     return texts
 
 
-def named(filename: str) -> dict[str, str]:
-    """The statements of a file in which `-- name --` begins each: name -> text without comments."""
-    return sections(read(filename))
-
-
-def sections(text: str) -> dict[str, str]:
-    """The same for a text."""
+def named(text: str) -> dict[str, str]:
+    """The statements of a text in which `-- name --` begins each: name -> statement without comments."""
     parts = _NAME.split(text)
     return {name: re.sub(r"\s*--[^\n]*", "", text).strip() for name, text in zip(parts[1::2], parts[2::2], strict=True)}

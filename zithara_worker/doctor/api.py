@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from email.utils import parsedate_to_datetime
 
 import httpx
@@ -25,8 +25,8 @@ _SKEW_SECONDS = 60.0
 _TIMEOUT_SECONDS = 10.0
 
 
-class _NoStore:
-    """A store without a token, so that the check asks the API for one, and does not replace the shop's."""
+class _NoToken:
+    """No shared token, so that the check asks the API for one, and does not replace the shop's."""
 
     def load(self) -> tuple[Secret, float] | None:
         return None
@@ -36,9 +36,6 @@ class _NoStore:
 
     def lock(self) -> bool:
         return True
-
-    def opened(self) -> AbstractContextManager[_NoStore]:
-        return nullcontext(self)
 
 
 class _Remembering(Transport):
@@ -126,7 +123,7 @@ def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], floa
         base_url=settings.base_url,
         client_id=settings.client_id,
         client_secret=settings.client_secret,
-        store=_NoStore(),
+        shared_token=lambda: nullcontext(_NoToken()),
         clock=utc,
         transport=transport,
     )

@@ -23,7 +23,7 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
 from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
 from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command
-from zithara_worker.sandbox.shop import QueueRow
+from zithara_worker.sandbox.shop import MessageRow
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
 #: Width of the two columns of an example, characters, and the lines of it that are shown.
@@ -41,7 +41,7 @@ class Account:
     """The outcome of one message."""
 
     message: FixtureMessage
-    row: QueueRow
+    row: MessageRow
     requests: tuple[RecordedRequest, ...]
     #: The recorded reason of an ERROR
     reason: str

@@ -28,7 +28,7 @@ _RETRY_INPROGRESS_AFTER = 1440
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class QueueRow:
+class MessageRow:
     """A row of queue_message_status, with the names of its queue and topic."""
 
     relation_id: int
@@ -167,7 +167,7 @@ class Shop(Publisher):
 
     # --- read back ------------------------------------------------------------------------------------
 
-    def rows(self, topic: str | None = None) -> list[QueueRow]:
+    def rows(self, topic: str | None = None) -> list[MessageRow]:
         """All rows of queue_message_status, or a topic's, in the order of message ids."""
         found = self.query(
             "SELECT s.id, s.message_id, q.name, m.topic_name, s.status, s.number_of_trials, "
@@ -178,7 +178,7 @@ class Shop(Publisher):
             (topic, topic),
         )
         return [
-            QueueRow(
+            MessageRow(
                 relation_id=row[0],
                 message_id=row[1],
                 queue=row[2],
@@ -190,7 +190,7 @@ class Shop(Publisher):
             for row in found
         ]
 
-    def row(self, relation_id: int) -> QueueRow:
+    def row(self, relation_id: int) -> MessageRow:
         """Raises LookupError if the row has been deleted, as Magento's cleanup does."""
         for row in self.rows():
             if row.relation_id == relation_id:

@@ -7,7 +7,7 @@ Sources: the module's etc/config.xml and etc/db_schema.xml (zithara/webhook 1.0.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -239,23 +239,18 @@ def _shop_file_values(root: Path, given: Collection[Place]) -> Values:
 # ---------------------------------------------------------------- the shared access token
 
 
-class DatabaseTokenStore:
-    """Opens a separate session for each use. `owner`: unique among the workers of a shop."""
+@contextmanager
+def shared_token(database: Database, *, owner: str) -> Iterator[TokenRow]:
+    """The row of the token, for the block. Its end frees a lock that the block took, and closes `database`.
 
-    def __init__(self, open_database: Callable[[], Database], *, owner: str) -> None:
-        self._open_database = open_database
-        self._owner = owner
-
-    @contextmanager
-    def opened(self) -> Iterator[TokenRow]:
-        """The row of the token, for the block. A lock that the block takes is freed at its end."""
-        database = self._open_database()
-        row = TokenRow(database, self._owner)
-        try:
-            yield row
-        finally:
-            row.unlock()
-            database.close()
+    `owner`: unique among the workers of a shop.
+    """
+    row = TokenRow(database, owner)
+    try:
+        yield row
+    finally:
+        row.unlock()
+        database.close()
 
 
 class TokenRow:

@@ -36,7 +36,7 @@ from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings
-from zithara_worker.shop.configuration import DatabaseTokenStore, ShopConfiguration, complete, read_configuration
+from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration, shared_token
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.topics import TOPIC_TABLE, full_name
 from zithara_worker.version import VERSION
@@ -189,7 +189,7 @@ class Parts:
             base_url=self._settings.zithara.base_url,
             client_id=self._settings.zithara.client_id,
             client_secret=self._settings.zithara.client_secret,
-            store=DatabaseTokenStore(lambda: Database(self._settings.database), owner=self.held.worker_id),
+            shared_token=lambda: shared_token(Database(self._settings.database), owner=self.held.worker_id),
             pause=self._stopping.wait,
             clock=self._lasting.utc,
             transport=self.transport,

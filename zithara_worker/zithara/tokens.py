@@ -73,12 +73,6 @@ class SharedToken(Protocol):
         ...
 
 
-class TokenStore(Protocol):
-    """Gives access to the shared token, and releases it at the end."""
-
-    def opened(self) -> AbstractContextManager[SharedToken]: ...
-
-
 @dataclass(frozen=True, slots=True)
 class _Current:
     token: str = field(repr=False)
@@ -98,7 +92,7 @@ class TokenSource:
         base_url: str,
         client_id: str,
         client_secret: Secret,
-        store: TokenStore,
+        shared_token: Callable[[], AbstractContextManager[SharedToken]],
         clock: Callable[[], float],
         transport: httpx.BaseTransport,
         pause: Callable[[float], object] = time.sleep,
@@ -106,7 +100,7 @@ class TokenSource:
         self._url = usable_url(base_url.rstrip("/") + TOKEN_PATH)
         self._client_id = client_id
         self._client_secret = client_secret
-        self._store = store
+        self._shared_token = shared_token
         self._clock = clock
         self._transport = transport
         self._pause = pause
@@ -170,7 +164,7 @@ class TokenSource:
 
     def _renew_alone(self) -> str:
         try:
-            with self._store.opened() as shared:
+            with self._shared_token() as shared:
                 stored = self._from_others(shared)
                 if stored is not None:
                     token, expires_at_utc = stored

@@ -13,7 +13,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.values import Secret
-from zithara_worker.shop.configuration import DatabaseTokenStore
+from zithara_worker.shop.configuration import shared_token
 from zithara_worker.zithara.http import Transport, tls_context
 from zithara_worker.zithara.tokens import TokenSource, TokenUnavailable
 
@@ -38,7 +38,7 @@ def make_tokens(shop: Shop, api: FakeZithara, transport: Transport) -> Callable[
             base_url=api.base_url,
             client_id=api.client_id,
             client_secret=Secret(api.client_secret),
-            store=DatabaseTokenStore(open_database, owner=owner),
+            shared_token=lambda: shared_token(open_database(), owner=owner),
             clock=time.time,
             transport=transport,
         )
