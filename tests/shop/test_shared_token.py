@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
+from support.waiting import eventually
 from support.workers import settings_of
 
 from zithara_worker.database.session import Database
@@ -71,6 +72,13 @@ def test_a_good_token_costs_no_statement_and_a_shared_one_no_lock(make_tokens: C
     assert len(opened) == 1
     make_tokens("worker-b").get()
     assert opened[1].statements_sent == len(("server", "indexes_of_status", "token_load"))
+
+
+def test_the_session_of_each_use_is_closed_with_it(shop: Shop, make_tokens: Callable[..., TokenSource]) -> None:
+    """A worker would otherwise keep one session more for every hour of its life."""
+    make_tokens().get()
+    sessions = "SELECT COUNT(*) FROM information_schema.processlist WHERE user = %s"
+    eventually(lambda: shop.query(sessions, (shop.user,)) == [(0,)])
 
 
 def test_workers_that_are_refused_together_renew_once(

@@ -142,7 +142,7 @@ class Database:
 
     @property
     def is_local(self) -> bool:
-        """Whether the server is on this host."""
+        """Whether the server is on this host, so that no network needs encryption."""
         return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
 
     def log_in_as(self, settings: DatabaseSettings) -> None:
@@ -196,6 +196,7 @@ class Database:
             # like a lost lease.
             client_flag=CLIENT.FOUND_ROWS,
             autocommit=True,
+            # PyMySQL 1.2 encrypts wherever the server offers TLS. Over a socket that would protect nothing.
             ssl_disabled=bool(unix_socket) and not settings.ssl_ca,
             connect_timeout=CONNECT_TIMEOUT,
             read_timeout=ANSWER_TIMEOUT,
