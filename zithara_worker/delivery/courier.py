@@ -132,28 +132,22 @@ class Courier:
         """
         targets = [self._targets[name] for name in targets_of(request.target, request.path)]
         refused = self._refusal(message, targets)
+        if refused is None and not self._bucket.take():
+            refused = _released(reasons.SHUTDOWN, "stopped while waiting for the rate limit")
+        refused = refused or self._refusal(message, targets)
         if refused is not None:
             return refused
-        if not self._bucket.take():
-            return _released(reasons.SHUTDOWN, "stopped while waiting for the rate limit")
-        refused = self._refusal(message, targets)
-        if refused is not None:
-            return refused
-        permits: list[Permit] = []
-        for target in targets:
-            permit = target.breaker.admit()
-            if permit is None:
-                _give_back(targets, permits)
-                return _outage()
-            permits.append(permit)
-        witnesses = targets[-1].witnesses
+        permits = _admit(targets)
+        if permits is None:
+            return _outage()
+        witnesses, group = targets[-1].witnesses, message.group_key
         attempt = _Attempt(
             message,
             targets,
             permits,
-            self._clock(),
-            witnesses.other_than(message.group_key),
-            witnesses.last_failure(message.group_key, message.failed_at),
+            began_at=self._clock(),
+            witness=witnesses.other_than(group),
+            failed_at=witnesses.last_failure(group, message.failed_at),
         )
         try:
             outcome = self._api.send(
@@ -304,6 +298,18 @@ class Courier:
 
 def _is_after(success: Success | None, moment: float | None) -> bool:
     return success is not None and moment is not None and success.began_at > moment
+
+
+def _admit(targets: Sequence[_TargetState]) -> list[Permit] | None:
+    """A permit of each target. None if one of them gives none; then no permit is kept."""
+    permits: list[Permit] = []
+    for target in targets:
+        permit = target.breaker.admit()
+        if permit is None:
+            _give_back(targets, permits)
+            return None
+        permits.append(permit)
+    return permits
 
 
 def _give_back(targets: Sequence[_TargetState], permits: Sequence[Permit]) -> None:
