@@ -4,7 +4,7 @@
 -- ============================== server and tables ==============================
 
 -- server --
-SELECT VERSION() AS version, @@max_allowed_packet AS max_allowed_packet
+SELECT VERSION() AS version, @@max_allowed_packet AS max_allowed_packet, @@auto_increment_increment AS id_step
 
 -- indexes_of_status --
 -- Indexes are found by their columns, because Magento or an administrator chose their names.

@@ -100,6 +100,20 @@ UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 0 WHERE 1 = 0
 -- privilege_zithara_delivery_failure_delete --
 DELETE FROM {prefix}zithara_delivery_failure WHERE 1 = 0
 
+-- privilege_zithara_delivery_select --
+SELECT group_key FROM {prefix}zithara_delivery WHERE 1 = 0
+
+-- privilege_zithara_delivery_insert --
+INSERT INTO {prefix}zithara_delivery
+  (topic_name, group_key, destination, message_id, published_at, covers, first_accepted_at, last_accepted_at, accepted)
+SELECT '', '', '', 0, NOW(), '', NOW(3), NOW(3), 0 FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_delivery_update --
+UPDATE {prefix}zithara_delivery SET stale = 0 WHERE 1 = 0
+
+-- privilege_zithara_delivery_delete --
+DELETE FROM {prefix}zithara_delivery WHERE 1 = 0
+
 -- privilege_zithara_worker_select --
 SELECT id FROM {prefix}zithara_worker WHERE 1 = 0
 

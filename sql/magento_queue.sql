@@ -74,3 +74,10 @@ CREATE TABLE {prefix}zithara_webhook_config (
   updated_at TIMESTAMP NOT NULL DEFAULT CURRENT_TIMESTAMP ON UPDATE CURRENT_TIMESTAMP,
   PRIMARY KEY (config_id)
 ) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;
+
+-- Quote/etc/db_schema.xml, the columns that are read.
+CREATE TABLE {prefix}quote (
+  entity_id INT UNSIGNED NOT NULL AUTO_INCREMENT,
+  is_active SMALLINT UNSIGNED DEFAULT 1,
+  PRIMARY KEY (entity_id)
+) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4;

@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   KEY lease (queue_id, lease_until),      -- claim_expired
   KEY due (queue_id, not_before),         -- claim_due
   KEY worker (worker_id)                  -- lease_renew: one statement renews all of a worker's leases
-) ENGINE=InnoDB COMMENT='zithara-worker schema 2';
+) ENGINE=InnoDB COMMENT='zithara-worker schema 3';
 
 -- One row for each message that has failed and has not been delivered. A message that an operator discarded keeps its row
 -- until Magento's cleanup deletes the message, so that the discard can be taken back.
@@ -81,4 +81,27 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_lock (
   owner       VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   lease_until DATETIME(3) NOT NULL,
   PRIMARY KEY (name)
+) ENGINE=InnoDB;
+
+-- What Zithara last accepted of each order, customer and cart at one destination. A row of another destination counts as
+-- absent and is written over. Written with the outcome of a message, in its transaction, by the worker that holds the group.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery (
+  topic_name        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  group_key         VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  destination       CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'SHA-256 of base_url and client_id',
+  message_id        BIGINT UNSIGNED NOT NULL COMMENT 'queue_message.id of the newest message accepted, 0 where no message is older',
+  published_at      DATETIME NOT NULL COMMENT 'when that message was published, or a little later',
+  create_id         BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'of orders: the newest message accepted as a create',
+  covers            TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'the names that the request told, a line each, of customers only',
+  request           CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'SHA-256 of method, path and body, NULL where it is not sure what the CRM holds',
+  content           CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'SHA-256 of the state, free of method and shape',
+  entity_updated_at DATETIME NULL COMMENT 'of orders: their own updated_at',
+  first_accepted_at DATETIME(3) NOT NULL,
+  last_accepted_at  DATETIME(3) NOT NULL COMMENT 'when a request was accepted, which unchanged messages do not move',
+  accepted          INT UNSIGNED NOT NULL COMMENT 'how many requests were accepted',
+  doubt_until       DATETIME(3) NULL COMMENT 'a request that got no answer may still arrive until then',
+  stale             TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'an older message was sent behind a newer one, or completed unsent: reconcile looks at the entity',
+  PRIMARY KEY (topic_name, group_key),
+  KEY newest (message_id),                         -- ledger_newest
+  KEY accepted (topic_name, last_accepted_at)      -- ledger_old
 ) ENGINE=InnoDB;

@@ -17,3 +17,8 @@ FROM {prefix}zithara_webhook_config WHERE is_active = 1 ORDER BY config_id LIMIT
 UPDATE {prefix}zithara_webhook_config
 SET access_token = %(token)s, token_expiry = FROM_UNIXTIME(%(expires_at)s)
 WHERE config_id = %(config_id)s
+
+-- ============================== carts ==============================
+
+-- carts_active --
+SELECT entity_id, is_active FROM {prefix}quote WHERE entity_id IN %(ids)s

@@ -45,6 +45,22 @@ class Target(Enum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entity:
+    """What a request says about its order, customer or cart, as the delivery ledger compares it.
+
+    `names`: of a customer, every name that the request tells, a line each, so that a request which tells less is known
+    not to replace it; "" where a request always tells all. `updated_at`: of an order, its own time,
+    'YYYY-MM-DD HH:MM:SS' UTC, or "". `is_create`: of an order, whether the request tells its customer and items too.
+    `state`: the part of the request's JSON that stays the same whatever the method.
+    """
+
+    names: str = ""
+    updated_at: str = ""
+    is_create: bool = False
+    state: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """One HTTP request, without the token, which is added when it is sent.
 
@@ -61,6 +77,35 @@ class Request:
     idempotent: bool = True
     #: Codes of `reasons` that are counted and logged though the request is sent: "invented_phone"
     warnings: tuple[str, ...] = ()
+    #: None for an event, which replaces nothing
+    entity: Entity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """A request that Zithara accepted: SHA-256 of the request (method, path, body) and of its entity's state."""
+
+    entity: Entity
+    request: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """What Zithara last accepted of an entity, as the claim read it. Ids are those of queue_message.
+
+    `message_id`: the newest message accepted; 0 where ids have begun again. `published_at`: when it was published, or a
+    little later. `create_id`: of an order, the newest create. `names`, `entity_updated_at`: see `Entity`. `request`:
+    SHA-256 of the request, "" where what the CRM holds is not sure. `accepted_ago`: seconds at the time of the claim.
+    """
+
+    message_id: int
+    published_at: str
+    create_id: int
+    names: str
+    request: str
+    entity_updated_at: str
+    accepted_ago: float
 
 
 class Pending(NamedTuple):
@@ -128,6 +173,8 @@ class Message:
     supersedes: tuple[Pending, ...] = ()
     #: Newer messages of the group that were tried before and let this one go first: the next heads, oldest first
     behind: tuple[Pending, ...] = ()
+    #: What Zithara has accepted of its entity; None: nothing, or nothing that is known
+    known: Known | None = None
     lease: Lease
 
     @property
@@ -200,3 +247,14 @@ class Outcome:
     #: Of a failure: another group succeeded on the path shortly before it, and after the message's previous failure
     witnessed: bool = False
     request_sha256: str = ""
+    #: What the delivery ledger records of a request that was accepted
+    accepted: Accepted | None = None
+
+    @property
+    def may_arrive(self) -> bool:
+        """Whether a request may have left that was neither accepted nor refused: it may still be processed."""
+        return self.evidence is Evidence.PATH and self.kind in (
+            OutcomeKind.RETRY,
+            OutcomeKind.FAILED,
+            OutcomeKind.RELEASED,
+        )

@@ -136,6 +136,35 @@ CART_WITHOUT_ITEMS: Final = _reason(
     "The cart is empty, or none of its items has been saved yet (the next save publishes a message with them).",
     "Nothing.",
 )
+OVERTAKEN: Final = _reason(
+    "overtaken",
+    "skip",
+    "Zithara has accepted a newer message of the same order, customer or cart, which tells all of this one: an older "
+    "state would have gone over it.",
+    "Nothing. To send it all the same: `failed retry --force` for a failed message, else "
+    "`zithara-worker ledger forget GROUP` and publish the entity again.",
+)
+UNCHANGED: Final = _reason(
+    "unchanged",
+    "skip",
+    "Zithara accepted the same request last, within `[worker] unchanged_for`. The module publishes each abandoned cart "
+    "every minute.",
+    "Nothing. If the CRM has lost the entity: `zithara-worker ledger forget GROUP`; the next message is then sent.",
+)
+CART_INACTIVE: Final = _reason(
+    "cart_inactive",
+    "skip",
+    "The cart became an order or was merged into another one: nobody who has just paid is told that a cart was "
+    "forgotten.",
+    "Nothing. `[zithara] inactive_carts = send` sends such carts, as the PHP module does.",
+)
+CART_NOT_FOUND: Final = _reason(
+    "cart_not_found",
+    "skip",
+    "The cart is not in the shop. While its message is younger than ten minutes it is looked at again, because the "
+    "transaction that made the cart may not be committed yet; then the message is skipped.",
+    "Nothing. `[zithara] inactive_carts = send` sends such carts, as the PHP module does.",
+)
 NO_WEBHOOK_URL: Final = _reason(
     "no_webhook_url",
     "skip",

@@ -13,6 +13,7 @@ import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
+from zithara_worker.database import schema
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply, in_turn
 from zithara_worker.sandbox.session import worker_command
 from zithara_worker.sandbox.shop import Shop
@@ -312,7 +313,9 @@ def test_a_shop_without_the_workers_tables_is_told_what_to_run(
 def test_an_upgrade_is_printed_by_itself(worker_config: Config) -> None:
     config = ("--config", str(worker_config()))
     assert run(*config, "install", "--from", "1").returncode == 2
-    assert run(*config, "install", "--print", "--from", "2").returncode == 2, "there is nothing newer"
+    assert run(*config, "install", "--print", "--from", str(schema.VERSION)).returncode == 2, "there is nothing newer"
+    latest = run(*config, "install", "--print", "--from", "2").stdout
+    assert "zithara_delivery" in latest and "GRANT" in latest and "ADD COLUMN claim" not in latest
     printed = run(*config, "install", "--print", "--from", "1").stdout
     assert "ADD COLUMN claim" in printed and "GRANT" in printed
     assert "CREATE TABLE IF NOT EXISTS zithara_message_group" not in printed

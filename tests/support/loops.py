@@ -26,8 +26,10 @@ from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
 from zithara_worker.worker.ending import Limits
 from zithara_worker.worker.inbox import ControlRequest, Inbox
+from zithara_worker.worker.ledger_duties import LedgerDuties
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.outcomes import Outcomes, TopicState
+from zithara_worker.worker.relevance import Relevance
 from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import Starter
@@ -206,6 +208,7 @@ class LoopOnClock:
         states = {queue.queue_id: TopicState(queue, TARGETS[queue.topic]) for queue in self.queues}
         self.metrics = WorkerMetrics(monotonic=self.clock, utc=self.clock)
         inbox = Inbox(self.arrivals, self.held, concurrency=self.settings.concurrency, sleep=self._sleep)
+        relevance = Relevance({}, look_at_carts=None, utc=lambda: 0.0)
         self.duties = Duties(
             self.database,
             self.queues,
@@ -216,10 +219,18 @@ class LoopOnClock:
             registry=self,
             register=lambda in_hand: self.step(f"register {in_hand}"),
             on_shop=lambda shop: None,
+            ledger=LedgerDuties(self.database, {}, relevance=relevance, monotonic=self.held.clock),
             monotonic=self.clock,
             poll_interval_seconds=self.settings.poll_interval,
         )
-        starter = Starter(self.threads, self.held, inbox, process=self._process, look_at_shop=self.duties.look_at_shop)
+        starter = Starter(
+            self.threads,
+            self.held,
+            inbox,
+            process=self._process,
+            relevance=relevance,
+            look_at_shop=self.duties.look_at_shop,
+        )
         self.outcomes = Outcomes(
             states,
             courier=self.courier,

@@ -12,6 +12,7 @@ from zithara_worker.processors import identify
 from zithara_worker.queue import operator
 from zithara_worker.queue.bodies import Identify
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ledger
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.renewal import Leases
@@ -58,6 +59,7 @@ class StepWorker:
         lease_seconds: float = LEASE_SECONDS,
         database: Database | None = None,
         held: Held | None = None,
+        destination: str = "",
         **options: Any,
     ) -> None:
         self.worker_id = worker_id
@@ -67,6 +69,7 @@ class StepWorker:
         self.queue_id = row.queue_id
         # An empty one is false.
         self.held = Held(worker_id=worker_id, lease_seconds=lease_seconds, clock=clock) if held is None else held
+        ledger = Ledger(self.database, topic=topic, destination=destination) if destination else None
         self.queue = MessageQueue(
             self.database,
             queue_id=row.queue_id,
@@ -74,6 +77,7 @@ class StepWorker:
             topic=topic,
             held=self.held,
             identify=identify,
+            ledger=ledger,
             **options,
         )
         #: By relation id

@@ -23,7 +23,7 @@ from zithara_worker.version import VERSION
 
 if TYPE_CHECKING:  # `preview` runs without the database driver
     from zithara_worker.database.session import Database
-    from zithara_worker.queue.operator import Audit
+    from zithara_worker.logs.audit import Audit
 
 EXIT_FAILED = 1
 EXIT_DATABASE = 75
@@ -36,6 +36,7 @@ _COMMANDS = {
     "preview": "preview",
     "status": "status",
     "failed": "failed",
+    "ledger": "ledger",
     "pause": "pause",
     "resume": "pause",
     "doctor": "doctor",

@@ -14,13 +14,14 @@ from zithara_worker.errors import SchemaOutdated, ShopError
 from zithara_worker.topics import TOPIC_TABLE
 
 #: The version that sql/schema.sql creates. A worker uses tables of a newer version, and waits where they are older.
-VERSION = 2
+VERSION = 3
 TABLES = (
     "zithara_message_group",
     "zithara_delivery_failure",
     "zithara_worker",
     "zithara_topic_control",
     "zithara_lock",
+    "zithara_delivery",
 )
 #: The table whose comment carries the version.
 _MARKED = "zithara_message_group"

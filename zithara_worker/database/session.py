@@ -46,6 +46,8 @@ DEFAULT_PORT = 3306
 SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
 
 _SHARED = re.compile(r"%\((\w+)\)s")
+#: An INSERT of `insert_rows`: what comes before the row, the row, and what may follow.
+_INSERT = re.compile(r"(.*?\bVALUES )(\(.*?\))(\s+ON DUPLICATE KEY UPDATE\b.*)?", re.DOTALL)
 
 T = TypeVar("T")
 
@@ -216,7 +218,8 @@ class Database:
                 "SET SESSION time_zone = '+00:00', innodb_lock_wait_timeout = %s, lock_wait_timeout = %s, sql_mode = "
                 "'STRICT_TRANS_TABLES,NO_ZERO_IN_DATE,NO_ZERO_DATE,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION'"
                 # Each server executes its own kind of comment. MariaDB takes seconds, MySQL milliseconds.
-                " /*M! , max_statement_time = %s */ /*!80000 , max_execution_time = %s */",
+                " /*M! , max_statement_time = %s */"
+                " /*!80000 , max_execution_time = %s, information_schema_stats_expiry = 0 */",
                 (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, round(STATEMENT_TIMEOUT * 1000)),
             )
         return connection
@@ -227,6 +230,7 @@ class Database:
         server = self.rows("server")[0]
         self.version = str(server["version"])
         self.max_allowed_packet = int(server["max_allowed_packet"])
+        self.id_step = int(server["id_step"])
         self._places["skip_locked"] = "SKIP LOCKED" if knows_skip_locked(self.version) else ""
         table = f"{self.prefix}queue_message_status"
         by_columns = {str(row["column_names"]): str(row["name"]) for row in self.rows("indexes_of_status", table=table)}
@@ -283,10 +287,13 @@ class Database:
         """
 
         def write(cursor: Cursor) -> int:
-            head, values, template = self.text(name).rpartition("VALUES ")
+            insert = _INSERT.fullmatch(self.text(name))
+            if insert is None:
+                raise ValueError(f"{name} is no INSERT of one row")
+            head, template, tail = insert.groups(default="")
             row = _SHARED.sub(lambda place: cursor.mogrify("%s", (shared[place[1]],)).replace("%", "%%"), template)
             text = cursor.mogrify(",".join([row] * len(rows)), tuple(chain.from_iterable(rows)))
-            return int(cursor.execute(head + values + text))
+            return int(cursor.execute(f"{head}{text}{tail}"))
 
         return self._run(write)
 

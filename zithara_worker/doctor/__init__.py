@@ -105,6 +105,7 @@ class Doctor:
         yield from self._guarded("php_consumers.rejected", lambda: queues.rejected_by_php(self.database, present))
         yield from self._guarded("failed", lambda: queues.failures(self.database, present, now))
         yield from self._guarded("workers", lambda: queues.workers(self.database, present, now))
+        yield from self._guarded("ledger", lambda: queues.delivery_ledger(self.database, present))
         yield from self._guarded("paused", lambda: queues.paused(self.database, now))
 
     def _api_side(self, found: ShopConfiguration | None) -> Iterator[Finding]:

@@ -35,6 +35,9 @@ RESERVE_BYTES = 1024 * 1024
 
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=str).encode
 
+#: Takes the lines for the audit file.
+Audit = Callable[[Sequence[Mapping[str, Any]]], object]
+
 
 class AuditFile:
     """Appends lines, many with one write; thread-safe. `monotonic`: seconds; `utc`: seconds since the epoch.

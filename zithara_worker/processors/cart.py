@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from zithara_worker import reasons
-from zithara_worker.messages import Event, Request, Skip
+from zithara_worker.messages import Entity, Event, Request, Skip
 from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
@@ -36,7 +36,7 @@ def process(event: Event, shop: ShopContext) -> Request | Skip:
     body = build(message, shop)
     if body is None:
         return Skip(reason=reasons.CART_WITHOUT_ITEMS)
-    return Request(target=CART.target, method="POST", path=CART.path, json=body)
+    return Request(target=CART.target, method="POST", path=CART.path, json=body, entity=Entity(state=body))
 
 
 def _saved_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:

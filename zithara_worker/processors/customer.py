@@ -5,14 +5,20 @@ The observers CustomerSave, CustomerEdit and CustomerAddressSave publish the cus
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import Event, Request
+from zithara_worker.messages import Entity, Event, Request
 from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international, looks_invented, observers_whatsapp
 from zithara_worker.topics import CUSTOMER
+
+#: Characters of names that the delivery ledger keeps; its column holds 65,535.
+_NAMES_LENGTH = 60_000
 
 
 def group_key(event: Event, message_id: int) -> str:
@@ -47,7 +53,27 @@ def process(event: Event, shop: ShopContext) -> Request:
             )
         if shop.invented_phone == "omit":
             del customer["phone_number"]
-    return Request(target=CUSTOMER.target, method="POST", path=CUSTOMER.path, json=customer, warnings=warnings)
+    return Request(
+        target=CUSTOMER.target,
+        method="POST",
+        path=CUSTOMER.path,
+        json=customer,
+        warnings=warnings,
+        entity=Entity(names=_names(customer), state=customer),
+    )
+
+
+def _names(customer: Row) -> str:
+    """Every name that the request tells, those within the attributes too, a line each: what `coalescing` compares.
+
+    Names without end are told by their digest, which no other set of names covers.
+    """
+    paths = [[name] for name in customer]
+    for name, value in fields.row_or_nothing(customer.get("custom_attributes")).items():
+        paths.append(["custom_attributes", name])
+        paths += [["custom_attributes", name, inner] for inner in fields.row_or_nothing(value)]
+    names = "\n".join(sorted(json.dumps(path) for path in paths))
+    return names if len(names) <= _NAMES_LENGTH else hashlib.sha256(names.encode()).hexdigest()
 
 
 def _country(attributes: Row) -> str:

@@ -8,11 +8,12 @@ defaults of its OrderProcessor, as tests/fixtures/plugin-cases.jsonl records the
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any
 
 from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
-from zithara_worker.messages import Event, Request
+from zithara_worker.messages import Entity, Event, Request
 from zithara_worker.processors import fields, groups
 from zithara_worker.processors.context import ShopContext
 from zithara_worker.processors.fields import Row
@@ -44,15 +45,32 @@ def process(event: Event, shop: ShopContext) -> Request:
 
     order_part = _order_part(message, order, order_id, payment, billing, created_at)
 
-    if not fields.is_empty(message.get("is_update")):
-        return Request(target=ORDER.target, method="PATCH", path=ORDER.path, json=order_part)
+    entity = Entity(
+        updated_at=_own_time(order),
+        is_create=fields.is_empty(message.get("is_update")),
+        state=order_part,
+    )
+    if not entity.is_create:
+        return Request(target=ORDER.target, method="PATCH", path=ORDER.path, json=order_part, entity=entity)
     body = {
         "customer": _customer(order, billing),
         "order_line_item": _line_items(message),
         "order": order_part,
         "transactions": [_transaction(order, order_id, payment, created_at)],
     }
-    return Request(target=ORDER.target, method="POST", path=ORDER.path, json=body)
+    return Request(target=ORDER.target, method="POST", path=ORDER.path, json=body, entity=entity)
+
+
+def _own_time(order: Row) -> str:
+    """The order's `updated_at` if it is a time as Magento's database writes it, else ""."""
+    text = order.get("updated_at")
+    if not isinstance(text, str):
+        return ""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return ""
+    return text if moment.year >= 1000 and moment.isoformat(" ") == text else ""
 
 
 def as_create(event: Event) -> Event:

@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 from zithara_worker import reasons
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import Claimed, Lease, Message, Outcome, OutcomeKind, Rejection
+from zithara_worker.messages import Claimed, Known, Lease, Message, Outcome, OutcomeKind, Rejection
 from zithara_worker.queue import failures
 from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.bodies import DecodedBody
 from zithara_worker.queue.candidates import Candidate
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ledger
 from zithara_worker.queue.statuses import PENDING, Status
 
 
@@ -46,7 +47,15 @@ class Claim:
     """Claims for one queue and one worker. `attempt_limit`: deaths of workers after which a message is rejected."""
 
     def __init__(
-        self, database: Database, *, queue_id: int, queue_name: str, topic: str, held: Held, attempt_limit: int
+        self,
+        database: Database,
+        *,
+        queue_id: int,
+        queue_name: str,
+        topic: str,
+        held: Held,
+        attempt_limit: int,
+        ledger: Ledger | None,
     ) -> None:
         self._database = database
         self._queue_id = queue_id
@@ -54,6 +63,7 @@ class Claim:
         self._topic = topic
         self._held = held
         self._attempt_limit = attempt_limit
+        self._ledger = ledger
 
     def run(
         self, candidates: Sequence[Candidate], bodies: Mapping[int, DecodedBody], *, limit: int
@@ -85,8 +95,17 @@ class Claim:
             self._take_over([each for each in won if each.taken_over], claim)
             recorded = self._failures(won)
             pending = self._pending(won)
+            accepted = self._ledger.read([each.candidate.group for each in won]) if self._ledger else {}
         claimed = [
-            self._claimed(each, bodies[each.candidate.message.message_id], recorded.get(each.id), pending, begun, claim)
+            self._claimed(
+                each,
+                bodies[each.candidate.message.message_id],
+                recorded.get(each.id),
+                accepted.get(each.candidate.group),
+                pending,
+                begun,
+                claim,
+            )
             for each in won
         ]
         return claimed, {each.group for each in locked} - {each.candidate.group for each in won}
@@ -176,6 +195,9 @@ class Claim:
         if not won:
             return
         self._database.execute("claim_take_over", ids=sorted(each.id for each in won))
+        if self._ledger:
+            # Its request may be on its way still, and arrive after the next ones.
+            self._ledger.doubt([each.candidate.group for each in won])
         for each in won:
             failures.record(
                 self._database,
@@ -213,6 +235,7 @@ class Claim:
         won: _Won,
         body: DecodedBody,
         failure: Mapping[str, Any] | None,
+        known: Known | None,
         pending: Collection[int],
         begun: float,
         claim: int,
@@ -252,6 +275,7 @@ class Claim:
             updated_at_before=str(row["updated_at"]),
             supersedes=tuple(older for older in candidate.supersedes if older.id in pending),
             behind=candidate.behind,
+            known=known,
             lease=Lease(begun + self._held.lease_seconds),
         )
         return Claimed(message, content)

@@ -20,12 +20,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import Claimed, Event, Message, OutcomeKind, Pending, Rejection
+from zithara_worker.messages import Claimed, Event, Message, Pending, Rejection
 from zithara_worker.queue.backlog import Backlog
 from zithara_worker.queue.bodies import BYTES_IN_HAND, Bodies, Identify, Outline
 from zithara_worker.queue.candidates import Candidate, Candidates, Supersedes
 from zithara_worker.queue.claim import Claim
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ledger, arrived
 from zithara_worker.queue.reader import Reader
 from zithara_worker.queue.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.queue.statuses import EDGES
@@ -55,6 +56,7 @@ class MessageQueue:
         outline: Outline = lambda event: event,
         attempt_limit: int = 8,
         write_php_locks: bool = True,
+        ledger: Ledger | None = None,
     ) -> None:
         self.queue_id = queue_id
         self.name = name
@@ -76,9 +78,17 @@ class MessageQueue:
             supersedes=supersedes,
         )
         self._claim = Claim(
-            database, queue_id=queue_id, queue_name=name, topic=topic, held=held, attempt_limit=attempt_limit
+            database,
+            queue_id=queue_id,
+            queue_name=name,
+            topic=topic,
+            held=held,
+            attempt_limit=attempt_limit,
+            ledger=ledger,
         )
-        self._settle = Settle(database, queue_id=queue_id, topic=topic, held=held, write_php_locks=write_php_locks)
+        self._settle = Settle(
+            database, queue_id=queue_id, topic=topic, held=held, write_php_locks=write_php_locks, ledger=ledger
+        )
 
     # ---------------------------------------------------------------- polls
 
@@ -189,7 +199,7 @@ class MessageQueue:
 
     def _update_backlog(self, settlement: Settlement) -> None:
         message = settlement.message
-        if settlement.outcome.kind is OutcomeKind.DELIVERED and message.supersedes:
+        if arrived(settlement.outcome) and message.supersedes:
             self._backlog.drop(message.group_key, [older.message_id for older in message.supersedes])
         if EDGES[settlement.outcome.kind].keeps_group or hands_over(settlement):
             self._backlog.mark_busy(message.group_key)

@@ -15,9 +15,10 @@ from functools import partial
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.logs.audit import operator_action
+from zithara_worker.errors import ShopError
+from zithara_worker.logs.audit import Audit, operator_action
 from zithara_worker.processors import identify
-from zithara_worker.queue import failures
+from zithara_worker.queue import failures, ledger
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.queues import find_queues, put_message, stored_body
 from zithara_worker.queue.statuses import Status
@@ -27,9 +28,6 @@ log = logging.getLogger(__name__)
 
 #: Messages that one transaction of a retry or discard changes: few, so that no worker waits long for their locks.
 BATCH = 200
-
-#: Takes the lines for the audit file.
-Audit = Callable[[Sequence[Mapping[str, Any]]], object]
 
 
 # ---------------------------------------------------------------- retry
@@ -108,6 +106,13 @@ def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str,
             line = _history_line("retry", by, note)
             # `force` is recorded: without it the claim does not send a message after newer data of its group.
             database.execute("failures_retried", ids=sorted(retried), force=int(force), line=line)
+            for topic in {str(each.topic) for each in wanted}:
+                ledger.ask_for(
+                    database,
+                    topic,
+                    {str(each.group_key) for each in wanted if each.id in retried and each.topic == topic},
+                    force=force,
+                )
     return Retried(
         retried=tuple(each.message_id for each in failed if each.id in retried),
         overtaken=tuple(each.message_id for each in failed if each.id in overtaken),
@@ -339,4 +344,13 @@ def publish(database: Database, topic: str, texts: Iterable[str], overrides: Map
     """Puts each text on the topic's queue as the module would; yields each message id once it is committed."""
     (queue,) = find_queues(database, [topic], overrides)
     for text in texts:
-        yield put_message(database, topic=topic, queue_id=queue.queue_id, body=stored_body(text))
+        body = stored_body(text)
+        # Before the message is visible: a worker may claim it at once.
+        try:
+            ledger.ask_for(database, topic, {identify(topic, 0, body)[0]})
+        except ShopError as error:
+            log.warning(
+                "the message is not sent if Zithara has accepted the same before",
+                extra={"event": "ledger_unwritten", "topic": topic, "detail": str(error)},
+            )
+        yield put_message(database, topic=topic, queue_id=queue.queue_id, body=body)

@@ -20,6 +20,7 @@ from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.queue import failures
 from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ledger, arrived
 from zithara_worker.queue.statuses import EDGES, PENDING, Status
 from zithara_worker.topics import TOPIC_TABLE
 
@@ -50,17 +51,32 @@ class _FenceBrokenError(Exception):
     """Fewer rows changed than were asked for: a lease was lost."""
 
 
+class _AskedForError(Exception):
+    """An operator wants these entities to be sent, which were about to complete as unchanged; nothing was written."""
+
+    def __init__(self, messages: Sequence[Message]) -> None:
+        self.ids = {message.id for message in messages}
+
+
 class Settle:
     """Settles for one queue and one worker."""
 
     def __init__(
-        self, database: Database, *, queue_id: int, topic: str, held: Held, write_php_locks: bool = True
+        self,
+        database: Database,
+        *,
+        queue_id: int,
+        topic: str,
+        held: Held,
+        write_php_locks: bool = True,
+        ledger: Ledger | None = None,
     ) -> None:
         self._database = database
         self._queue_id = queue_id
         self._topic = topic
         self._worker_id = held.worker_id
         self._write_php_locks = write_php_locks
+        self._ledger = ledger
 
     def settle(self, settlements: Sequence[Settlement], *, in_doubt: bool = False) -> Settled:
         """Writes the outcomes of claimed messages in one transaction, and lets their groups go on or wait.
@@ -68,6 +84,19 @@ class Settle:
         `in_doubt`: an earlier try may have been committed (its answer never came), or leases may have been lost.
         Raises DatabaseUnavailable; then call it again with `in_doubt`.
         """
+        try:
+            return self._settle_all(settlements, in_doubt=in_doubt)
+        except _AskedForError as error:
+            asked_for = error.ids
+        released = [
+            replace(each, outcome=replace(each.outcome, kind=OutcomeKind.RELEASED, reason=""))
+            if each.message.id in asked_for
+            else each
+            for each in settlements
+        ]
+        return self._settle_all(released, in_doubt=in_doubt)
+
+    def _settle_all(self, settlements: Sequence[Settlement], *, in_doubt: bool) -> Settled:
         sure = [each for each in settlements if not in_doubt and each.outcome.kind in EDGES]
         doubtful = [each for each in settlements if in_doubt or each.outcome.kind not in EDGES]
         if sure:
@@ -170,6 +199,10 @@ class Settle:
             self._database.execute("failures_gone", ids=sorted({*again, *superseded}))
         if complete or failed:
             self._update_failures_of_groups(complete, failed)
+        if self._ledger:
+            asked_for = self._ledger.write([(each.message, each.outcome) for each in settlements])
+            if asked_for:
+                raise _AskedForError(asked_for)
 
     # ---------------------------------------------------------------- rows of Magento
 
@@ -191,7 +224,7 @@ class Settle:
 
         Only those still pending: one that has ended otherwise keeps its end.
         """
-        delivered = [each.message for each in complete if each.outcome.kind is OutcomeKind.DELIVERED]
+        delivered = [each.message for each in complete if arrived(each.outcome)]
         older = {one.id: one.message_id for message in delivered for one in message.supersedes}
         rows = self._database.rows("settle_lock", ids=sorted(older)) if older else []
         return {int(row["id"]): older[int(row["id"])] for row in rows if row["status"] in PENDING}
@@ -221,7 +254,7 @@ class Settle:
         for each in ended:
             if hands_over(each):
                 message, behind = each.message, list(each.message.behind)
-                not_arrived = message.supersedes and each.outcome.kind is not OutcomeKind.DELIVERED
+                not_arrived = message.supersedes and not arrived(each.outcome)
                 head = message.supersedes[0] if not_arrived else behind.pop(0)
                 self._group_statement(
                     "group_hand_over", [each], id=head.id, message_id=head.message_id, behind=as_text(behind)
@@ -271,11 +304,7 @@ class Settle:
             queue_id=self._queue_id,
             group_keys=sorted({each.message.group_key for each in (*complete, *failed)}),
         )
-        newest = {
-            each.message.group_key: each.message.message_id
-            for each in complete
-            if each.outcome.kind is OutcomeKind.DELIVERED
-        }
+        newest = {each.message.group_key: each.message.message_id for each in complete if arrived(each.outcome)}
         overtaken = [int(row["id"]) for row in rows if int(row["message_id"]) < newest.get(row["group_key"], 0)]
         if overtaken:
             self._database.execute("failures_overtaken", ids=overtaken)
@@ -325,10 +354,10 @@ def hands_over(settlement: Settlement) -> bool:
     That is the oldest of the snapshots that this one was to replace, because it did not arrive; or else the oldest of
     the messages that were tried before and let this one go first.
     """
-    kind, message = settlement.outcome.kind, settlement.message
-    if kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED):
-        return bool(message.supersedes or message.behind)
-    return kind is OutcomeKind.DELIVERED and bool(message.behind)
+    outcome, message = settlement.outcome, settlement.message
+    if arrived(outcome):
+        return bool(message.behind)
+    return outcome.kind in (OutcomeKind.SKIPPED, OutcomeKind.FAILED) and bool(message.supersedes or message.behind)
 
 
 def message_code(php_consumer: str, message_id: int) -> str:

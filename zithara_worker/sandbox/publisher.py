@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import pymysql
 
 from zithara_worker.errors import ShopError
+from zithara_worker.processors import identify
 from zithara_worker.queue import queues
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox import examples
-from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_TABLE, TOPIC_WEBHOOK
+from zithara_worker.topics import CART, TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_TABLE, TOPIC_WEBHOOK
 
 
 class Published(NamedTuple):
@@ -87,6 +88,7 @@ class Publisher:
         """Stores `body` as it is. Raises ShopError if the queue has no row; Magento would lose the message then."""
         name = queue or _queue_of(topic)
         with self.publishing_connection().cursor() as cursor:
+            self._save_carts(cursor, topic, [body])
             cursor.execute(f"INSERT INTO {self._prefix}queue_message (topic_name, body) VALUES (%s, %s)", (topic, body))
             message_id = int(cursor.lastrowid)
             cursor.execute(f"SELECT queue.*, id FROM {self._prefix}queue AS queue WHERE queue.name IN (%s)", (name,))
@@ -108,9 +110,11 @@ class Publisher:
         with self.publishing_connection().cursor() as cursor:
             cursor.execute(f"SELECT COALESCE(MAX(id), 0) FROM {self._prefix}queue_message")
             newest = cursor.fetchone()[0]
+            stored = list(bodies)
+            self._save_carts(cursor, topic, stored)
             count = cursor.executemany(
                 f"INSERT INTO {self._prefix}queue_message (topic_name, body) VALUES (%s, %s)",
-                [(topic, body) for body in bodies],
+                [(topic, body) for body in stored],
             )
             cursor.execute(
                 f"INSERT INTO {self._prefix}queue_message_status (queue_id, message_id, status) "
@@ -119,6 +123,15 @@ class Publisher:
                 (int(Status.NEW), name, newest, topic),
             )
         return int(count or 0)
+
+    def _save_carts(self, cursor: Any, topic: str, bodies: Iterable[str | None]) -> None:
+        """A message of a cart comes with the cart: its row of `quote`, active unless it was there before."""
+        if topic != TOPIC_CART:
+            return
+        groups = {identify(topic, 0, body or "")[0].partition(":") for body in bodies}
+        carts = [int(name) for kind, _, name in groups if kind == CART.entity and name.isdecimal()]
+        ids = [id for id in sorted(carts) if 0 < id < 2**32]
+        cursor.executemany(f"INSERT IGNORE INTO {self._prefix}quote (entity_id) VALUES (%s)", [(id,) for id in ids])
 
     def publish_order(self, increment_id: str = "000000101", **overrides: Any) -> Published:
         """See `examples.order`."""

@@ -21,6 +21,7 @@ from zithara_worker.topics import TOPICS, full_name
 T = TypeVar("T")
 #: What becomes of a telephone number that the PHP module made up.
 InventedPhone = Literal["send", "omit", "reject"]
+InactiveCarts = Literal["skip", "send"]
 
 #: The API's addresses (the module's Helper and its API documentation).
 BASE_URLS: Mapping[str, str] = MappingProxyType(
@@ -148,6 +149,13 @@ class ZitharaSettings(_Section):
         "reject the message.",
     )
 
+    inactive_carts: InactiveCarts = _key(
+        "skip",
+        values.choice("skip", "send"),
+        "What to do with a cart that became an order or was merged into another one: skip it, or send it as the PHP "
+        "module does.",
+    )
+
     def _derive(self) -> None:
         if not self.base_url:
             object.__setattr__(self, "base_url", BASE_URLS[self.environment])
@@ -192,6 +200,14 @@ class WorkerSettings(_Section):
         values.short_topics(),
         "Topics with coalescing: of several pending messages of one cart or customer only the newest is sent. Only for "
         "topics in which every message is a full snapshot.",
+    )
+    skip_unchanged: tuple[str, ...] = _key(
+        ("cart", "customer"),
+        values.short_topics(),
+        "Topics of which a message is not sent when Zithara accepted the same request last.",
+    )
+    unchanged_for: float = _key(
+        86_400.0, values.number(0, 2_592_000), "How long an accepted request need not be sent again.", unit="seconds"
     )
     topics: tuple[str, ...] = _key(
         (), values.topics(), "Topics that consume takes when its command line names none, separated by commas."

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 from zithara_worker.database import schema
 from zithara_worker.database.session import Database
@@ -31,11 +31,13 @@ from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import LEDGER_TOPICS, Ledger, Rules, destination
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.shop.carts import active_carts
 from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration, shared_token
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.topics import TOPIC_TABLE, full_name
@@ -44,12 +46,14 @@ from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
 from zithara_worker.worker.ending import Limits
 from zithara_worker.worker.inbox import Arrivals, Inbox
+from zithara_worker.worker.ledger_duties import LedgerDuties
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.outcomes import Outcomes, TopicState
+from zithara_worker.worker.relevance import Relevance, look_at_carts
 from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import RequestFactory, Starter
-from zithara_worker.zithara.api import ZitharaApi
+from zithara_worker.zithara.api import ZitharaApi, request_digest
 from zithara_worker.zithara.http import Transport, tls_context, usable_url
 from zithara_worker.zithara.tokens import TokenSource
 
@@ -265,7 +269,35 @@ class Parts:
             supersedes=supersedes if row.topic in coalesced else None,
             outline=outline,
             attempt_limit=self._settings.retry.limit,
+            ledger=self._ledger(row.topic) if row.topic in LEDGER_TOPICS else None,
         )
+
+    def _ledger(self, topic: str) -> Ledger:
+        return Ledger(self._prepared.database, topic=topic, destination=destination(self._settings.zithara))
+
+    @cached_property
+    def relevance(self) -> Relevance:
+        database, worker = self._prepared.database, self._settings.worker
+        skipped = {full_name(word) for word in worker.skip_unchanged}
+        rules = {
+            topic: Rules(
+                digest=request_digest,
+                unchanged_for=worker.unchanged_for if topic in skipped else 0.0,
+                ordered_ids=database.id_step == 1,
+            )
+            for topic in self._ledger_topics.values()
+        }
+        carts = look_at_carts(partial(active_carts, database))
+        return Relevance(
+            rules,
+            look_at_carts=carts if self._settings.zithara.inactive_carts == "skip" else None,
+            utc=self._lasting.utc,
+        )
+
+    @property
+    def _ledger_topics(self) -> Mapping[int, str]:
+        """Queue id -> topic, of those with a ledger."""
+        return {row.queue_id: row.topic for row in self._prepared.queues if row.topic in LEDGER_TOPICS}
 
     @cached_property
     def outcomes(self) -> Outcomes:
@@ -294,6 +326,12 @@ class Parts:
             registry=self.registry,
             register=self._register,
             on_shop=self.requests.use,
+            ledger=LedgerDuties(
+                self._prepared.database,
+                self._ledger_topics,
+                relevance=self.relevance,
+                monotonic=self._lasting.monotonic,
+            ),
             monotonic=self._lasting.monotonic,
             poll_interval_seconds=self._settings.worker.poll_interval,
         )
@@ -315,8 +353,14 @@ class Parts:
 
     @cached_property
     def starter(self) -> Starter:
-        process, look_at_shop = self.requests.process, self.duties.look_at_shop
-        return Starter(self.pool, self.held, self.inbox, process=process, look_at_shop=look_at_shop)
+        return Starter(
+            self.pool,
+            self.held,
+            self.inbox,
+            process=self.requests.process,
+            relevance=self.relevance,
+            look_at_shop=self.duties.look_at_shop,
+        )
 
     # ---------------------------------------------------------------- what others see of it
 

@@ -16,6 +16,7 @@ from zithara_worker.queue.message_queue import ExpiryGuard, MessageQueue
 from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig
 from zithara_worker.worker.ending import End
+from zithara_worker.worker.ledger_duties import LedgerDuties
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ class Duties:
         registry: Registry,
         register: Callable[[int], None],
         on_shop: Callable[[ShopConfiguration], None],
+        ledger: LedgerDuties,
         monotonic: Callable[[], float],
         poll_interval_seconds: float,
     ) -> None:
@@ -113,10 +115,12 @@ class Duties:
         self._registry = registry
         self._register = register
         self._on_shop = on_shop
+        self._ledger = ledger
         self._monotonic = monotonic
         self._poll = Timer(poll_interval_seconds)
         self._sweep = Timer(SWEEP_POLLS * poll_interval_seconds)
         self._look_at_shop = Timer(SHOP_INTERVAL)
+        self._look_at_others = Timer(SHOP_INTERVAL)
         self._registration = Timer(REGISTRY_INTERVAL)
         self._guard = Timer(EXPIRY_INTERVAL)
         self._expiry = ExpiryGuard(database, self._queues)
@@ -146,6 +150,9 @@ class Duties:
         now = self._monotonic()
         if self._look_at_shop.due(now):
             self.look_at_shop()
+        if self._look_at_others.due(now):
+            self._look_at_others.set(now)
+            self._ledger.look_at_others()
         if self._poll.due(now):
             self._poll.set(now)
             self.poll()
@@ -165,12 +172,16 @@ class Duties:
         own = frozenset(queue.topic for queue in self._queues.values())
         paused: frozenset[str] = frozenset()
         pill: str | None = None
+        newest: dict[int, int] = {}
         for row in self._database.rows("poll", queue_ids=sorted(self._queues)):
             paused = own & set(str(row["paused"] or "").split(","))
             pill = None if row["poison_pill"] is None else str(row["poison_pill"])
-            self._queues[int(row["queue_id"])].update_from_poll(
-                newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"])
+            queue_id = int(row["queue_id"])
+            newest[queue_id] = int(row["newest"] or 0)
+            self._queues[queue_id].update_from_poll(
+                newest=newest[queue_id], due=bool(row["due"]), expired=bool(row["expired"])
             )
+        self._ledger.polled(newest)
         for queue in self._queues.values():
             if (queue.topic in paused) != (queue.topic in self.paused):
                 log.info(
@@ -245,7 +256,7 @@ class Duties:
         before = self._monotonic()
         self._registry.remove_stale()
         failures.forget_deleted(self._database)
-        over = self._expiry.run_slice(self._latest.new_messages_lifetime_minutes)
+        over = self._ledger.clean() & self._expiry.run_slice(self._latest.new_messages_lifetime_minutes)
         now = self._monotonic()
         self._guard.set(now, None if over else (now - before) / SWEEP_SHARE)
         if over and self._expiry.kept:

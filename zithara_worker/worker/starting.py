@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from zithara_worker.delivery.threads import DeliveryPool
-from zithara_worker.errors import ZitharaWorkerError
+from zithara_worker.errors import DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.messages import Claimed, Event, Message, Outcome, OutcomeKind, Rejection, Request, Skip
 from zithara_worker.processors import ShopContext, as_create, process
 from zithara_worker.queue.held import Held
@@ -15,6 +15,7 @@ from zithara_worker.reasons import INTERNAL_ERROR, SHOP_UNREAD, UNKNOWN_CONFIG_I
 from zithara_worker.settings.sections import ZitharaSettings
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.worker.inbox import Inbox
+from zithara_worker.worker.relevance import Relevance
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class Starter:
     """Makes requests of claimed messages and hands them to the delivery threads. A message that cannot become a request
     gets its outcome at once.
 
-    `process`: the processors, with the shop's latest settings. `look_at_shop`: reads these settings afresh; raises
+    `process`: the processors, with the shop's latest settings. `relevance`: which requests need not be sent.
+    `look_at_shop`: reads these settings afresh; raises
     ZitharaWorkerError where that fails.
     """
 
@@ -73,12 +75,14 @@ class Starter:
         inbox: Inbox,
         *,
         process: Callable[[Event], Request | Skip | Rejection],
+        relevance: Relevance,
         look_at_shop: Callable[[], None],
     ) -> None:
         self._pool = pool
         self._held = held
         self._inbox = inbox
         self._process = process
+        self._relevance = relevance
         self._look_at_shop = look_at_shop
 
     def send(self, message: Message, request: Request) -> None:
@@ -87,38 +91,66 @@ class Starter:
 
     def start(self, claimed: Sequence[Claimed]) -> None:
         """Raises ZitharaWorkerError if the shop could not be read; every message has its outcome then, too."""
-        unknown_rows = [each for each in claimed if not self._start(*each)]
+        unknown_rows = self._start(claimed)
         if not unknown_rows:
             return
         # The shop may have the row by now that these messages name: read once for all of them, before any is rejected.
         try:
             self._look_at_shop()
         except ZitharaWorkerError:
-            for message, _ in unknown_rows:
-                self._inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=SHOP_UNREAD))
+            self._release([message for message, _ in unknown_rows])
             raise
-        for message, content in unknown_rows:
-            self._start(message, content, shop_is_fresh=True)
+        self._start(unknown_rows, shop_is_fresh=True)
 
-    def _start(self, message: Message, content: Event | Rejection, *, shop_is_fresh: bool = False) -> bool:
-        """False, and nothing done, for a message that names a row which the shop did not have when it was last read.
+    def _start(self, claimed: Sequence[Claimed], *, shop_is_fresh: bool = False) -> list[Claimed]:
+        """Returns those that name a row which the shop did not have when it was last read; nothing is done with them.
         `shop_is_fresh`: it was read since the claim, so that such a message is rejected."""
+        requests: list[tuple[Message, Request]] = []
+        unknown_rows = []
+        for each in claimed:
+            step = self._step(each)
+            if isinstance(step, Request):
+                requests.append((each.message, step))
+            elif isinstance(step, Rejection) and step.code == UNKNOWN_CONFIG_ID and not shop_is_fresh:
+                unknown_rows.append(each)
+            elif isinstance(step, Rejection):
+                outcome = Outcome(kind=OutcomeKind.FAILED, reason=step.code, detail=step.detail)
+                self._inbox.add(each.message, outcome)
+            elif isinstance(step, Skip):
+                self._inbox.add(each.message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason))
+        not_sent = self._not_sent(requests)
+        for message, request in requests:
+            if message.id in not_sent:
+                self._inbox.add(message, not_sent[message.id])
+                continue
+            for warning in request.warnings:
+                log.warning("message has a flaw", extra={"event": warning, **message.log_fields})
+            self.send(message, request)
+        return unknown_rows
+
+    def _step(self, claimed: Claimed) -> Request | Skip | Rejection | None:
+        """None: processing failed, and the message has its outcome."""
+        message, content = claimed
         try:
-            step = self._process(content) if isinstance(content, Event) else content
+            return self._process(content) if isinstance(content, Event) else content
         except Exception:
             # One bad message must not stop a queue. The log has the traceback; the message is tried again.
             log.exception("processing failed", extra={"event": "internal_error", **message.log_fields})
             detail = "an error in the worker, see its log"
             self._inbox.add(message, Outcome(kind=OutcomeKind.RETRY, reason=INTERNAL_ERROR, detail=detail))
-            return True
-        if isinstance(step, Request):
-            for warning in step.warnings:
-                log.warning("message has a flaw", extra={"event": warning, **message.log_fields})
-            self.send(message, step)
-        elif isinstance(step, Skip):
-            self._inbox.add(message, Outcome(kind=OutcomeKind.SKIPPED, reason=step.reason))
-        elif step.code == UNKNOWN_CONFIG_ID and not shop_is_fresh:
-            return False
-        else:
-            self._inbox.add(message, Outcome(kind=OutcomeKind.FAILED, reason=step.code, detail=step.detail))
-        return True
+            return None
+
+    def _not_sent(self, requests: Sequence[tuple[Message, Request]]) -> Mapping[int, Outcome]:
+        try:
+            return self._relevance.outcomes(requests)
+        except DatabaseUnavailable:
+            self._release([message for message, _ in requests])
+            raise
+        except Exception:
+            # To send what need not be sent does no harm; to stop deliveries would.
+            log.exception("a message cannot be compared with what was accepted", extra={"event": "internal_error"})
+            return {}
+
+    def _release(self, messages: Sequence[Message]) -> None:
+        for message in messages:
+            self._inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=SHOP_UNREAD))

@@ -19,7 +19,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 
 from zithara_worker import reasons
 from zithara_worker.logs.masking import masked, without_echoes
-from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Accepted, Entity, Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
 from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenSource, TokenUnavailable
@@ -112,6 +112,8 @@ class ZitharaApi:
             )
 
         outcome = self._with_token(request, label, attempt)
+        if outcome.kind is OutcomeKind.DELIVERED and request.entity is not None:
+            outcome = replace(outcome, accepted=_accepted(request, request.entity, body))
         return replace(outcome, request_sha256=hashlib.sha256(body).hexdigest()) if self._digest else outcome
 
     def _with_token(self, request: Request, label: str, attempt: Callable[[str], Outcome]) -> Outcome:
@@ -231,8 +233,26 @@ def idempotency_key(message: str, method: str, path: str, body: bytes, retries: 
     key contains a digest of the request as well. `retries`: how often an operator retried the failed message. It
     changes the key, because a host that remembers its answers by key would answer with the same failure again.
     """
-    digest = hashlib.sha256(f"{method}{path}".encode() + body)
-    return f"{message}-{digest.hexdigest()[:16]}" + (f"-{retries}" if retries else "")
+    return f"{message}-{_digest(method, path, body)[:16]}" + (f"-{retries}" if retries else "")
+
+
+def request_digest(request: Request) -> str:
+    """SHA-256 of method, path and body: equal for equal requests. Raises ValueError for what JSON cannot say."""
+    return _digest(request.method, request.path, encoded(request.json))
+
+
+def _digest(method: str, path: str, body: bytes) -> str:
+    return hashlib.sha256(f"{method}{path}".encode() + body).hexdigest()
+
+
+def _accepted(request: Request, entity: Entity, body: bytes) -> Accepted:
+    state = body if entity.state is request.json else encoded(entity.state)
+    return Accepted(
+        # Without the state: an outcome may wait for others, and a body of 10 MB must not wait with it.
+        entity=replace(entity, state=None),
+        request=_digest(request.method, request.path, body),
+        content=hashlib.sha256(state).hexdigest(),
+    )
 
 
 def encoded(value: Any) -> bytes:

@@ -1,0 +1,452 @@
+"""The delivery ledger, sequence by sequence: each would lose news or put older over newer without its rule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from support.workers import Clock, StepWorker
+
+from zithara_worker.messages import (
+    Event,
+    Evidence,
+    Message,
+    Outcome,
+    OutcomeKind,
+    Request,
+)
+from zithara_worker.processors import ShopContext, outline, process, supersedes
+from zithara_worker.queue.ledger import DOUBT_SECONDS, Rules, forget_ids_that_began_again
+from zithara_worker.queue.settle import Settled, Settlement
+from zithara_worker.reasons import OVERTAKEN, UNCHANGED
+from zithara_worker.sandbox import examples
+from zithara_worker.sandbox.publisher import Published, Publisher
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER
+from zithara_worker.zithara.api import _accepted, request_digest
+
+DAY = 86400.0
+HERE = "a" * 64
+CONTEXT = ShopContext(
+    webhook_url=None,
+    active_config_id=1,
+    config_ids=None,
+    invented_phone="send",
+    now_utc=datetime(2026, 11, 24, tzinfo=timezone.utc),
+)
+
+
+class Crm:
+    """What Zithara holds: group -> names and values, written over by each request that it processes."""
+
+    def __init__(self) -> None:
+        self.requests: list[int] = []
+        self.holds: dict[str, dict[str, Any]] = {}
+
+    def takes(self, message: Message, request: Request) -> None:
+        self.requests.append(message.message_id)
+        held = self.holds.setdefault(message.group_key, {})
+        entity = request.entity
+        assert entity is not None
+        held.update(entity.state)
+
+
+class Shipper(StepWorker):
+    """A worker that keeps the ledger: asks its rules before it sends, and settles what came of it."""
+
+    def __init__(self, *arguments: Any, crm: Crm, coalesce: bool = False, **options: Any) -> None:
+        if coalesce:
+            options |= {"supersedes": supersedes, "outline": outline}
+        super().__init__(*arguments, **{"destination": HERE, **options})
+        self.crm = crm
+        self.rules = Rules(digest=request_digest, unchanged_for=DAY)
+
+    def request(self, message: Message) -> Request:
+        event = self.contents[message.id]
+        assert isinstance(event, Event)
+        request = process(event, CONTEXT)
+        assert isinstance(request, Request)
+        return request
+
+    def ship(self, message: Message) -> Outcome:
+        request = self.request(message)
+        reason = self.rules.reason_not_to_send(message, request)
+        if reason:
+            return Outcome(kind=OutcomeKind.SKIPPED, reason=reason)
+        self.crm.takes(message, request)
+        assert request.entity is not None
+        accepted = _accepted(request, request.entity, request_digest(request).encode())
+        return Outcome(
+            kind=OutcomeKind.DELIVERED, accepted=replace(accepted, request=request_digest(request), content="c" * 64)
+        )
+
+    def settle_as(self, message: Message, outcome: Outcome, *, delay: float = 0.0) -> Settled:
+        return self.queue.settle([Settlement(message=message, outcome=outcome, delay_seconds=delay)])
+
+    def run(self) -> list[tuple[int, str]]:
+        """Until nothing is left: message ids, each with the reason why it was not sent or "sent"."""
+        done = []
+        while messages := self.claim():
+            outcomes = [(message, self.ship(message)) for message in messages]
+            self.queue.settle([Settlement(message=message, outcome=outcome) for message, outcome in outcomes])
+            done += [(message.message_id, outcome.reason or "sent") for message, outcome in outcomes]
+        return done
+
+    def times_out(self, message: Message, *, processed: bool) -> None:
+        """No answer comes in time; the request may have been processed."""
+        if processed:
+            self.crm.takes(message, self.request(message))
+        outcome = Outcome(kind=OutcomeKind.RETRY, reason="timeout", evidence=Evidence.PATH)
+        self.settle_as(message, outcome, delay=1.0)
+
+
+@pytest.fixture
+def crm() -> Crm:
+    return Crm()
+
+
+@pytest.fixture
+def make_shipper(shop: Shop, clock: Clock, crm: Crm) -> Iterable[Callable[..., Shipper]]:
+    made: list[Shipper] = []
+
+    def make(topic: str = TOPIC_CART, worker_id: str = "worker-a", **options: Any) -> Shipper:
+        made.append(Shipper(shop, clock, crm=crm, topic=topic, worker_id=worker_id, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def cart(shop: Shop, total: float, **changes: Any) -> Published:
+    with shop.transaction() as publisher:
+        return publisher.publish(TOPIC_CART, examples.cart("7001", total_price=total, **changes))
+
+
+def ledger_row(shop: Shop) -> Mapping[str, Any]:
+    columns = "message_id, request IS NOT NULL, stale, accepted, doubt_until IS NOT NULL"
+    row = shop.query(f"SELECT {columns} FROM {{prefix}}zithara_delivery")[0]
+    return dict(zip(("message_id", "sure", "stale", "accepted", "doubt"), row, strict=True))
+
+
+def put_back(shop: Shop, published: Published) -> None:
+    """What Magento's cron does with a row that a PHP consumer died with, a day later."""
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 1, updated_at = NOW() WHERE id = %s",
+        [published.relation_id],
+    )
+
+
+def held_by_php(shop: Shop, published: Published) -> None:
+    shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", [published.relation_id])
+
+
+# ---------------------------------------------------------------- unchanged
+
+
+def test_the_same_cart_every_minute_becomes_one_request(shop: Shop, make_shipper: Callable[..., Shipper]) -> None:
+    worker = make_shipper()
+    first, *others = [cart(shop, 10) for _ in range(5)]
+    assert worker.run() == [(first.message_id, "sent")] + [(each.message_id, UNCHANGED) for each in others]
+    assert ledger_row(shop) == {"message_id": others[-1].message_id, "sure": 1, "stale": 0, "accepted": 1, "doubt": 0}
+    assert shop.statuses() == [4] * 5
+
+
+def test_an_older_snapshot_that_comes_late_does_not_undo_what_was_unchanged(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    """A, A again, and then B that was published between them."""
+    worker = make_shipper()
+    cart(shop, 10)
+    late = cart(shop, 20)
+    held_by_php(shop, late)
+    cart(shop, 10)
+    worker.run()
+    put_back(shop, late)
+    assert worker.run() == [(late.message_id, OVERTAKEN)]
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
+
+
+@pytest.mark.parametrize("processed", [True, False])
+def test_what_timed_out_is_no_longer_unchanged(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm, processed: bool
+) -> None:
+    """A is accepted, B times out, and A comes again."""
+    worker = make_shipper(coalesce=True)
+    cart(shop, 10)
+    worker.run()
+    second = cart(shop, 20)
+    [message] = worker.claim()
+    worker.times_out(message, processed=processed)
+    again = cart(shop, 10)
+    clock.pass_by(2)
+    assert worker.run()[-1] == (again.message_id, "sent")
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
+    assert shop.row(second.relation_id).status == 4
+
+
+def test_a_request_that_arrives_late_is_mended_by_the_next_snapshot(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm
+) -> None:
+    """B times out in a gateway that processes it after C was accepted. C again must not be taken for known."""
+    worker = make_shipper(coalesce=True)
+    cart(shop, 20)
+    [message] = worker.claim()
+    worker.times_out(message, processed=False)
+    late = worker.request(message)
+    cart(shop, 30)
+    worker.look()
+    clock.pass_by(2)
+    worker.run()
+    crm.takes(message, late)
+    again = cart(shop, 30)
+    assert worker.run() == [(again.message_id, "sent")]
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 30.0
+    clock.pass_by(DOUBT_SECONDS + 1)
+    cart(shop, 30)
+    assert [reason for _, reason in worker.run()] == ["sent"]
+    cart(shop, 30)
+    assert [reason for _, reason in worker.run()] == [UNCHANGED]
+
+
+def test_what_a_dead_worker_may_have_sent_is_no_longer_unchanged(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
+    cart(shop, 10)
+    worker.run()
+    second = cart(shop, 20)
+    worker.claim()
+    clock.pass_by(61)
+    assert other.run() == [(second.message_id, "sent")]
+    # The dead worker's request for B may still be under way, and so may any older one.
+    again = cart(shop, 20)
+    assert other.run() == [(again.message_id, "sent")]
+
+
+def test_an_operator_who_asks_between_claim_and_settle_gets_the_cart_sent(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    again = cart(shop, 10)
+    [message] = worker.claim()
+    outcome = worker.ship(message)
+    assert outcome.reason == UNCHANGED
+    shop.query("UPDATE {prefix}zithara_delivery SET request = NULL")
+    worker.settle_as(message, outcome)
+    assert shop.row(again.relation_id).status == 2
+    assert worker.run() == [(again.message_id, "sent")]
+
+
+def test_what_is_known_of_another_account_counts_as_nothing(shop: Shop, make_shipper: Callable[..., Shipper]) -> None:
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    there = cart(shop, 10)
+    assert make_shipper(worker_id="worker-b", destination="b" * 64).run() == [(there.message_id, "sent")]
+    back = cart(shop, 10)
+    assert worker.run() == [(back.message_id, "sent")]
+    assert ledger_row(shop)["accepted"] == 1
+
+
+def test_after_a_day_the_same_cart_is_sent_again(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    clock.pass_by(DAY / 2)
+    cart(shop, 10)
+    assert [reason for _, reason in worker.run()] == [UNCHANGED]
+    clock.pass_by(DAY / 2 + 1)
+    cart(shop, 10)
+    assert [reason for _, reason in worker.run()] == ["sent"]
+
+
+def test_an_unchanged_snapshot_completes_those_that_it_replaces(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker = make_shipper(coalesce=True)
+    cart(shop, 10)
+    worker.run()
+    cart(shop, 20)
+    newest = cart(shop, 10)
+    assert worker.run() == [(newest.message_id, UNCHANGED)]
+    assert shop.statuses() == [4, 4, 4]
+
+
+# ---------------------------------------------------------------- overtaken
+
+
+def test_what_php_died_with_a_day_ago_does_not_go_over_newer_data(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    worker = make_shipper(TOPIC_ORDER)
+    with shop.transaction() as publisher:
+        create = publisher.publish_order("100")
+        orphan = publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="processing"))
+    held_by_php(shop, orphan)
+    with shop.transaction() as publisher:
+        newer = publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
+    assert worker.run() == [(create.message_id, "sent"), (newer.message_id, "sent")]
+    put_back(shop, orphan)
+    assert worker.run() == [(orphan.message_id, OVERTAKEN)]
+    assert crm.holds["order:100"]["status"] == "completed"
+    assert shop.row(orphan.relation_id).status == 4
+
+
+def test_a_create_is_news_behind_an_update(shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm) -> None:
+    """The create failed and the update was accepted: customer and items are known to nobody but the create."""
+    worker = make_shipper(TOPIC_ORDER)
+    with shop.transaction() as publisher:
+        create = publisher.publish_order("100")
+    held_by_php(shop, create)
+    with shop.transaction() as publisher:
+        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
+    worker.run()
+    put_back(shop, create)
+    assert worker.run() == [(create.message_id, "sent")]
+    assert ledger_row(shop)["stale"] == 1
+    assert not ledger_row(shop)["sure"]
+    with shop.transaction() as publisher:
+        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="closed"))
+    worker.run()
+    assert ledger_row(shop)["stale"] == 0
+
+
+def test_an_address_is_news_behind_a_newer_message_without_one(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    worker = make_shipper(TOPIC_CUSTOMER)
+    address = {"address_data": {"city": "Pune"}}
+    with shop.transaction() as publisher:
+        with_address = publisher.publish_customer(custom_attributes=address)
+    held_by_php(shop, with_address)
+    with shop.transaction() as publisher:
+        newer = publisher.publish_customer(last_name="Rao")
+        without = publisher.publish_customer(last_name="Rao")
+    held_by_php(shop, newer)
+    worker.run()
+    put_back(shop, with_address)
+    put_back(shop, newer)
+    assert worker.run() == [(with_address.message_id, "sent"), (newer.message_id, OVERTAKEN)]
+    assert without.message_id > newer.message_id
+    assert ledger_row(shop)["stale"] == 1
+
+
+def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    worker = make_shipper()
+    for _ in range(3):
+        cart(shop, 10)
+    worker.run()
+    for table in ("queue_message_status", "queue_lock"):
+        shop.query(f"DELETE FROM {{prefix}}{table}")
+    shop.query("DELETE FROM {prefix}queue_message")
+    shop.query("ALTER TABLE {prefix}queue_message AUTO_INCREMENT = 1")
+    assert forget_ids_that_began_again(worker.database) == 1
+    news = cart(shop, 99)
+    held_by_php(shop, news)
+    put_back(shop, news)
+    assert news.message_id == 1
+    assert worker.run() == [(news.message_id, "sent")]
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 99.0
+    assert forget_ids_that_began_again(worker.database) == 0
+
+
+def test_a_server_that_gives_out_lower_ids_later_loses_nothing(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm
+) -> None:
+    """Two writing servers: the later state has the lower id. Its failed attempts do not make it an older one."""
+    worker = make_shipper()
+    later, earlier = cart(shop, 20), cart(shop, 10)
+    held_by_php(shop, later)
+    worker.run()
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = 2, updated_at = NOW() + INTERVAL 5 SECOND WHERE id = %s",
+        [later.relation_id],
+    )
+    assert earlier.message_id > later.message_id
+    [message] = worker.claim()
+    assert worker.rules.reason_not_to_send(message, worker.request(message)) == ""
+    worker.times_out(message, processed=False)
+    clock.pass_by(2)
+    assert worker.run() == [(later.message_id, "sent")]
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 20.0
+
+
+def test_in_one_second_ids_tell_the_order_unless_several_servers_give_them_out(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker = make_shipper()
+    first, second = cart(shop, 10), cart(shop, 20)
+    shop.query("UPDATE {prefix}queue_message_status SET updated_at = '2026-11-24 10:00:00'")
+    held_by_php(shop, first)
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET updated_at = '2026-11-24 10:00:00' WHERE id = %s", [second.relation_id]
+    )
+    worker.run()
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = 2, updated_at = '2026-11-24 10:00:00' WHERE id = %s",
+        [first.relation_id],
+    )
+    [message] = worker.claim()
+    request = worker.request(message)
+    assert worker.rules.reason_not_to_send(message, request) == OVERTAKEN
+    assert replace(worker.rules, ordered_ids=False).reason_not_to_send(message, request) == ""
+
+
+def test_of_orders_their_own_time_decides(shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm) -> None:
+    worker = make_shipper(TOPIC_ORDER)
+    with shop.transaction() as publisher:
+        publisher.publish_order("100")
+        later = publisher.publish(
+            TOPIC_ORDER, examples.order("100", is_update=True, state="closed", updated_at="2026-11-02 12:00:00")
+        )
+        publisher.publish(
+            TOPIC_ORDER, examples.order("100", is_update=True, state="complete", updated_at="2026-11-02 11:00:00")
+        )
+    held_by_php(shop, later)
+    worker.run()
+    put_back(shop, later)
+    assert worker.run() == [(later.message_id, "sent")]
+    assert crm.holds["order:100"]["status"] == "closed"
+
+
+def test_a_message_that_became_visible_late_leaves_the_entity_to_reconcile(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker = make_shipper()
+    shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (7001)")
+    connection = shop.connect(autocommit=False)
+    try:
+        late = Publisher(connection, prefix=shop.prefix).publish(TOPIC_CART, examples.cart("7001", total_price=20))
+        newer = cart(shop, 10)
+        assert worker.run() == [(newer.message_id, "sent")]
+        connection.commit()
+    finally:
+        connection.close()
+    assert worker.run() == [(late.message_id, OVERTAKEN)]
+    assert ledger_row(shop)["stale"] == 1
+
+
+def test_a_message_that_a_dead_worker_held_is_sent_though_newer_data_arrived(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """It may have been sent behind the newer one already: whether it was, nobody knows, so reconcile looks."""
+    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
+    orphan = cart(shop, 10)
+    held_by_php(shop, orphan)
+    cart(shop, 20)
+    worker.run()
+    put_back(shop, orphan)
+    assert worker.claim()
+    clock.pass_by(61)
+    assert other.run() == [(orphan.message_id, "sent")]
+    assert ledger_row(shop)["stale"] == 1
