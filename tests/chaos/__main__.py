@@ -205,6 +205,7 @@ def _rows(shop: Shop, published: Published, forced: Collection[int]) -> list[Row
             message_id=row.message_id,
             group=published.groups[row.message_id].name,
             coalesced=row.topic in (TOPIC_CART, TOPIC_CUSTOMER),
+            content=published.contents.get(row.message_id, 0),
             status=row.status,
             committed_at=published.committed_at.get(row.message_id),
             forced=row.message_id in forced,

@@ -23,7 +23,7 @@ STARVED_SECONDS = 60.0
 class Row:
     """A message as the database has it in the end. `failed`: its recorded reason, if it has one, and its `attempts`;
     `discarded`, `retried`, `forced` (behind newer ones too): by an operator. `committed_at`: monotonic, None where
-    nobody knows."""
+    nobody knows. `content`: what a cart's or customer's message tells."""
 
     key: str
     message_id: int
@@ -36,6 +36,7 @@ class Row:
     retried: bool = False
     forced: bool = False
     committed_at: float | None = None
+    content: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +46,7 @@ class Verdict:
     messages: int = 0
     delivered: int = 0
     superseded: int = 0
+    unchanged: int = 0
     by_php: int = 0
     arrivals: int = 0
     refused: int = 0
@@ -56,6 +58,8 @@ class Verdict:
     #: Poison that did not end in ERROR by its own attempts, and has no other good end
     unfair: list[str] = field(default_factory=list)
     starved: list[str] = field(default_factory=list)
+    #: Groups whose newest message tells something else than what the API acted on last
+    outdated: list[str] = field(default_factory=list)
     poisoned: Counter[str] = field(default_factory=Counter)
     #: Seconds from COMMIT to the first request, of the groups without poison
     waits: list[float] = field(default_factory=list)
@@ -65,7 +69,7 @@ class Verdict:
         return not any(getattr(self, name) for name in FINDINGS)
 
 
-FINDINGS = ("lost", "out_of_order", "unexplained", "strangers", "unfair", "starved")
+FINDINGS = ("lost", "out_of_order", "unexplained", "strangers", "unfair", "starved", "outdated")
 
 
 def judge(
@@ -81,13 +85,19 @@ def judge(
 
     Poison ends in ERROR, with a reason, after all of `attempt_limit` attempts, or at once if the API rejects it; or an
     operator has discarded it, or a newer snapshot has replaced it. Starved: a message of a group without poison whose
-    first request came more than STARVED_SECONDS after its COMMIT.
+    first request came more than STARVED_SECONDS after its COMMIT. Outdated: a cart or customer of which the API was
+    told last something else than its newest message tells.
     """
     php = php or {}
     verdict = Verdict(messages=len(rows), arrivals=len(world.order))
     by_key = {row.key: row for row in rows}
     verdict.strangers = [f"{key} arrived, but is not in the database" for key in world.arrivals if key not in by_key]
     newest = _newest_acted_on(rows, world)
+    #: Group -> what the API was told of it, in the order in which it acted
+    told: dict[str, list[int]] = {}
+    for key in _acted_on(world):
+        if key in by_key:
+            told.setdefault(by_key[key].group, []).append(by_key[key].content)
     for row in rows:
         arrivals = world.arrivals.get(row.key, ())
         acted_on = [arrival for arrival in arrivals if arrival.fate is not Fate.REFUSED]
@@ -111,6 +121,8 @@ def judge(
             verdict.by_php += 1
         elif row.coalesced and newest.get(row.group, 0) > row.message_id:
             verdict.superseded += 1
+        elif row.coalesced and row.content in told.get(row.group, ()):
+            verdict.unchanged += 1
         else:
             verdict.lost.append(f"{row.key} ({row.group}) is COMPLETE, but the API never acted on it")
         for before, again in pairwise(acted_on):
@@ -126,6 +138,11 @@ def judge(
             verdict.waits.append(waited)
             if waited > STARVED_SECONDS:
                 verdict.starved.append(f"{row.key} ({row.group}) waited {waited:.1f} s for its first request")
+    for group, row in {row.group: row for row in sorted(rows, key=lambda each: each.message_id)}.items():
+        # What went wrong with poison, or was put before newer data by an operator, is told elsewhere.
+        excused = group in poisoned or any(each.forced or each.retried for each in rows if each.group == group)
+        if row.coalesced and not excused and told.get(group, [row.content])[-1] != row.content:
+            verdict.outdated.append(f"{row.key} ({group}) tells {row.content}, the API was told {told[group]}")
     by_php = {row.group for row in rows if row.message_id in php}
     verdict.out_of_order = _out_of_order({key: row for key, row in by_key.items() if row.group not in by_php}, world)
     return verdict
@@ -161,6 +178,17 @@ def explanation(before: Arrival, again: Arrival, misfortunes: Collection[Misfort
         if hit and each.at <= again.at and each.until >= before.at - IN_THE_SOCKET_SECONDS:
             return each.blow.value
     return None
+
+
+def _acted_on(world: World) -> list[str]:
+    """The messages that the API acted on, once for each time, in that order."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for key in world.order:
+        if world.arrivals[key][seen[key]].fate is not Fate.REFUSED:
+            keys.append(key)
+        seen[key] += 1
+    return keys
 
 
 def _newest_acted_on(rows: Sequence[Row], world: World) -> Mapping[str, int]:
@@ -212,6 +240,7 @@ def report(verdict: Verdict, blows: Mapping[Blow, int]) -> str:
         f"deliveries        {verdict.arrivals:>8}  requests read by the API, {verdict.refused} of them refused",
         f"  arrived         {verdict.delivered:>8}  messages",
         f"  superseded      {verdict.superseded:>8}  messages, by a newer snapshot that arrived",
+        f"  unchanged       {verdict.unchanged:>8}  messages, that told what the API had acted on before",
         f"  processed by PHP{verdict.by_php:>8}  messages",
         f"lost              {len(verdict.lost):>8}",
         f"out of order      {len(verdict.out_of_order):>8}",

@@ -41,11 +41,13 @@ class Group:
 @dataclass(slots=True)
 class Published:
     """Message id -> its group, and when it was committed (monotonic). Ids of transactions that were rolled back are
-    there too: the database decides. `poison`: queue and message id -> what happens to it, before it is visible."""
+    there too: the database decides. `poison`: queue and message id -> what happens to it, before it is visible.
+    `contents`: message id -> what the message tells, for carts and customers."""
 
     groups: dict[int, Group] = field(default_factory=dict)
     committed_at: dict[int, float] = field(default_factory=dict)
     poison: dict[str, Poison] = field(default_factory=dict)
+    contents: dict[int, int] = field(default_factory=dict)
     committed: int = 0
 
 
@@ -125,8 +127,11 @@ class PublisherThread(threading.Thread):
         publisher = Publisher(connection, prefix=self._shop.prefix)
         ids: list[int] = []
         for group, poison in zip(chosen, poisons, strict=True):
-            row = publisher.publish(group.topic, self._payload(group))
+            # Often what the message before has told: such a message need not be sent.
+            content = self._random.randrange(3)
+            row = publisher.publish(group.topic, self._payload(group, content))
             ids.append(row.message_id)
+            self._published.contents[row.message_id] = content
             self._published.groups[row.message_id] = group
             key = f"{TOPIC_TABLE[group.topic].queue}-{row.message_id}"
             if poison:
@@ -138,14 +143,14 @@ class PublisherThread(threading.Thread):
         connection.commit()
         self._published.committed_at.update(dict.fromkeys(ids, time.monotonic()))
 
-    def _payload(self, group: Group) -> object:
+    def _payload(self, group: Group, content: int) -> object:
         number = str(group.number)
         if group.topic == TOPIC_ORDER:
             return examples.order(number, is_update=self._random.random() < 0.7)
         if group.topic == TOPIC_CUSTOMER:
-            return examples.customer(number)
+            return examples.customer(number, last_name=f"Iyer {content}")
         if group.topic == TOPIC_CART:
-            return examples.cart(number)
+            return examples.cart(number, total_price=content)
         return examples.webhook(payload={"order_id": number, "amount": "1499.0000"})
 
 
@@ -163,6 +168,7 @@ def publish_witnesses(shop: Shop, published: Published, number: int) -> None:
             (TOPIC_CUSTOMER, examples.customer(str(WITNESS_NUMBERS + number))),
         ):
             ids.append(publisher.publish(topic, payload).message_id)
+            published.contents[ids[-1]] = 0
             published.groups[ids[-1]] = Group(topic, WITNESS_NUMBERS + number)
         connection.commit()
         published.committed_at.update(dict.fromkeys(ids, time.monotonic()))

@@ -50,9 +50,22 @@ def test_a_complete_message_that_never_arrived_is_lost_unless_a_newer_snapshot_d
     verdict = judge([row(1, coalesced=True), row(2, coalesced=True)], arrived)
     assert (verdict.good, verdict.superseded) == (True, 1)
     older = world((1, 1.0, Fate.ANSWERED))
-    assert len(judge([row(1, coalesced=True), row(2, coalesced=True)], older).lost) == 1, (
-        "an older one replaces nothing"
-    )
+    verdict = judge([row(1, coalesced=True), row(2, coalesced=True, content=1)], older)
+    assert len(verdict.lost) == 1, "an older one replaces nothing"
+
+
+def test_a_snapshot_that_tells_what_arrived_before_need_not_arrive() -> None:
+    same = [row(1, coalesced=True, content=7), row(2, coalesced=True, content=7)]
+    verdict = judge(same, world((1, 1.0, Fate.ANSWERED)))
+    assert (verdict.good, verdict.unchanged) == (True, 1)
+
+
+def test_what_the_api_was_told_last_is_what_the_newest_snapshot_tells() -> None:
+    """A, B, A again, which was taken for known though B had arrived since."""
+    rows = [row(number, coalesced=True, content=content) for number, content in ((1, 7), (2, 8), (3, 7))]
+    verdict = judge(rows, world((1, 1.0, Fate.ANSWERED), (2, 2.0, Fate.ANSWERED)))
+    assert (verdict.lost, len(verdict.outdated)) == ([], 1)
+    assert judge(rows, world((2, 1.0, Fate.ANSWERED), (3, 2.0, Fate.ANSWERED))).good
 
 
 def test_a_refused_request_is_no_delivery_and_its_repetition_no_duplicate() -> None:
