@@ -98,6 +98,15 @@ def judge(
     for key in _acted_on(world):
         if key in by_key:
             told.setdefault(by_key[key].group, []).append(by_key[key].content)
+    #: Snapshots that tell what the API had acted on before: they replace older ones, as if they had been sent
+    unchanged = {
+        row.message_id
+        for row in rows
+        if row.coalesced and row.status == Status.COMPLETE and row.content in told.get(row.group, ())
+    }
+    unchanged_of = {
+        row.group: row.message_id for row in sorted(rows, key=lambda row: row.message_id) if row.message_id in unchanged
+    }
     for row in rows:
         arrivals = world.arrivals.get(row.key, ())
         acted_on = [arrival for arrival in arrivals if arrival.fate is not Fate.REFUSED]
@@ -121,8 +130,10 @@ def judge(
             verdict.by_php += 1
         elif row.coalesced and newest.get(row.group, 0) > row.message_id:
             verdict.superseded += 1
-        elif row.coalesced and row.content in told.get(row.group, ()):
+        elif row.message_id in unchanged:
             verdict.unchanged += 1
+        elif row.coalesced and unchanged_of.get(row.group, 0) > row.message_id:
+            verdict.superseded += 1
         else:
             verdict.lost.append(f"{row.key} ({row.group}) is COMPLETE, but the API never acted on it")
         for before, again in pairwise(acted_on):

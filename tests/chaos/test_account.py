@@ -60,6 +60,13 @@ def test_a_snapshot_that_tells_what_arrived_before_need_not_arrive() -> None:
     assert (verdict.good, verdict.unchanged) == (True, 1)
 
 
+def test_a_snapshot_that_need_not_arrive_replaces_older_ones() -> None:
+    """A arrived; B and A again were pending together."""
+    rows = [row(number, coalesced=True, content=content) for number, content in ((1, 7), (2, 8), (3, 7))]
+    verdict = judge(rows, world((1, 1.0, Fate.ANSWERED)))
+    assert (verdict.good, verdict.unchanged, verdict.superseded) == (True, 1, 1)
+
+
 def test_what_the_api_was_told_last_is_what_the_newest_snapshot_tells() -> None:
     """A, B, A again, which was taken for known though B had arrived since."""
     rows = [row(number, coalesced=True, content=content) for number, content in ((1, 7), (2, 8), (3, 7))]
