@@ -9,14 +9,15 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from benchmarks import messages
 from zithara_worker.database.session import Database
-from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.messages import Accepted, Entity, Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ledger
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
@@ -34,6 +35,7 @@ _OTHERS = 50_000_000
 #: Claims in vain until something must be wrong.
 _TRIES = 1_000
 _DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
+_ACCEPTED = Accepted(entity=Entity(state=None), request="0" * 64, content="0" * 64)
 
 #: A stored body and a status row for each number of a range (MariaDB's own tables of numbers).
 _FILL_MESSAGES = "INSERT INTO {prefix}queue_message (topic_name, body) SELECT %s, %body FROM seq_1_to_%s"
@@ -78,9 +80,9 @@ def measure(server: MariaDbServer, *, large: int, indexed: bool = False) -> list
     return costs
 
 
-def plain(server: MariaDbServer) -> Cost:
-    """On a shop with nothing else."""
-    return _cost(server, "empty shop")
+def plain(server: MariaDbServer, *, recorded: bool = False) -> Cost:
+    """On a shop with nothing else. `recorded`: with the delivery ledger."""
+    return _cost(server, "empty shop", recorded=recorded)
 
 
 def _cost(
@@ -92,6 +94,7 @@ def _cost(
     indexed: bool = False,
     count: int = BATCH * BATCHES,
     skewed: bool = False,
+    recorded: bool = False,
 ) -> Cost:
     """`fill` and `behind`: what comes before and after the `count` messages that are measured."""
     with Shop(server) as shop:
@@ -108,12 +111,12 @@ def _cost(
             DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
         )
         try:
-            return _drain(database, name, count // 2 if skewed else count)
+            return _drain(database, name, count // 2 if skewed else count, recorded=recorded)
         finally:
             database.close()
 
 
-def _drain(database: Database, name: str, wanted: int) -> Cost:
+def _drain(database: Database, name: str, wanted: int, *, recorded: bool) -> Cost:
     row = find_queues(database, [messages.TOPIC], {})[0]
     queue = MessageQueue(
         database,
@@ -122,7 +125,9 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
         topic=messages.TOPIC,
         held=Held(worker_id="bench", lease_seconds=60, clock=time.monotonic),
         identify=identify,
+        ledger=Ledger(database, topic=messages.TOPIC, destination=_ACCEPTED.request) if recorded else None,
     )
+    delivered = replace(_DELIVERED, accepted=_ACCEPTED if recorded else None)
     batches: list[float] = []
     empty_handed, began = 0, time.monotonic()
     past_seconds = 0.0
@@ -139,7 +144,7 @@ def _drain(database: Database, name: str, wanted: int) -> Cost:
             continue
         if not batches:
             past_seconds = time.monotonic() - began
-        queue.settle([Settlement(message=message, outcome=_DELIVERED) for message in taken])
+        queue.settle([Settlement(message=message, outcome=delivered) for message in taken])
         batches.append((time.monotonic() - started) / len(taken) * 1e6)
         done += len(taken)
         _poll(database, queue)
