@@ -37,8 +37,9 @@ LIMITS: Mapping[str, float] = {
     "statements per 100 messages claimed and settled": 16,
     # Measured: 2, one that reads and one that writes. Batches of unchanged messages have a third, carts another one.
     "statements that the delivery ledger adds to 100 messages": 3,
-    # Measured: 68, the ledger's included (55 to 60 before it). Settled as they come they would be 290.
-    "statements per 100 messages of a worker, 16 threads at 50 ms": 100,
+    # Measured: 68 to 96 with the ledger, the more the busier the machine (55 to 60 before the ledger).
+    # Settled as they come they would be more than 290.
+    "statements per 100 messages of a worker, 16 threads at 50 ms": 140,
     # Measured: 16, one a thread.
     "connections per 1,000 messages, 16 threads": 16,
     # Measured: 267
