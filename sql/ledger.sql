@@ -90,11 +90,12 @@ SELECT COUNT(*) AS entities FROM {prefix}zithara_delivery
 SELECT COUNT(*) AS entities FROM {prefix}zithara_delivery FORCE INDEX (newest) WHERE message_id = 0 AND destination <> ''
 
 -- ledger_forget --
--- In slices: group_key NULL stands for all.
-DELETE FROM {prefix}zithara_delivery WHERE (%(group_key)s IS NULL OR group_key = %(group_key)s) LIMIT %(limit)s
+-- By primary key: rows of other entities are neither read nor locked.
+DELETE d FROM {prefix}zithara_delivery AS d FORCE INDEX (PRIMARY)
+WHERE topic_name IN %(topics)s AND group_key IN %(group_keys)s
 
--- ledger_forget_forced --
-DELETE FROM {prefix}zithara_delivery WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s
+-- ledger_forget_slice --
+DELETE FROM {prefix}zithara_delivery LIMIT %(limit)s
 
 -- ledger_show --
 SELECT topic_name, group_key, destination, message_id, create_id, CAST(entity_updated_at AS CHAR) AS entity_updated_at,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from support.processes import WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.sandbox import examples
-from zithara_worker.sandbox.api import FakeZithara, Reply
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.session import worker_command
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
@@ -178,3 +179,28 @@ def test_a_php_consumer_at_work_switches_the_comparison_off(
         eventually(lambda: len(carts_sent(api)) == 1, within=20)
         shop.publish_cart()
         eventually(lambda: len(carts_sent(api)) == 2, within=20)
+
+
+def test_a_request_that_is_given_back_late_leaves_it_unsure_what_zithara_has(
+    shop: Shop, api: FakeZithara, empty: Callable[..., None], worker_config: Config
+) -> None:
+    """Its request is processed after the worker stopped: what was accepted before may not be what Zithara has now."""
+    shop.publish_cart(total_price=10)
+    empty()
+    answered = threading.Event()
+
+    def hold(request: RecordedRequest) -> Reply | None:
+        if request.path.endswith("/cart"):
+            answered.wait(30)
+        return None
+
+    api.responder = hold
+    late = shop.publish_cart(total_price=20)
+    with WorkerProcess(worker_config(worker={"shutdown_timeout": "0.5"}), "consume", "cart") as worker:
+        eventually(lambda: len(carts_sent(api)) == 2, within=20)
+        worker.terminate()
+        assert worker.wait(within=20) == 0
+    answered.set()
+    api.responder = None
+    assert shop.row(late.relation_id).status == 2
+    assert shop.query("SELECT request FROM {prefix}zithara_delivery") == [(None,)]

@@ -236,7 +236,8 @@ def forget_ids_that_began_again(database: Database) -> int:
     than every message. Look at the start, and when the newest id of a queue falls."""
     newest = int(database.rows("ledger_newest")[0]["newest"])
     following = database.rows("ledger_next_id")
-    if not following or int(following[0]["next_id"]) > newest:
+    next_id = int(following[0]["next_id"]) if following else 0
+    if next_id == 0 or next_id > newest:  # 0: the server does not say
         return 0
     count = 0
     while changed := database.execute("ledger_renumbered", limit=SLICE):
@@ -319,9 +320,12 @@ def forget(
 ) -> int:
     """Removes what is recorded of an entity, or of all where `group_key` is None; how many rows it removed."""
     forgotten = 0
-    while removed := database.execute("ledger_forget", group_key=group_key, limit=SLICE):
-        forgotten += removed
-        on_progress(removed)
+    if group_key is not None:
+        forgotten = database.execute("ledger_forget", topics=LEDGER_TOPICS, group_keys=[group_key])
+    else:
+        while removed := database.execute("ledger_forget_slice", limit=SLICE):
+            forgotten += removed
+            on_progress(removed)
     if forgotten:
         audit([operator_action("ledger_forget", who=by, group=group_key or "all", count=forgotten)])
         log.info(
@@ -337,6 +341,6 @@ def ask_for(database: Database, topic: str, group_keys: Collection[str], *, forc
     if topic not in LEDGER_TOPICS or not group_keys:
         return
     if force:
-        database.execute("ledger_forget_forced", topic=topic, group_keys=sorted(group_keys))
+        database.execute("ledger_forget", topics=[topic], group_keys=sorted(group_keys))
     else:
         Ledger(database, topic=topic, destination="").doubt(group_keys)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from zithara_worker.delivery.threads import DeliveryPool
-from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.queue.held import Held, Stage
 from zithara_worker.reasons import LATE, SHUTDOWN
 from zithara_worker.worker.inbox import Inbox
@@ -64,4 +64,5 @@ def release_unanswered(held: Held, inbox: Inbox) -> None:
         # Its thread may still wait for a token, or send again after a reset: not after another worker has the message.
         held.revoke(message)
         log.warning("no answer within shutdown_timeout: released", extra={"event": "late", **message.log_fields})
-        inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE))
+        # Its request may have left, and may still be processed.
+        inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE, evidence=Evidence.PATH))
