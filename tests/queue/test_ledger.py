@@ -319,6 +319,21 @@ def test_a_create_is_news_behind_an_update(shop: Shop, make_shipper: Callable[..
     assert ledger_row(shop)["stale"] == 0
 
 
+def test_a_create_is_news_behind_an_older_create_and_a_newer_update(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    """Its items are known to nobody: the older create told others, and an update tells none."""
+    worker = make_shipper(TOPIC_ORDER)
+    with shop.transaction() as publisher:
+        publisher.publish_order("100")
+        second = publisher.publish_order("100")
+        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True))
+    held_by_php(shop, second)
+    worker.run()
+    put_back(shop, second)
+    assert worker.run() == [(second.message_id, "sent")]
+
+
 def test_an_address_is_news_behind_a_newer_message_without_one(
     shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
 ) -> None:
