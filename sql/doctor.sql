@@ -152,3 +152,41 @@ UPDATE {prefix}zithara_lock SET owner = '' WHERE 1 = 0
 
 -- privilege_zithara_lock_delete --
 DELETE FROM {prefix}zithara_lock WHERE 1 = 0
+
+-- privilege_zithara_reconciliation_select --
+SELECT kind FROM {prefix}zithara_reconciliation WHERE 1 = 0
+
+-- privilege_zithara_reconciliation_insert --
+INSERT INTO {prefix}zithara_reconciliation (kind, started_at, result) SELECT '', NOW(3), '' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_reconciliation_update --
+UPDATE {prefix}zithara_reconciliation SET result = '' WHERE 1 = 0
+
+-- privilege_zithara_reconciliation_delete --
+DELETE FROM {prefix}zithara_reconciliation WHERE 1 = 0
+
+-- privilege_zithara_relayed_select --
+SELECT queue_name FROM {prefix}zithara_relayed WHERE 1 = 0
+
+-- privilege_zithara_relayed_insert --
+INSERT INTO {prefix}zithara_relayed (queue_name, message_id, body, relayed_at) SELECT '', '', '', NOW(3) FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_relayed_update --
+UPDATE {prefix}zithara_relayed SET relayed_at = NOW(3) WHERE 1 = 0
+
+-- privilege_zithara_relayed_delete --
+DELETE FROM {prefix}zithara_relayed WHERE 1 = 0
+
+-- privilege_zithara_relay_aside_select --
+SELECT id FROM {prefix}zithara_relay_aside WHERE 1 = 0
+
+-- privilege_zithara_relay_aside_insert --
+INSERT INTO {prefix}zithara_relay_aside
+  (id, piece, pieces, queue_name, topic_name, message_id, length, reason_code, detail, kept_at, content)
+SELECT '', 0, 0, '', '', '', 0, '', '', NOW(3), '' FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_relay_aside_update --
+UPDATE {prefix}zithara_relay_aside SET detail = '' WHERE 1 = 0
+
+-- privilege_zithara_relay_aside_delete --
+DELETE FROM {prefix}zithara_relay_aside WHERE 1 = 0

@@ -21,5 +21,8 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_worker TO {us
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_topic_control TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_lock TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_delivery TO {user};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_reconciliation TO {user};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_relayed TO {user};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_relay_aside TO {user};
 -- Whether a cart is still one: an ordered cart is not reported as abandoned. Without this grant carts are sent all the same.
 GRANT SELECT (entity_id, is_active) ON {database}.{prefix}quote TO {user};

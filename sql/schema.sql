@@ -22,7 +22,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_message_group (
   KEY lease (queue_id, lease_until),      -- claim_expired
   KEY due (queue_id, not_before),         -- claim_due
   KEY worker (worker_id)                  -- lease_renew: one statement renews all of a worker's leases
-) ENGINE=InnoDB COMMENT='zithara-worker schema 3';
+) ENGINE=InnoDB COMMENT='zithara-worker schema 4';
 
 -- One row for each message that has failed and has not been delivered. A message that an operator discarded keeps its row
 -- until Magento's cleanup deletes the message, so that the discard can be taken back.
@@ -53,6 +53,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_worker (
   id              VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   host            VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
   pid             INT UNSIGNED NOT NULL,
+  role            VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'consume' COMMENT 'consume or relay',
   version         VARCHAR(32) CHARACTER SET ascii NOT NULL,
   topics          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL COMMENT 'comma-separated',
   started_at      DATETIME(3) NOT NULL,
@@ -101,7 +102,46 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery (
   accepted          INT UNSIGNED NOT NULL COMMENT 'how many requests were accepted',
   doubt_until       DATETIME(3) NULL COMMENT 'a request that got no answer may still arrive until then',
   stale             TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'an older message was sent behind a newer one, or completed unsent: reconcile looks at the entity',
+  compared_at       DATETIME NULL COMMENT 'the time of the shop''s rows when reconcile last found them equal to content: unchanged rows need no rebuilding',
+  refused           CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'SHA-256 of the state that an operator discarded: reconcile does not publish it',
+  reconcile_id      BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'queue_message.id that reconcile published last',
   PRIMARY KEY (topic_name, group_key),
   KEY newest (message_id),                         -- ledger_newest
   KEY accepted (topic_name, last_accepted_at)      -- ledger_old
+) ENGINE=InnoDB;
+
+-- The last result of each kind that `reconcile` compared: orders, customers, carts.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_reconciliation (
+  kind        VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  started_at  DATETIME(3) NOT NULL,
+  finished_at DATETIME(3) NULL COMMENT 'NULL: it is at work, or was stopped',
+  result      MEDIUMTEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'JSON: the window, the counts by class, what was published',
+  PRIMARY KEY (kind)
+) ENGINE=InnoDB;
+
+-- The messages that a relay moved from RabbitMQ, so that one which RabbitMQ delivers again gets no second row. Rows are removed
+-- after 14 days. The body's digest belongs to the key, because older versions of Magento make message ids that two processes share.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_relayed (
+  queue_name VARCHAR(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL COMMENT 'in RabbitMQ',
+  message_id VARCHAR(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL COMMENT 'the property of that name',
+  body       BINARY(32) NOT NULL COMMENT 'SHA-256',
+  relayed_at DATETIME(3) NOT NULL,
+  PRIMARY KEY (queue_name, message_id, body),
+  KEY age (relayed_at)                            -- relayed_forget
+) ENGINE=InnoDB;
+
+-- Messages from RabbitMQ that the queue's tables can never hold, in pieces.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_relay_aside (
+  id          CHAR(32) CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'hexadecimal, made by the relay',
+  piece       INT UNSIGNED NOT NULL COMMENT 'from 0',
+  pieces      INT UNSIGNED NOT NULL COMMENT 'how many there are',
+  queue_name  VARCHAR(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  topic_name  VARCHAR(255) CHARACTER SET utf8mb4 NOT NULL,
+  message_id  VARCHAR(191) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL,
+  length      BIGINT UNSIGNED NOT NULL COMMENT 'bytes of the whole body',
+  reason_code VARCHAR(64) CHARACTER SET ascii NOT NULL,
+  detail      VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL,
+  kept_at     DATETIME(3) NOT NULL,
+  content     MEDIUMBLOB NOT NULL,
+  PRIMARY KEY (id, piece)
 ) ENGINE=InnoDB;

@@ -151,7 +151,8 @@ def test_a_worker_waits_for_the_upgrade_and_then_begins_by_itself(
 def grant_old(shop: Shop) -> None:
     for statement in split(script_text(prefix=shop.prefix, database_name=shop.name, user=f"'{shop.user}'@'%'")):
         if statement.startswith("GRANT") and not any(
-            table in statement for table in ("zithara_lock", "zithara_delivery")
+            table in statement
+            for table in ("zithara_lock", "zithara_delivery", "zithara_reconciliation", "zithara_relay")
         ):
             shop.query(statement)
 

@@ -142,9 +142,9 @@ def test_missing_tables_of_ours_fail(make_shop: Callable[..., Shop], examine: Ex
 @pytest.mark.parametrize(
     ("comment", "level", "told", "remedy"),
     [
-        ("zithara-worker schema 1", Level.FAILED, "schema 1, this program needs schema 3", "zithara-worker install"),
+        ("zithara-worker schema 1", Level.FAILED, "schema 1, this program needs schema 4", "zithara-worker install"),
         ("zithara-worker schema 99", Level.WARNING, "schema 99, which a newer version made", "update zithara-worker"),
-        ("my comment", Level.FAILED, "names no schema", "COMMENT = 'zithara-worker schema 3'"),
+        ("my comment", Level.FAILED, "names no schema", "COMMENT = 'zithara-worker schema 4'"),
     ],
 )
 def test_tables_of_another_version_are_told(

@@ -14,7 +14,7 @@ from zithara_worker.errors import SchemaOutdated, ShopError
 from zithara_worker.topics import TOPIC_TABLE
 
 #: The version that sql/schema.sql creates. A worker uses tables of a newer version, and waits where they are older.
-VERSION = 3
+VERSION = 4
 TABLES = (
     "zithara_message_group",
     "zithara_delivery_failure",
@@ -22,6 +22,9 @@ TABLES = (
     "zithara_topic_control",
     "zithara_lock",
     "zithara_delivery",
+    "zithara_reconciliation",
+    "zithara_relayed",
+    "zithara_relay_aside",
 )
 #: The table whose comment carries the version.
 _MARKED = "zithara_message_group"
