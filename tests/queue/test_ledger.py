@@ -19,7 +19,9 @@ from zithara_worker.messages import (
     Request,
 )
 from zithara_worker.processors import ShopContext, outline, process, supersedes
-from zithara_worker.queue.ledger import DOUBT_SECONDS, Rules, forget_ids_that_began_again
+from zithara_worker.queue.ledger import DOUBT_SECONDS
+from zithara_worker.queue.ledger_rules import Rules
+from zithara_worker.queue.ledger_upkeep import forget_ids_that_began_again
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.reasons import OVERTAKEN, UNCHANGED
 from zithara_worker.sandbox import examples

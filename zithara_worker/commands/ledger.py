@@ -9,7 +9,7 @@ import click
 
 from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
 from zithara_worker.commands.terminal import print_json, printable, progress
-from zithara_worker.queue import ledger as rows
+from zithara_worker.queue import ledger_records
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso, moment
 
@@ -39,7 +39,7 @@ def show(context: Context, group: str, as_json: bool) -> None:
       zithara-worker ledger show order:000000101
     """
     with context.database() as database:
-        found = rows.records(database, group)
+        found = ledger_records.records(database, group)
     if as_json:
         print_json([_as_json(each) for each in found], indent=2)
     elif not found:
@@ -51,7 +51,7 @@ def show(context: Context, group: str, as_json: bool) -> None:
     sys.exit(0 if found else EXIT_FAILED)
 
 
-def _told(record: rows.Record) -> list[tuple[str, str]]:
+def _told(record: ledger_records.Record) -> list[tuple[str, str]]:
     ago = duration(time.time() - record.last_accepted_at_utc)
     told = [
         ("accepted", f"{moment(record.last_accepted_at_utc)} UTC ({ago} ago), {record.accepted} requests"),
@@ -69,7 +69,7 @@ def _told(record: rows.Record) -> list[tuple[str, str]]:
     return told
 
 
-def _as_json(record: rows.Record) -> dict[str, object]:
+def _as_json(record: ledger_records.Record) -> dict[str, object]:
     return {
         "topic": record.topic,
         "group": record.group_key,
@@ -103,10 +103,10 @@ def forget(context: Context, group: str | None, every: bool, yes: bool) -> None:
     if every == (group is not None):
         raise click.UsageError("which? Give GROUP, or --all")
     with context.database() as database, context.audit() as audit:
-        total = rows.count(database) if every else 0
+        total = ledger_records.count(database) if every else 0
         if every and not yes:
             click.confirm(f"Forget what Zithara accepted of {total} orders, customers and carts?", abort=True)
         with progress(total, "forgetting") as on_progress:
-            forgotten = rows.forget(database, group, by=operator_name(), audit=audit, on_progress=on_progress)
+            forgotten = ledger_records.forget(database, group, by=operator_name(), audit=audit, on_progress=on_progress)
     click.echo(f"{forgotten} forgotten" if forgotten or every else f"nothing is known of {printable(group)}")
     sys.exit(0 if forgotten or every else EXIT_FAILED)

@@ -10,11 +10,10 @@ from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.monitor import fleet
-from zithara_worker.queue import ledger, operator
+from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
-from zithara_worker.shop.carts import active_carts
 from zithara_worker.shop.deployment_config import ENV_PHP, started_by_cron
 from zithara_worker.topics import TOPIC_TABLE, TOPICS, short_name
 from zithara_worker.units import duration
@@ -53,38 +52,6 @@ def published(database: Database, queues: Sequence[QueueRow], now: float) -> Ite
         else:
             age = duration(now - float(newest[0]["updated_at"]))
             yield ok(check, f"newest message {newest[0]['message_id']}, last touched {age} ago")
-
-
-def delivery_ledger(database: Database, queues: Sequence[QueueRow]) -> Iterator[Finding]:
-    """Whether what Zithara accepted is recorded and may be believed, and whether the shop's carts can be read."""
-    topics = {queue.queue_id: queue.topic for queue in queues if queue.topic in ledger.LEDGER_TOPICS}
-    others = ledger.unrecorded_topics(database, topics) if topics else frozenset()
-    if others:
-        yield warning(
-            "ledger.others",
-            f"every message of {', '.join(sorted(map(short_name, others)))} is sent, because others deliver too and do "
-            "not record it: PHP consumers, or workers older than 0.3",
-            "take the PHP consumers of our queues out of cron_consumers_runner, and upgrade every worker",
-        )
-    renumbered = ledger.count_of_old_ids(database)
-    if renumbered:
-        yield warning(
-            "ledger.ids",
-            f"message ids have begun again, as after a restore: what was accepted of {renumbered} orders, customers "
-            "and carts before does not tell any more which message is older",
-            "nothing, it mends itself with their next messages; if no backup was restored, look who emptied "
-            f"{database.prefix}queue_message",
-        )
-    if not others and not renumbered:
-        yield ok("ledger", f"what Zithara accepted of {ledger.count(database)} orders, customers and carts is recorded")
-    try:
-        active_carts(database, [0])
-    except ShopError as error:
-        yield warning(
-            "ledger.carts",
-            f"carts that became orders are sent as abandoned ones: {error}",
-            "run the GRANT statements that 'zithara-worker install --print' shows",
-        )
 
 
 def unlinked(database: Database) -> Iterator[Finding]:

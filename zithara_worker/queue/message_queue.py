@@ -26,7 +26,8 @@ from zithara_worker.queue.bodies import BYTES_IN_HAND, Bodies, Identify, Outline
 from zithara_worker.queue.candidates import Candidate, Candidates, Supersedes
 from zithara_worker.queue.claim import Claim
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.ledger import Ledger, arrived
+from zithara_worker.queue.ledger import Ledger
+from zithara_worker.queue.ledger_rules import arrived
 from zithara_worker.queue.reader import Reader
 from zithara_worker.queue.settle import Settle, Settled, Settlement, hands_over
 from zithara_worker.queue.statuses import EDGES

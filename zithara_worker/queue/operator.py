@@ -18,7 +18,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.logs.audit import Audit, operator_action
 from zithara_worker.processors import identify
-from zithara_worker.queue import failures, ledger
+from zithara_worker.queue import failures, ledger_records
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.queues import find_queues, put_message, stored_body
 from zithara_worker.queue.statuses import Status
@@ -107,7 +107,7 @@ def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str,
             # `force` is recorded: without it the claim does not send a message after newer data of its group.
             database.execute("failures_retried", ids=sorted(retried), force=int(force), line=line)
             for topic in {str(each.topic) for each in wanted}:
-                ledger.ask_for(
+                ledger_records.ask_for(
                     database,
                     topic,
                     {str(each.group_key) for each in wanted if each.id in retried and each.topic == topic},
@@ -347,7 +347,7 @@ def publish(database: Database, topic: str, texts: Iterable[str], overrides: Map
         body = stored_body(text)
         # Before the message is visible: a worker may claim it at once.
         try:
-            ledger.ask_for(database, topic, {identify(topic, 0, body)[0]})
+            ledger_records.ask_for(database, topic, {identify(topic, 0, body)[0]})
         except ShopError as error:
             log.warning(
                 "the message is not sent if Zithara has accepted the same before",

@@ -20,7 +20,8 @@ from zithara_worker.messages import Message, Outcome, OutcomeKind
 from zithara_worker.queue import failures
 from zithara_worker.queue.backlog import as_text
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.ledger import Ledger, arrived
+from zithara_worker.queue.ledger import Ledger
+from zithara_worker.queue.ledger_rules import arrived
 from zithara_worker.queue.statuses import EDGES, PENDING, Status
 from zithara_worker.topics import TOPIC_TABLE
 

@@ -31,7 +31,8 @@ from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
 from zithara_worker.queue.held import Held
-from zithara_worker.queue.ledger import LEDGER_TOPICS, Ledger, Rules, destination
+from zithara_worker.queue.ledger import Ledger
+from zithara_worker.queue.ledger_rules import LEDGER_TOPICS, Rules, destination
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal

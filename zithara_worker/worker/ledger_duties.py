@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from zithara_worker.database.session import Database
-from zithara_worker.queue.ledger import SLICE, forget_ids_that_began_again, forget_old_carts, unrecorded_topics
+from zithara_worker.queue.ledger_upkeep import SLICE, forget_ids_that_began_again, forget_old_carts, unrecorded_topics
 from zithara_worker.worker.relevance import Relevance
 
 log = logging.getLogger(__name__)

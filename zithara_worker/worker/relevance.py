@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
-from zithara_worker.queue.ledger import Rules
+from zithara_worker.queue.ledger_rules import Rules
 from zithara_worker.reasons import CART_INACTIVE, CART_NOT_FOUND
 from zithara_worker.topics import CART
 
