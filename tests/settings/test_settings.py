@@ -311,7 +311,11 @@ def test_every_default_is_written_so_that_it_is_read_as_itself() -> None:
 
 
 def test_secrets_are_masked_wherever_a_value_is_written() -> None:
-    assert {key.place for key in KEYS if key.secret} == {("database", "password"), ("zithara", "client_secret")}
+    assert {key.place for key in KEYS if key.secret} == {
+        ("database", "password"),
+        ("zithara", "client_secret"),
+        ("zithara", "webhook_secret"),
+    }
     assert "hunter2" not in as_ini_text(Secret("hunter2"))
 
 

@@ -135,6 +135,15 @@ class ZitharaSettings(_Section):
     client_secret_file: Path | None = _key(
         None, values.path(), "File whose first line is the client secret; instead of client_secret."
     )
+    webhook_secret: Secret = _key(
+        Secret(),
+        values.webhook_secrets(),
+        "Secret by which webhooks are signed, so that receivers can verify them (standardwebhooks.com). Empty: "
+        "webhooks are not signed.",
+    )
+    webhook_secret_file: Path | None = _key(
+        None, values.path(), "File whose first line is the webhook secret; instead of webhook_secret."
+    )
     timeout: float = _key(30.0, values.number(0.1, 600), "How long an answer of the API may take.", unit="seconds")
     verify: bool = _key(
         True, values.flag(), "Whether the API's certificate is checked; false is for a test system only."
@@ -163,6 +172,8 @@ class ZitharaSettings(_Section):
     def _contradictions(self) -> Iterator[str]:
         if self.client_secret_file and not self.client_secret:
             yield _unread_file("client_secret")
+        if self.webhook_secret_file and not self.webhook_secret:
+            yield _unread_file("webhook_secret")
         if self.ca_file and not self.verify:
             yield "ca_file is given but verify is false: it would not be used; set verify to true or remove ca_file"
 

@@ -39,6 +39,7 @@ ReadShop = Callable[[Path, Collection[Place]], Values]
 _SECRET_FILES: Mapping[Place, Place] = {
     ("database", "password_file"): ("database", "password"),
     ("zithara", "client_secret_file"): ("zithara", "client_secret"),
+    ("zithara", "webhook_secret_file"): ("zithara", "webhook_secret"),
 }
 #: Keys that replace each other: host and unix_socket, a secret and its file. A value for one of them overrides all of
 #: the group from sources of lower precedence.

@@ -5,6 +5,8 @@ A `Kind` reads one way of writing a value, `Secret` is a text that no log shows,
 
 from __future__ import annotations
 
+import base64
+import binascii
 import ipaddress
 import re
 from collections.abc import Callable
@@ -215,6 +217,38 @@ def secret_header_text() -> Kind:
     return Kind(wants=plain.wants, parse=Secret, accept=accept, secret=True)
 
 
+def webhook_keys(text: str) -> tuple[bytes, ...]:
+    """The keys of one or two secrets as the Standard Webhooks specification writes them: 'whsec_' and the base64 of 24
+    to 64 random bytes, separated by a comma or a blank. Raises ValueError, which does not quote them."""
+    words = _words(text)
+    keys = []
+    for word in words:
+        if not word.startswith("whsec_"):
+            raise ValueError
+        try:
+            keys.append(base64.b64decode(word.removeprefix("whsec_"), validate=True))
+        except binascii.Error:
+            raise ValueError from None
+    if len(keys) > 2 or any(not 24 <= len(key) <= 64 for key in keys):
+        raise ValueError
+    return tuple(keys)
+
+
+def webhook_secrets() -> Kind:
+    def accept(value: Any) -> Secret:
+        if not isinstance(value, Secret):
+            raise ValueError("must be a Secret")
+        webhook_keys(value.reveal())
+        return value
+
+    return Kind(
+        wants="'whsec_' and the base64 of 24 to 64 random bytes; during a rotation two of them, separated by a comma",
+        parse=Secret,
+        accept=accept,
+        secret=True,
+    )
+
+
 def path() -> Kind:
     """A path; the setting is None where the text is empty."""
     return Kind(
@@ -240,6 +274,23 @@ def is_loopback(host: str) -> bool:
         return host.lower() == "localhost"
 
 
+#: Addresses besides link-local ones at which clouds give credentials away: AWS (IPv6), Alibaba, Oracle, Azure.
+_METADATA_ADDRESSES = frozenset(
+    ipaddress.ip_address(each) for each in ("fd00:ec2::254", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+)
+
+
+def is_metadata_address(host: str) -> bool:
+    """Whether `host` is the address of a cloud's metadata service or any link-local address. Nothing that a shop would
+    send to has such an address, but a request to it can give away the credentials of the machine."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_link_local or address in _METADATA_ADDRESSES
+
+
 def url() -> Kind:
     def accept(value: Any) -> str:
         if not isinstance(value, str):
@@ -257,6 +308,8 @@ def url() -> Kind:
             raise ValueError("must be a URL such as https://host/path")
         if parts.username is not None or parts.password is not None:
             raise ValueError("must be a URL without user and password: it is printed and logged")
+        if is_metadata_address(host):
+            raise ValueError("must not name a link-local address or a cloud's metadata service")
         if parts.scheme == "http" and not is_loopback(host):
             raise ValueError(
                 "must begin with https:// (http:// only to this machine itself): customers' data travel there"

@@ -38,6 +38,7 @@ from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.settings.values import webhook_keys
 from zithara_worker.shop.carts import active_carts
 from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration, shared_token
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
@@ -56,6 +57,7 @@ from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import RequestFactory, Starter
 from zithara_worker.zithara.api import ZitharaApi, request_digest
 from zithara_worker.zithara.http import Transport, tls_context, usable_url
+from zithara_worker.zithara.signature import WebhookSigner
 from zithara_worker.zithara.tokens import TokenSource
 
 log = logging.getLogger(__name__)
@@ -207,6 +209,7 @@ class Parts:
             base_url=self._settings.zithara.base_url,
             tokens=self.tokens,
             transport=self.transport,
+            signer=WebhookSigner(webhook_keys(self._settings.zithara.webhook_secret.reveal())),
             pause=self._stopping.wait,
             now_utc=self._lasting.utc,
             digest=self._prepared.audit is not None,

@@ -22,6 +22,7 @@ from zithara_worker.logs.masking import masked, without_echoes
 from zithara_worker.messages import Accepted, Entity, Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
+from zithara_worker.zithara.signature import UNSIGNED, WebhookSigner
 from zithara_worker.zithara.tokens import COMMON_HEADERS, CredentialsRefused, TokenSource, TokenUnavailable
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,9 @@ _encode_ascii = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow
 class ZitharaApi:
     """Sends requests for all delivery threads. Thread-safe.
 
-    `pause`: waits for so many seconds, or less if the worker stops. `now_utc`: seconds since the epoch. `digest`:
-    whether outcomes carry the SHA-256 of the body. `mask`: whether personal data is masked in excerpts of answers.
+    `pause`: waits for so many seconds, or less if the worker stops. `signer`: signs webhooks. `now_utc`: seconds since
+    the epoch. `digest`: whether outcomes carry the SHA-256 of the body. `mask`: whether personal data is masked in
+    excerpts of answers.
 
     Raises UrlRefused (a ConfigurationError) if no token may be sent to `base_url`.
     """
@@ -58,6 +60,7 @@ class ZitharaApi:
         tokens: TokenSource,
         transport: httpx.BaseTransport,
         pause: Callable[[float], object],
+        signer: WebhookSigner = UNSIGNED,
         now_utc: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         digest: bool = False,
@@ -69,6 +72,7 @@ class ZitharaApi:
         usable_url(self._base_url)
         self._tokens = tokens
         self._transport = transport
+        self._signer = signer
         self._pause = pause
         self._now_utc = now_utc
         self._monotonic = monotonic
@@ -104,6 +108,8 @@ class ZitharaApi:
         def attempt(token: str) -> Outcome:
             # The API expects the bare token, without "Bearer" (zithara/webhook 1.0.3, Model/Queue/OrderProcessor).
             authorized = [*headers, (b"Authorization", token.encode("ascii"))]
+            if request.target is Target.WEBHOOK:
+                authorized += self._signer.headers(key, body, now_utc=self._now_utc())
             extensions = {} if may_send is None else {MAY_SEND: may_send}
             return self._attempt(
                 request,

@@ -28,7 +28,7 @@ import httpx
 from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.messages import Evidence
-from zithara_worker.settings.values import is_loopback
+from zithara_worker.settings.values import is_loopback, is_metadata_address
 from zithara_worker.zithara.answers import BODY_LIMIT, Answer
 
 #: Seconds that an idle connection is kept: less than common servers keep it (nginx 75, AWS load balancers 60).
@@ -47,6 +47,7 @@ BROKEN = "broken"
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
 #: Finds what the value of a header must not contain. http.client itself accepts NUL and folded lines.
+_REFUSED_ADDRESS = "{} is a link-local address or a cloud's metadata service, to which nothing is sent"
 _control_character = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
@@ -78,7 +79,8 @@ class Failure:
 
 
 def usable_url(text: str) -> httpx.URL:
-    """The parsed URL. Raises UrlRefused if it is not an absolute http(s) URL, or is http:// to another host than this.
+    """The parsed URL. Raises UrlRefused if it is not an absolute http(s) URL, is http:// to another host than this, or
+    names an address that `is_metadata_address` refuses.
 
     User and password in a URL are not used, because each request has an Authorization header. Errors do not quote them.
     """
@@ -96,6 +98,8 @@ def usable_url(text: str) -> httpx.URL:
             reasons.INSECURE_URL,
             f"http://{host} would carry the access token in clear: use https:// (http:// is for this host only)",
         )
+    if is_metadata_address(host):
+        raise UrlRefused(reasons.INVALID_URL, f"{_REFUSED_ADDRESS.format(host)}: correct the URL")
     return url
 
 
@@ -367,6 +371,9 @@ class _Connection:
                 str(found[4][0]) for found in socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
             )
         )
+        if any(map(is_metadata_address, addresses)):
+            # Whoever may change the host's record could have the worker's requests sent there.
+            raise OSError(f"{self._host}: " + _REFUSED_ADDRESS.format(", ".join(addresses)))
         while True:
             share = self._seconds_left(deadline) / len(addresses)
             connection = _Http(addresses.pop(0), self._port, min(share, CONNECT_SECONDS))
