@@ -15,7 +15,8 @@ ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), in_flight = VALUES(
 DELETE FROM {prefix}zithara_worker WHERE id = %(id)s
 
 -- workers_forget --
-DELETE FROM {prefix}zithara_worker WHERE last_seen_at < NOW(3) - INTERVAL 1 DAY
+-- In slices, as every statement that changes any number of rows: clusters certify whole transactions. Served by KEY seen.
+DELETE FROM {prefix}zithara_worker WHERE last_seen_at < NOW(3) - INTERVAL 1 DAY LIMIT %(limit)s
 
 -- ============================== the fleet, as it is read ==============================
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -244,11 +245,27 @@ def test_a_cluster_that_takes_no_writes_now_is_waited_for_in_another_session(
     shop: Shop, database: Database, code: int
 ) -> None:
     refuse(shop, code, times=1)
-    with pytest.raises(DatabaseUnavailable, match=rf"takes no writes now.*{code}: as told") as raised:
+    with pytest.raises(DatabaseUnavailable, match=rf"takes no writes now.*\(error {code}\b") as raised:
         pause(database)
     assert not isinstance(raised.value, Contention)
     assert database.rows("paused") == []
     assert database.generation == 2, "the next one may reach the new primary"
+
+
+@pytest.mark.parametrize(
+    ("code", "server_says", "meaning"),
+    [
+        (3098, "The table does not comply with the requirements by an external plugin.", "lost its majority"),
+        (3100, "Error on observer while running replication hook 'before_commit'.", "lost its majority"),
+        (3101, "Plugin instructed the server to rollback the current transaction.", "another server .* same rows"),
+    ],
+)
+def test_what_a_cluster_says_at_a_failover_is_put_into_words_that_do_not_mislead(
+    code: int, server_says: str, meaning: str
+) -> None:
+    said = str(translated(pymysql.err.OperationalError(code, server_says)))
+    assert server_says not in said
+    assert re.search(rf"{meaning}.*\(error {code}\)", said)
 
 
 @pytest.mark.parametrize("code", [1105, 1180, 1317, 1969, 3024, 1040, 3])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from zithara_worker.messages import Event, Pending
 from zithara_worker.queue.backlog import as_text, from_text
 from zithara_worker.queue.candidates import (
+    REPLACED_AT_ONCE,
     Candidate,
     coalesced,
     newest_replacing_all_before,
@@ -113,6 +114,15 @@ def test_without_a_message_that_replaces_it_the_head_itself_is_tried(waiting: tu
 def test_nothing_passes_a_message_that_let_the_head_go_first() -> None:
     found = coalesced(head(3, behind=(6,)), messages(4, 7), newest)
     assert (found.message, found.supersedes, found.behind) == (message(4), messages(3), messages(6))
+
+
+def test_a_message_replaces_a_bounded_number_of_older_ones() -> None:
+    """All their rows change in one transaction; the next claim goes on where this one ended."""
+    many = messages(*range(2, 3 * REPLACED_AT_ONCE))
+    found = coalesced(Candidate("cart:1", message(1)), many, newest)
+    assert (found.message, len(found.supersedes)) == (message(1 + REPLACED_AT_ONCE), REPLACED_AT_ONCE)
+    full = head(5000, supersedes=tuple(range(4000, 4000 + REPLACED_AT_ONCE)))
+    assert coalesced(full, messages(5001), newest) == full
 
 
 def test_a_message_older_than_the_head_never_takes_its_place() -> None:

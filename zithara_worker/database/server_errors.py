@@ -20,10 +20,20 @@ _NO_SUCH_DATABASE = {1049}
 _WRONG_SHAPE = {1054, 1176}
 #: Record changed since last read (MariaDB 11.6 and later), lock wait timeout, deadlock (Galera's conflicts too), table
 #: altered, conflict found when a group certifies the transaction (Group Replication)
-_CONTENTION = {1020, 1205, 1213, 1412, 3101}
-#: A cluster that changes its primary, has lost its majority or is still catching up: WSREP not ready, read-only, and
-#: the errors of Group Replication's hooks
-_FAILOVER = {1047, 1290, 1792, 1836, 3098, 3100}
+_CERTIFICATION = 3101
+_CONTENTION = {1020, 1205, 1213, 1412, _CERTIFICATION}
+_NO_MAJORITY = "this server has left its group, or the group has lost its majority"
+#: A cluster that changes its primary, has lost its majority or is still catching up: what each number means then
+_FAILOVER = {
+    1047: "this node belongs to no majority of its cluster, or is still catching up",
+    1290: "this server is read-only",
+    1792: "this server is read-only",
+    1836: "this server is read-only",
+    3098: _NO_MAJORITY,
+    3100: _NO_MAJORITY,
+}
+#: Numbers whose own texts speak of tables, hooks and plugins, of which none is to blame
+_MISLEADING = {_CERTIFICATION, 3098, 3100}
 #: The client's own numbers: the connection cannot be encrypted (CR_SSL_CONNECTION_ERROR); the server asks for a way to
 #: log in that the client does not offer (CR_AUTH_PLUGIN_CANNOT_LOAD)
 NO_TLS = 2026
@@ -40,6 +50,9 @@ def translated(error: Exception) -> ZitharaWorkerError:
     the original."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = str(error.args[1]) if len(error.args) > 1 else str(error)
+    told = f"(error {code})" if code in _MISLEADING else f"(error {code}: {text})"
+    if code == _CERTIFICATION:
+        return Contention(f"another server of the cluster changed the same rows first {told}")
     if code in _CONTENTION:
         return Contention(text)
     if code in _ACCESS_DENIED:
@@ -66,9 +79,7 @@ def translated(error: Exception) -> ZitharaWorkerError:
     if code in _WRONG_SHAPE:
         return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
     if code in _FAILOVER:
-        return DatabaseUnavailable(
-            f"the database takes no writes now, as a cluster does that changes its primary (error {code}: {text})"
-        )
+        return DatabaseUnavailable(f"the database takes no writes now: {_FAILOVER[code]} {told}")
     if isinstance(error, RuntimeError):
         # pymysql names the package that it needs for this way to log in, and does not depend on.
         return DatabaseRefused(f"the database's way to log in needs more: {error}")

@@ -17,6 +17,9 @@ from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.rates import BUCKETS_MS, HISTORY_MINUTES
 
+#: Rows that one call of `Registry.remove_stale` deletes at most.
+FORGOTTEN_AT_ONCE = 1000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
@@ -98,5 +101,5 @@ class Registry:
         self._database.execute("worker_gone", id=self._identity.id)
 
     def remove_stale(self) -> None:
-        """Deletes the rows of workers that were not updated for a day."""
-        self._database.execute("workers_forget")
+        """Deletes rows of workers that were not updated for a day, FORGOTTEN_AT_ONCE at a time."""
+        self._database.execute("workers_forget", limit=FORGOTTEN_AT_ONCE)

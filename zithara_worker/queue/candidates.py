@@ -23,6 +23,8 @@ from zithara_worker.queue.statuses import PENDING, Status
 #: (newer, older) of one group -> whether the newer one makes the older one superfluous. Must be transitive. Pure.
 Supersedes = Callable[[Event, Event], bool]
 
+#: Older snapshots that one message may replace: their rows change in one transaction, which clusters certify as a whole.
+REPLACED_AT_ONCE = 1000
 #: New groups of which one statement asks whether they are busy elsewhere, in claims that ask.
 LOOK_AT = 50
 #: Groups busy elsewhere of which one statement asks whether they still are.
@@ -83,6 +85,7 @@ def coalesced(
     head.
     """
     line = [each for each in sorted({head.message, *waiting}) if not head.behind or each < head.behind[0]]
+    line = line[: max(0, REPLACED_AT_ONCE - len(head.supersedes)) + 1]
     position = newest_replacing(line) if len(line) > 1 else 0
     if position == 0 or line[position] < head.message:
         return head
