@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from zithara_worker.units import count, duration, iso, iso_milliseconds, milliseconds, moment, percent, rate
+from zithara_worker.units import count, counts, duration, iso, iso_milliseconds, milliseconds, moment, percent, rate
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,8 @@ def test_times_are_utc() -> None:
 def test_the_time_of_a_log_line_is_utc_with_milliseconds_that_are_never_rounded_up() -> None:
     assert iso_milliseconds(1_795_435_200.0625) == "2026-11-23T12:00:00.062Z"
     assert iso_milliseconds(1_795_435_199.9999) == "2026-11-23T11:59:59.999Z"
+
+
+def test_counts_are_listed_with_their_names() -> None:
+    assert counts({"unchanged": 12_400, "overtaken": 2}) == "12.4k unchanged, 2 overtaken"
+    assert counts({}) == "-"

@@ -6,6 +6,7 @@ A value that is not known (None) is written as '-'.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
 
@@ -59,6 +60,11 @@ def count(number: float | None) -> str:
         if abs(number) >= limit:
             return f"{number / size:.1f}{unit}"
     return f"{number:.0f}"
+
+
+def counts(numbers: Mapping[str, float]) -> str:
+    """'12.4k unchanged, 2 overtaken', in the order given; '-' without any."""
+    return ", ".join(f"{count(number)} {name}" for name, number in numbers.items()) or "-"
 
 
 def rate(number: float | None) -> str:

@@ -179,6 +179,10 @@ def test_a_php_consumer_at_work_switches_the_comparison_off(
         eventually(lambda: len(carts_sent(api)) == 1, within=20)
         shop.publish_cart()
         eventually(lambda: len(carts_sent(api)) == 2, within=20)
+        told = f'"uncompared":["{TOPIC_CART}"]'
+        eventually(
+            lambda: [state for (state,) in shop.query("SELECT state FROM {prefix}zithara_worker") if told in state]
+        )
 
 
 def test_a_request_that_is_given_back_late_leaves_it_unsure_what_zithara_has(

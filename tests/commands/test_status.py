@@ -44,6 +44,17 @@ def test_a_topic_without_a_queue_is_told() -> None:
     assert any("cart: the shop has no queue for it" in line for line in plain(lines))
 
 
+def test_what_was_not_sent_and_what_is_not_compared_is_told_in_80_columns() -> None:
+    skipped = {"unchanged": 84_600, "cart_inactive": 120, "cart_not_found": 14}
+    minutes = (Minute(minute=int(NOW // 60), answered=950, skipped=skipped),)
+    found = fleet_status((topic_status(topic=TOPIC_CART, minutes=minutes, uncompared=True),), (worker_status(),))
+    lines = plain(report(found, width=80))
+    assert "cart: not sent in 60 min: 84.6k unchanged, 120 cart_inactive, 14 cart_not_found" in lines
+    assert "cart: all is sent, as others deliver it too: see 'zithara-worker doctor'" in lines
+    assert max(map(len, lines)) <= 80
+    assert as_json(found)["topics"][0]["skipped"] == skipped
+
+
 def test_the_fields_of_the_json_are_these() -> None:
     """Programs read them: a field may be added, none goes away or changes its meaning."""
     value = as_json(fleet_status((topic_status(minutes=()),), (worker_status(),)))
@@ -53,10 +64,11 @@ def test_the_fields_of_the_json_are_these() -> None:
         *("topic", "queue", "new", "in_progress", "retry", "error", "complete", "oldest_new_seconds"),
         *("oldest_in_progress_seconds", "oldest_retry_seconds", "oldest_error_seconds", "retry_due_seconds", "workers"),
         *("groups_in_flight", "groups_waiting", "leases_expired", "drain_seconds", "pause", "paused", "history"),
+        *("skipped", "uncompared"),
     }
     assert value["workers"][0].keys() == {
         *("id", "host", "pid", "version", "topics", "started_at", "last_seen_seconds", "alive", "registered"),
-        *("in_flight", "held", "metrics_address", "targets"),
+        *("in_flight", "held", "metrics_address", "targets", "uncompared"),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}
 

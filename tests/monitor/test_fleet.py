@@ -11,8 +11,10 @@ from support.workers import Clock, StepWorker
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
-from zithara_worker.messages import OutcomeKind
+from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, read_fleet
+from zithara_worker.monitor.health import fleet_problems
+from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.publisher import stored_body
@@ -147,6 +149,28 @@ def test_rates_are_those_of_all_workers_together(shop: Shop, database: Database)
     assert topic(found, TOPIC_CUSTOMER).rates.failure_rate is None
     assert sum(minute.done for minute in found.history) == 90
     assert sum(minute.retried for minute in found.history) == 10
+
+
+def test_what_was_not_sent_within_the_hour_is_told_by_reason(shop: Shop, database: Database) -> None:
+    counters = MinuteCounters(time.time)
+    for reason in ("overtaken", "unchanged", "unchanged"):
+        counters.count(TOPIC_CART, Outcome(kind=OutcomeKind.SKIPPED, reason=reason))
+    hour_ago = {str(int(time.time() // 60) - 61): counters.minutes().popitem()[1]}
+    register(database, "a", minutes=counters.minutes() | hour_ago)
+    found = topic(read_fleet(database, {}), TOPIC_CART)
+    assert list(found.skipped.items()) == [("unchanged", 2), ("overtaken", 1)]
+    assert not topic(read_fleet(database, {}), TOPIC_ORDER).skipped
+
+
+def test_a_living_worker_tells_which_topics_it_does_not_compare(shop: Shop, database: Database) -> None:
+    register(database, "a", state={"api": {"breaker": "closed"}, "uncompared": [TOPIC_CART]})
+    register(database, "b", state={"uncompared": "another version"})
+    found = read_fleet(database, {})
+    assert [each.topic for each in found.topics if each.uncompared] == [TOPIC_CART]
+    assert [each.targets for each in found.workers] == [{"api": {"breaker": "closed"}}, {}]
+    assert "sent, because others deliver" in " ".join(fleet_problems(found)[1])
+    shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 5 MINUTE")
+    assert not any(each.uncompared for each in read_fleet(database, {}).topics)
 
 
 def test_the_backlog_drains_at_the_present_rate(shop: Shop, database: Database) -> None:

@@ -83,10 +83,17 @@ def test_counters_exist_before_anything_happens(metrics: WorkerMetrics) -> None:
 
 
 def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clock: Clock) -> None:
-    batch = [message(1, supersedes=(Pending(8, 8), Pending(9, 9))), message(2), message(3), message(4), message(5)]
+    batch = [
+        message(1, supersedes=(Pending(8, 8), Pending(9, 9))),
+        message(2),
+        message(3),
+        message(4),
+        message(5),
+        message(6),
+    ]
     metrics.claimed(ORDER, batch, 0.004)
     metrics.claimed(ORDER, [], 0.001)
-    assert samples(metrics)["in_flight_messages", (ORDER,)] == 5.0
+    assert samples(metrics)["in_flight_messages", (ORDER,)] == 6.0
     clock.now += 0.3
     sent = {"endpoint": "POST /order", "duration_ms": 40.0}
     settled = Settled(
@@ -95,8 +102,9 @@ def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clo
             done(batch[1], OutcomeKind.RETRY, reason="http_500", http_status=500, **sent),
             done(batch[2], OutcomeKind.FAILED, reason="invalid_json"),
             done(batch[3], OutcomeKind.RELEASED, reason="outage"),
+            done(batch[4], OutcomeKind.SKIPPED, reason="unchanged"),
         ],
-        [batch[4]],
+        [batch[5]],
     )
     metrics.settled(ORDER, settled, 0.02)
     seen = samples(metrics)
@@ -104,6 +112,7 @@ def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clo
     assert seen["deliveries_total", ("released", ORDER)] == 1.0
     assert seen["retries_total", ("http_500", ORDER)] == 1.0
     assert seen["failures_total", ("invalid_json", ORDER)] == 1.0
+    assert seen["skips_total", ("unchanged", ORDER)] == 1.0
     assert seen["coalesced_messages_total", (ORDER,)] == 2.0
     assert seen["leases_lost_total", (ORDER,)] == 1.0
     assert seen["in_flight_messages", (ORDER,)] == 0.0
@@ -116,8 +125,9 @@ def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clo
     assert seen["delivery_seconds_bucket", ("0.5", ORDER)] == 1.0
     assert seen["delivery_seconds_bucket", ("+Inf", ORDER)] == 1.0
     assert seen["claim_seconds_count", (ORDER,)] == 2.0
-    assert seen["claim_batch_messages_sum", (ORDER,)] == 5.0
-    assert seen["settle_batch_messages_bucket", ("5.0", ORDER)] == 1.0
+    assert seen["claim_batch_messages_sum", (ORDER,)] == 6.0
+    assert seen["settle_batch_messages_bucket", ("10.0", ORDER)] == 1.0
+    assert seen["settle_batch_messages_bucket", ("5.0", ORDER)] == 0.0
 
 
 def test_a_new_loop_starts_with_nothing_in_hand_and_goes_on_counting(metrics: WorkerMetrics) -> None:
@@ -194,6 +204,7 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
     settled = [
         done(message(1), OutcomeKind.RETRY, reason="x"),
         done(message(2), OutcomeKind.FAILED, reason="x", endpoint="POST /order", duration_ms=1.0),
+        done(message(3), OutcomeKind.SKIPPED, reason="x"),
     ]
     metrics.settled(ORDER, Settled(settled), 0.001)
     state = State(

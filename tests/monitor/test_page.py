@@ -98,6 +98,14 @@ def test_page_says_how_the_queue_is() -> None:
         assert expected in words, expected
 
 
+def test_page_says_what_was_not_sent_and_what_is_not_compared() -> None:
+    minutes = (Minute(minute=NEWEST, answered=3, skipped={"unchanged": 1400, EVIL: 2}),)
+    document = rendered(fleet_status((topic_status(minutes=minutes, uncompared=True),), (worker_status(),)))
+    words = " ".join(_Outline(document).text.split())
+    assert "last hour without a request: 1400 unchanged, 2 <script>" in words and "<script" not in document
+    assert f"every message of {TOPIC} is sent, because others deliver too" in words
+
+
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_a_script() -> None:
     outline = _Outline(rendered(fleet()))
     assert not outline.tags & {"script", "img", "iframe", "link", "object", "form", "input"}

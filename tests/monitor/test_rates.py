@@ -50,6 +50,20 @@ def test_what_a_worker_counts_is_read_again() -> None:
     assert (read.done, read.failure_rate, sum(read.buckets), read.percentile_ms(0.5)) == (5, 0.5, 4, 75.0)
 
 
+def test_what_was_not_sent_is_counted_by_reason_and_added_up() -> None:
+    counters = MinuteCounters(lambda: NOW)
+    for reason in ("unchanged", "unchanged", "overtaken"):
+        counters.count(TOPIC_CART, Outcome(kind=OutcomeKind.SKIPPED, reason=reason))
+    counters.count(TOPIC_CART, Outcome(kind=OutcomeKind.FAILED, reason="http_400"))
+    written = counters.minutes()
+    counters.count(TOPIC_CART, Outcome(kind=OutcomeKind.SKIPPED, reason="unchanged"))
+    of_another_version = {"10000": {TOPIC_CART: {"outcomes": {"skipped": 1}, "skipped": {"unchanged": "1", "x": 5}}}}
+    before_this_version = {"10000": {TOPIC_CART: {"outcomes": {"skipped": 1}}}}
+    read = read_minutes([written, of_another_version, before_this_version])[TOPIC_CART]
+    assert total(read).skipped == {"unchanged": 2, "overtaken": 1, "x": 5}
+    assert history(read, NOW)[-1].answered == 5
+
+
 def test_minutes_of_all_workers_are_added_up_and_what_another_version_wrote_is_left_out() -> None:
     found = read_minutes(
         [

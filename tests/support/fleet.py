@@ -38,6 +38,7 @@ def topic_status(*, minutes: tuple[Minute, ...] = (), **changes: Any) -> TopicSt
         "rates": rates(hour, NOW, NOW - 3600),
         "drain_seconds": None,
         "pause": None,
+        "uncompared": False,
         "history": hour,
     }
     return TopicStatus(**{**given, **changes})

@@ -26,7 +26,7 @@ from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, read_fleet
 from zithara_worker.monitor.rates import Minute
 from zithara_worker.topics import short_name
-from zithara_worker.units import count, duration, iso, milliseconds, moment, percent, rate
+from zithara_worker.units import count, counts, duration, iso, milliseconds, moment, percent, rate
 
 #: The largest share of the time in which --watch reads: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
@@ -136,6 +136,7 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
             "since": iso(topic.pause.paused_at_utc),
             "reason": topic.pause.reason,
         }
+        value["skipped"] = topic.skipped
         topics.append(value)
     workers = []
     for worker in found.workers:
@@ -268,6 +269,10 @@ def _notes(found: FleetStatus) -> Iterator[str]:
             yield f"{name}: {groups}, next due in {duration(topic.retry_due_seconds)}"
         if topic.leases_expired:
             yield coloured("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
+        if topic.skipped:
+            yield f"{name}: not sent in 60 min: {printable(counts(topic.skipped))}"
+        if topic.uncompared:
+            yield coloured("yellow", f"{name}: all is sent, as others deliver it too: see 'zithara-worker doctor'")
         # The two counts are not read at the same moment, so a difference counts only if it lasts.
         if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
             yield coloured(

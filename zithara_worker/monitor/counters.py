@@ -53,6 +53,7 @@ class MetricValues:
     deliveries: Counter[tuple[str, str]] = field(default_factory=Counter)
     retries: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: Counter[tuple[str, str]] = field(default_factory=Counter)
+    skips: Counter[tuple[str, str]] = field(default_factory=Counter)
     coalesced: Counter[str] = field(default_factory=Counter)
     leases_lost: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
@@ -120,6 +121,8 @@ class WorkerMetrics:
                     values.retries[topic, outcome.reason] += 1
                 elif kind is OutcomeKind.FAILED:
                     values.failures[topic, outcome.reason] += 1
+                elif kind is OutcomeKind.SKIPPED:
+                    values.skips[topic, outcome.reason] += 1
                 if outcome.duration_ms is not None:
                     place = (outcome.endpoint, _status_class(outcome.http_status))
                     values.response_seconds[place].observe(outcome.duration_ms / 1000)

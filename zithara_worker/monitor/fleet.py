@@ -14,7 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes
+from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes, total
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
@@ -22,6 +22,8 @@ from zithara_worker.topics import TOPICS
 
 #: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0
+#: Beside the targets in a worker's `state`: the topics of `WorkerStatus.uncompared`.
+UNCOMPARED = "uncompared"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,7 +76,14 @@ class TopicStatus:
     #: At the present rate; None: nothing is being delivered
     drain_seconds: float | None
     pause: Pause | None
+    #: Whether a worker sends each message of it, because others deliver too and do not record what Zithara accepted
+    uncompared: bool
     history: tuple[Minute, ...] = field(repr=False)
+
+    @property
+    def skipped(self) -> Mapping[str, int]:
+        """Messages that completed without a request within the last hour, by reason, the most first."""
+        return dict(Counter(total(self.history).skipped).most_common())
 
     @property
     def pending(self) -> int:
@@ -114,6 +123,8 @@ class WorkerStatus:
     metrics_address: str | None
     #: Target -> what the worker wrote of it; another version may have written something else
     targets: Mapping[str, Any]
+    #: Topics of which it sends each message, because others deliver too and record nothing
+    uncompared: tuple[str, ...] = ()
     #: What it did, as `registry.MinuteCounters.minutes` wrote it
     minutes: Mapping[str, Any] = field(repr=False)
 
@@ -180,6 +191,7 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
                 complete=complete.get(queue_id, 0) if full and queue is not None else None,
                 workers=living[topic],
                 pause=pauses.get(topic),
+                uncompared=any(topic in worker.uncompared for worker in workers if worker.alive),
                 hour=hour,
                 recent=rates(hour, now, started),
             )
@@ -200,6 +212,7 @@ def _topic_status(
     complete: int | None,
     workers: int,
     pause: Pause | None,
+    uncompared: bool,
     hour: tuple[Minute, ...],
     recent: Rates,
 ) -> TopicStatus:
@@ -224,6 +237,7 @@ def _topic_status(
         rates=recent,
         drain_seconds=None if queue is None else drain_seconds(backlog, 0.0 if pause else recent.done_per_minute),
         pause=pause,
+        uncompared=uncompared,
         history=hour,
     )
 
@@ -273,25 +287,29 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
         worker_id, queue_id = str(row["worker_id"]), int(row["queue_id"])
         held.setdefault(worker_id, {})[topics.get(queue_id, f"queue {queue_id}")] = int(row["messages"])
         leased_until[worker_id] = max(leased_until.get(worker_id, 0.0), _number(row["lease_until"]) or 0.0)
-    found = [
-        WorkerStatus(
-            id=str(row["id"]),
-            host=str(row["host"]),
-            pid=int(row["pid"]),
-            version=str(row["version"]),
-            topics=tuple(topic for topic in str(row["topics"]).split(",") if topic),
-            started_utc=float(row["started_at"]),
-            last_seen_seconds=max(0.0, now - float(row["last_seen_at"])),
-            alive=now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
-            registered=True,
-            in_flight=int(row["in_flight"]),
-            held=held.pop(str(row["id"]), {}),
-            metrics_address=row["metrics_address"],
-            targets=_object(row["state"]),
-            minutes=_object(row["minutes"]),
+    found = []
+    for row in database.rows("workers"):
+        state = dict(_object(row["state"]))
+        uncompared = state.pop(UNCOMPARED, ())
+        found.append(
+            WorkerStatus(
+                id=str(row["id"]),
+                host=str(row["host"]),
+                pid=int(row["pid"]),
+                version=str(row["version"]),
+                topics=tuple(topic for topic in str(row["topics"]).split(",") if topic),
+                started_utc=float(row["started_at"]),
+                last_seen_seconds=max(0.0, now - float(row["last_seen_at"])),
+                alive=now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
+                registered=True,
+                in_flight=int(row["in_flight"]),
+                held=held.pop(str(row["id"]), {}),
+                metrics_address=row["metrics_address"],
+                targets=state,
+                uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
+                minutes=_object(row["minutes"]),
+            )
         )
-        for row in database.rows("workers")
-    ]
     for worker_id in sorted(held):
         # It was killed, and its row was deleted or never written. When its leases end, others take its messages over.
         until = leased_until[worker_id]

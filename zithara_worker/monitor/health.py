@@ -138,6 +138,11 @@ def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
                 "breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start another "
                 "worker"
             )
+        if topic.uncompared:
+            notes.append(
+                f"every message of {topic.topic} is sent, because others deliver too and do not record it (PHP "
+                "consumers, or workers older than 0.3): see 'zithara-worker doctor'"
+            )
     for worker in fleet.alive:
         for target in sorted(worker.target_reports, key=lambda each: each.target):
             if target.breaker != "closed":

@@ -16,7 +16,7 @@ from importlib import resources
 from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
 from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.topics import short_name
-from zithara_worker.units import count, duration, milliseconds, moment, percent, rate
+from zithara_worker.units import count, counts, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
 
 REFRESH_SECONDS = 10
@@ -103,6 +103,8 @@ def _queue(topic: TopicStatus) -> str:
     if topic.pause is not None:
         why = f": {topic.pause.reason}" if topic.pause.reason else ""
         name += f'<small class="warn">paused by {escape(topic.pause.paused_by + why)}</small>'
+    if topic.skipped:
+        name += f"<small>last hour without a request: {escape(counts(topic.skipped))}</small>"
     retry = count(topic.retry)
     if topic.retry_due_seconds is not None and topic.retry:
         retry += f"<small>next in {duration(topic.retry_due_seconds)}</small>"

@@ -142,6 +142,7 @@ def _from_values(values: MetricValues) -> Iterator[Metric]:
     )
     yield _counters("retries", "Messages put back for another attempt, by reason.", ["topic", "reason"], values.retries)
     yield _counters("failures", "Messages that went to ERROR, by reason.", ["topic", "reason"], values.failures)
+    yield _counters("skips", "Messages completed without a request, by reason.", ["topic", "reason"], values.skips)
     yield _counters("coalesced_messages", "Older snapshots completed by a newer one.", ["topic"], values.coalesced)
     yield _counters(
         "leases_lost",

@@ -5,9 +5,9 @@ The counts come from the column `minutes` of zithara_worker, which `registry.Min
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zithara_worker.messages import OutcomeKind
@@ -28,6 +28,8 @@ class Minute:
     minute: int
     #: Delivered and skipped messages
     answered: int = 0
+    #: Messages that are complete without a request, by reason; `answered` counts them too
+    skipped: Mapping[str, int] = field(default_factory=dict)
     #: Older snapshots that were completed with a delivered one
     superseded: int = 0
     retried: int = 0
@@ -82,6 +84,7 @@ def total(minutes: Iterable[Minute], *, minute: int = 0) -> Minute:
     return Minute(
         minute=minute,
         answered=sum(each.answered for each in found),
+        skipped=sum((Counter(each.skipped) for each in found), Counter()),
         superseded=sum(each.superseded for each in found),
         retried=sum(each.retried for each in found),
         failed=sum(each.failed for each in found),
@@ -137,18 +140,25 @@ def read_minutes(of_workers: Iterable[Mapping[str, Any]]) -> dict[str, list[Minu
 
 
 def _minute(minute: int, counts: Mapping[str, Any]) -> Minute:
-    outcomes = counts.get("outcomes")
-    number_of = outcomes.get if isinstance(outcomes, dict) else {}.get
+    number_of = _counts(counts.get("outcomes")).get
     buckets = counts.get("buckets")
     return Minute(
         minute=minute,
-        answered=_number(number_of(OutcomeKind.DELIVERED.value)) + _number(number_of(OutcomeKind.SKIPPED.value)),
+        answered=number_of(OutcomeKind.DELIVERED.value, 0) + number_of(OutcomeKind.SKIPPED.value, 0),
+        skipped=_counts(counts.get("skipped")),
         superseded=_number(counts.get("superseded")),
-        retried=_number(number_of(OutcomeKind.RETRY.value)),
-        failed=_number(number_of(OutcomeKind.FAILED.value)),
+        retried=number_of(OutcomeKind.RETRY.value, 0),
+        failed=number_of(OutcomeKind.FAILED.value, 0),
         buckets=tuple(map(_number, buckets))
         if isinstance(buckets, list) and len(buckets) == len(NO_REQUESTS)
         else NO_REQUESTS,
+    )
+
+
+def _counts(value: Any) -> dict[str, int]:
+    """What is a number in an object of counts; nothing of what is no object."""
+    return (
+        {name: number for name, number in value.items() if isinstance(number, int)} if isinstance(value, dict) else {}
     )
 
 

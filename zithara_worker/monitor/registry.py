@@ -9,6 +9,7 @@ import json
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from threading import Lock
 from typing import Any
@@ -51,21 +52,24 @@ class MinuteCounters:
                     self._minutes.popitem(last=False)
             counts = topics.get(topic)
             if counts is None:
-                counts = topics[topic] = {"outcomes": {}, "superseded": 0, "buckets": [0] * (len(BUCKETS_MS) + 1)}
+                buckets = [0] * (len(BUCKETS_MS) + 1)
+                counts = topics[topic] = {"outcomes": {}, "skipped": {}, "superseded": 0, "buckets": buckets}
             kind = outcome.kind.value
             counts["outcomes"][kind] = counts["outcomes"].get(kind, 0) + 1
             if outcome.kind is OutcomeKind.DELIVERED:
                 counts["superseded"] += superseded
+            elif outcome.kind is OutcomeKind.SKIPPED:
+                counts["skipped"][outcome.reason] = counts["skipped"].get(outcome.reason, 0) + 1
             if outcome.duration_ms is not None:
                 counts["buckets"][bisect_left(BUCKETS_MS, outcome.duration_ms)] += 1
 
     def minutes(self) -> dict[str, Any]:
-        """{minute since the epoch: {topic: {"outcomes": {kind: n}, "superseded": n, "buckets": [n, ...]}}}"""
+        """{minute since the epoch: {topic: {"outcomes": {kind: n}, "skipped": {reason: n}, "superseded": n,
+        "buckets": [n, ...]}}}"""
         with self._lock:
             return {
                 str(minute): {
-                    topic: {**counts, "outcomes": dict(counts["outcomes"]), "buckets": list(counts["buckets"])}
-                    for topic, counts in topics.items()
+                    topic: {name: copy(value) for name, value in counts.items()} for topic, counts in topics.items()
                 }
                 for minute, topics in self._minutes.items()
             }

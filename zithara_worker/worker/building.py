@@ -27,6 +27,7 @@ from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
+from zithara_worker.monitor.fleet import UNCOMPARED
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
@@ -370,7 +371,7 @@ class Parts:
 
     def _register(self, in_hand: int) -> None:
         """Updates this worker's row in zithara_worker."""
-        state = {
+        targets = {
             target: {
                 "breaker": status.breaker.state.value,
                 "why": status.breaker.why,
@@ -382,7 +383,7 @@ class Parts:
         self.registry.update(
             in_flight=in_hand,
             metrics_address=self._lasting.endpoints.address,
-            state=state,
+            state={**targets, UNCOMPARED: sorted(self.relevance.unrecorded)},
             minutes=self._lasting.minute_counters.minutes(),
         )
 
