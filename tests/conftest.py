@@ -14,6 +14,7 @@ from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
+from zithara_worker.limits import Limits
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
@@ -23,7 +24,6 @@ from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
 from zithara_worker.topics import TOPICS
-from zithara_worker.worker.ending import Limits
 
 PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"
 

@@ -13,6 +13,7 @@ from support.workers import settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
+from zithara_worker.limits import Limits
 from zithara_worker.queue import failures, operator
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
@@ -21,7 +22,6 @@ from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
-from zithara_worker.worker.ending import Limits
 
 Consume = Callable[[], None]
 

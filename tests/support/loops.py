@@ -12,11 +12,13 @@ import pytest
 from support.memory_queue import MemoryQueue, Row
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pace import TokenBucket
+from zithara_worker.limits import Limits
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip, Target
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.held import Held
+from zithara_worker.settings.reload import Reload
 from zithara_worker.settings.sections import RetrySettings, WorkerSettings
 from zithara_worker.shop.configuration import ShopConfiguration
 from zithara_worker.topics import TOPIC_ORDER
@@ -24,13 +26,11 @@ from zithara_worker.worker import duties
 from zithara_worker.worker.building import TARGETS
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
-from zithara_worker.worker.ending import Limits
 from zithara_worker.worker.inbox import ControlRequest, Inbox
 from zithara_worker.worker.ledger_duties import LedgerDuties
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.outcomes import Outcomes, TopicState
 from zithara_worker.worker.relevance import Relevance
-from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import Starter
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from support.loops import LoopOnClock
 
+from zithara_worker.limits import End
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.worker.duties import EXPIRY_INTERVAL, REGISTRY_INTERVAL, SHOP_INTERVAL, SWEEP_SHARE
-from zithara_worker.worker.ending import End
 
 
 @pytest.fixture

@@ -12,12 +12,12 @@ from support.workers import settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.limits import Limits
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, WorkerSettings, ZitharaSettings
 from zithara_worker.topics import TOPIC_WEBHOOK
 from zithara_worker.worker import duties
-from zithara_worker.worker.ending import Limits
 
 Looks = list[object]
 

@@ -12,13 +12,13 @@ from support.loops import CREATE, SERVED, LoopOnClock
 from support.memory_queue import MemoryQueue
 
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError
+from zithara_worker.limits import End, Limits
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection
 from zithara_worker.queue.bodies import BYTES_IN_HAND
 from zithara_worker.queue.held import ABANDONED_SECONDS
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 from zithara_worker.worker.claiming import SUSPECTS_SECONDS
-from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.inbox import ControlRequest
 from zithara_worker.worker.loop import MAX_DATABASE_PAUSE
 

@@ -15,6 +15,7 @@ from worker.test_outage import FastClock, running, settings_for
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database
+from zithara_worker.limits import End, Limits
 from zithara_worker.messages import Request, Target
 from zithara_worker.processors.decoding import MAX_DEPTH
 from zithara_worker.queue.held import ABANDONED_SECONDS, Held
@@ -25,7 +26,6 @@ from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings
 from zithara_worker.topics import TOPIC_ORDER
-from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.worker import lease_clock
 from zithara_worker.zithara.answers import BODY_LIMIT
 

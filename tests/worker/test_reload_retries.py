@@ -8,7 +8,7 @@ import pytest
 from support.workers import Clock
 
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.worker.reload import Reload
+from zithara_worker.settings.reload import Reload
 
 
 @pytest.fixture

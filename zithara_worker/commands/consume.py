@@ -62,8 +62,8 @@ def consume(
     if not wanted:
         raise click.UsageError(f"which topics? Give some of {', '.join(SHORT_NAMES)}, or --all, or set [worker] topics")
 
+    from zithara_worker.limits import Limits
     from zithara_worker.monitor.service_manager import ServiceManager
-    from zithara_worker.worker.ending import Limits
     from zithara_worker.worker.worker import Worker
 
     context.start_logging()

@@ -23,6 +23,7 @@ from zithara_worker.delivery.courier import WEBHOOK, Courier, targets_of
 from zithara_worker.delivery.pace import TokenBucket
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ZitharaWorkerError
+from zithara_worker.limits import Limits
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
@@ -37,6 +38,7 @@ from zithara_worker.queue.ledger_rules import LEDGER_TOPICS, Rules, destination
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import QueueRow, find_queues
 from zithara_worker.queue.renewal import Renewal
+from zithara_worker.settings.reload import Reload
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.settings.values import webhook_keys
@@ -47,13 +49,11 @@ from zithara_worker.topics import TOPIC_TABLE, full_name
 from zithara_worker.version import VERSION
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
-from zithara_worker.worker.ending import Limits
 from zithara_worker.worker.inbox import Arrivals, Inbox
 from zithara_worker.worker.ledger_duties import LedgerDuties
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.outcomes import Outcomes, TopicState
 from zithara_worker.worker.relevance import Relevance, look_at_carts
-from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 from zithara_worker.worker.starting import RequestFactory, Starter
 from zithara_worker.zithara.api import ZitharaApi, request_digest

@@ -10,12 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from zithara_worker.database.session import Database
+from zithara_worker.limits import End
 from zithara_worker.monitor.registry import Registry
 from zithara_worker.queue import failures
 from zithara_worker.queue.message_queue import ExpiryGuard, MessageQueue
 from zithara_worker.shop.configuration import ShopConfiguration, read_configuration
 from zithara_worker.shop.deployment_config import DeploymentConfig
-from zithara_worker.worker.ending import End
 from zithara_worker.worker.ledger_duties import LedgerDuties
 
 log = logging.getLogger(__name__)

@@ -13,17 +13,18 @@ from collections.abc import Callable
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.limits import End, Limits
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.health import LoopStatus
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.held import Held, Stage
 from zithara_worker.queue.renewal import Renewal
 from zithara_worker.reasons import INTERNAL_ERROR
+from zithara_worker.settings.reload import Reload
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
-from zithara_worker.worker.ending import End, Limits, release_unanswered, release_unsent
+from zithara_worker.worker.ending import release_unanswered, release_unsent
 from zithara_worker.worker.inbox import Inbox
-from zithara_worker.worker.reload import Reload
 from zithara_worker.worker.settling import Settling
 
 log = logging.getLogger(__name__)

@@ -15,20 +15,20 @@ from queue import Empty, SimpleQueue
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
+from zithara_worker.limits import End, Limits
 from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.monitor.service_manager import ServiceManager
+from zithara_worker.settings.reload import Reload
 from zithara_worker.settings.sections import LoggingSettings, Settings
 from zithara_worker.settings.sources import LoadedSettings, given_by_program
 from zithara_worker.topics import TOPICS, full_name
 from zithara_worker.worker.building import Lasting, Prepared, prepare, running_loop
 from zithara_worker.worker.duties import DebugSwitch, PoisonPill
-from zithara_worker.worker.ending import End, Limits
 from zithara_worker.worker.inbox import Arrivals, ControlRequest
-from zithara_worker.worker.reload import Reload
 
 log = logging.getLogger(__name__)
 
