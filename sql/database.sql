@@ -4,7 +4,16 @@
 -- ============================== server and tables ==============================
 
 -- server --
-SELECT VERSION() AS version, @@max_allowed_packet AS max_allowed_packet, @@auto_increment_increment AS id_step
+-- SHOW, because a SELECT of a variable that another kind of server does not have is an error there.
+SHOW SESSION VARIABLES WHERE Variable_name IN
+  ('version', 'max_allowed_packet', 'auto_increment_increment', 'read_only', 'super_read_only', 'wsrep_on')
+
+-- galera_node --
+SHOW STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_cluster_status')
+
+-- sync_wait --
+-- Which statements of this session wait until this node has applied what others have committed. Galera only.
+SET SESSION wsrep_sync_wait = %(statements)s
 
 -- indexes_of_status --
 -- Indexes are found by their columns, because Magento or an administrator chose their names.

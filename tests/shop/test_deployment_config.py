@@ -110,13 +110,16 @@ def test_neither_password_nor_key_is_shown(write: Write) -> None:
         ("/run/mysqld/mysqld.sock", {"unix_socket": "/run/mysqld/mysqld.sock"}),
         ("localhost:/run/mysqld/mysqld.sock", {"unix_socket": "/run/mysqld/mysqld.sock"}),
         ("", {}),
+        # Of the worker only: the servers of a cluster.
+        ("db1,db2:3307", {"host": "db1,db2:3307"}),
+        ("[::1],db2", {"host": "[::1],db2"}),
     ],
 )
-def test_host_has_four_forms(read_connection: Read, host: str, expected: Mapping[str, str]) -> None:
+def test_host_has_these_forms(read_connection: Read, host: str, expected: Mapping[str, str]) -> None:
     assert plain(read_connection(f"'host' => '{host}'")) == expected
 
 
-@pytest.mark.parametrize("host", ["db:", "db:x", "db:99999", "db:0", ":3306", "db:1:2", "::1"])
+@pytest.mark.parametrize("host", ["db:", "db:x", "db:99999", "db:0", ":3306", "db:1:2", "::1", "db1,db2:x"])
 def test_host_of_another_form_is_an_error(read_connection: Read, host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"env\.php: the database host .* set \[database\] host and port"):
         read_connection(f"'host' => '{host}'")

@@ -34,8 +34,10 @@ _FAILOVER = {
 }
 #: Numbers whose own texts speak of tables, hooks and plugins, of which none is to blame
 _MISLEADING = {_CERTIFICATION, 3098, 3100}
-#: The client's own numbers: the connection cannot be encrypted (CR_SSL_CONNECTION_ERROR); the server asks for a way to
-#: log in that the client does not offer (CR_AUTH_PLUGIN_CANNOT_LOAD)
+#: The client's own numbers: no connection (CR_CONN_HOST_ERROR); the connection cannot be encrypted
+#: (CR_SSL_CONNECTION_ERROR); the server asks for a way to log in that the client does not offer
+#: (CR_AUTH_PLUGIN_CANNOT_LOAD)
+NO_CONNECTION = 2003
 NO_TLS = 2026
 NO_SUCH_LOGIN = 2059
 

@@ -24,10 +24,16 @@ from pymysql.cursors import Cursor, DictCursor
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, stop_after_delay, wait_random
 
 from zithara_worker.database import statements
-from zithara_worker.database.server_errors import NO_SUCH_LOGIN, NO_TLS, RAISED, translated
-from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError
+from zithara_worker.database.addresses import DEFAULT_PORT, Address, Addresses, none_serves, why_not_written
+from zithara_worker.database.server_errors import NO_CONNECTION, NO_SUCH_LOGIN, NO_TLS, RAISED, translated
+from zithara_worker.errors import (
+    Contention,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    ShopError,
+    ZitharaWorkerError,
+)
 from zithara_worker.settings.sections import DatabaseSettings
-from zithara_worker.settings.values import is_loopback
 
 #: Seconds to wait for a connection, and for an answer. ANSWER_TIMEOUT ends a connection whose packets are dropped. It
 #: is well below any sensible lease.
@@ -38,10 +44,11 @@ ANSWER_TIMEOUT = 20
 STATEMENT_TIMEOUT = ANSWER_TIMEOUT - 2
 #: Seconds that a statement waits for the lock of a row, and for a table that is being altered.
 LOCK_WAIT_TIMEOUT = 3
+#: Value of wsrep_sync_wait: reads, updates and deletes, and inserts wait for what other nodes have committed.
+SYNC_ALL = 7
 #: Seconds after which `again_on_contention` stops, however many tries are left.
 CONTENTION_SECONDS = 6
 
-DEFAULT_PORT = 3306
 #: The sockets of Debian's and Red Hat's servers, and of one built from source.
 SOCKETS = ("/run/mysqld/mysqld.sock", "/var/lib/mysql/mysql.sock", "/tmp/mysql.sock")  # noqa: S108 - a server's own
 
@@ -99,18 +106,20 @@ _IN_CLEAR = ("mysql_clear_password", "dialog")
 class Database:
     """One session with the shop's database, opened on first use, and again after the connection was lost.
 
-    `clock`: seconds since the epoch, which every statement then sees as NOW() instead of the server's time. For tests
-    and simulations.
+    `addresses`: those of another session of the same settings, so that both use the same server. `clock`: seconds since
+    the epoch, which every statement then sees as NOW() instead of the server's time, for tests and simulations.
     """
 
     def __init__(
         self,
         settings: DatabaseSettings,
         *,
+        addresses: Addresses | None = None,
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
+        self.addresses = addresses or Addresses(settings)
         self._clock = clock
         self._sleep = sleep
         self._connection: _Connection | None = None
@@ -120,6 +129,11 @@ class Database:
         self._in_transaction = False
         self.max_allowed_packet = 0
         self.version = ""
+        #: Where the session was opened last; None before
+        self.server: Address | None = None
+        #: Whether the server is a node of a Galera cluster
+        self.is_galera = False
+        self._in_step = False
         #: Statements sent so far; tests and benchmarks count them.
         self.statements_sent = 0
         #: Number of connections so far. Code that remembers what a lost connection puts in doubt compares it.
@@ -145,7 +159,7 @@ class Database:
     @property
     def is_local(self) -> bool:
         """Whether the server is on this host, so that no network needs encryption."""
-        return bool(self._settings.unix_socket) or is_loopback(self._settings.host)
+        return all(address.is_local for address in self.addresses.all)
 
     def log_in_as(self, settings: DatabaseSettings) -> None:
         """Uses the user and password of these settings from the next connection on.
@@ -167,20 +181,35 @@ class Database:
 
     def _open(self) -> _Connection:
         if self._connection is None:
-            try:
-                self._connection = self._connected()
-                self.generation += 1
-                self._learn_server()
-            except (RuntimeError, *RAISED) as error:
-                self.close()
-                raise translated(error) from error
+            failures: dict[Address, ZitharaWorkerError] = {}
+            for address in self.addresses.in_order():
+                try:
+                    return self._open_at(address)
+                except DatabaseUnavailable as error:
+                    failures[address] = error
+            raise none_serves(failures) from next(iter(failures.values()))
         return self._connection
 
-    def _connected(self) -> _Connection:
+    def _open_at(self, address: Address) -> _Connection:
+        try:
+            connection = self._connection = self._connected(address)
+            self._learn_server()
+        except (RuntimeError, *RAISED) as error:
+            self.close()
+            raise translated(error) from error
+        except BaseException:
+            self.close()
+            raise
+        self.generation += 1
+        self.server = address
+        self.addresses.serves(address)
+        return connection
+
+    def _connected(self, address: Address) -> _Connection:
         settings = self._settings
-        unix_socket = settings.unix_socket or _default_socket(settings)
+        unix_socket = address.unix_socket or _default_socket(address, settings)
         where: dict[str, Any] = (
-            {"unix_socket": unix_socket} if unix_socket else {"host": settings.host, "port": settings.port}
+            {"unix_socket": unix_socket} if unix_socket else {"host": address.host, "port": address.port}
         )
         if settings.ssl_ca:
             where["ssl"] = _trusting(settings.ssl_ca)
@@ -209,9 +238,7 @@ class Database:
             # As pymysql sets it for a socket that it opens itself. Without it, the driver would encrypt the password
             # for MySQL 8 with RSA, and the server, which trusts a socket, would take that for the password itself.
             connection._secure = True
-            connection.connect(_connected_socket(unix_socket))
-        else:
-            connection.connect()
+        connection.connect(_connected_socket(address, unix_socket))
         with connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(
@@ -225,12 +252,27 @@ class Database:
         return connection
 
     def _learn_server(self) -> None:
-        if self.version:
+        """Asks the server what it is, if that is not known or may change: where there are several, or a cluster.
+
+        Raises DatabaseUnavailable where another address should be tried.
+        """
+        if self.version and not self.is_galera and not self.addresses.several:
             return
-        server = self.rows("server")[0]
-        self.version = str(server["version"])
+        server = {str(row["Variable_name"]): str(row["Value"]) for row in self.rows("server")}
+        self.is_galera = server.get("wsrep_on", "OFF") == "ON"
+        if self.addresses.several:
+            status = self.rows("galera_node") if self.is_galera else []
+            left = why_not_written(server, {str(row["Variable_name"]): str(row["Value"]) for row in status})
+            if left:
+                raise DatabaseUnavailable(left)
+        if self.is_galera:
+            self.execute("sync_wait", statements=SYNC_ALL if self._in_step else 0)
+        if self.version == server["version"]:
+            return
+        self.version = server["version"]
         self.max_allowed_packet = int(server["max_allowed_packet"])
-        self.id_step = int(server["id_step"])
+        self.id_step = int(server["auto_increment_increment"])
+        self._filled.clear()
         self._places["skip_locked"] = "SKIP LOCKED" if knows_skip_locked(self.version) else ""
         table = f"{self.prefix}queue_message_status"
         by_columns = {str(row["column_names"]): str(row["name"]) for row in self.rows("indexes_of_status", table=table)}
@@ -325,6 +367,26 @@ class Database:
         finally:
             self._in_transaction = False
 
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Within the block, statements see all that any node of a Galera cluster had committed before.
+
+        Without it a node that lags could answer that a lease is gone, or not there yet. Sends nothing elsewhere.
+        """
+        self._open()
+        self._set_in_step(True)
+        try:
+            yield
+        finally:
+            # The session may be lost by now, and the next one begins without.
+            with suppress(DatabaseUnavailable):
+                self._set_in_step(False)
+
+    def _set_in_step(self, wanted: bool) -> None:
+        self._in_step = wanted
+        if self.is_galera and self._connection is not None:
+            self.execute("sync_wait", statements=SYNC_ALL if wanted else 0)
+
     def again_on_contention(self, run: Callable[[], T], *, tries: int = 5) -> T:
         """Runs a whole transaction, and runs it again after contention and a short random pause.
 
@@ -385,9 +447,9 @@ def knows_skip_locked(version: str) -> bool:
     return (major, minor) >= ((10, 6) if "mariadb" in version.lower() else (8, 0))
 
 
-def _default_socket(settings: DatabaseSettings) -> str:
+def _default_socket(address: Address, settings: DatabaseSettings) -> str:
     """The server's usual socket for host 'localhost', which PHP connects to by the socket and not by the network."""
-    if settings.host != "localhost" or settings.port != DEFAULT_PORT or settings.ssl_ca:
+    if address != Address("localhost", DEFAULT_PORT) or settings.ssl_ca:
         return ""
     return next((path for path in SOCKETS if Path(path).is_socket()), "")
 
@@ -402,16 +464,30 @@ def _trusting(ssl_ca: Path) -> ssl.SSLContext:
         ) from error
 
 
-def _connected_socket(path: str) -> socket.socket:
-    """A socket that is connected to the server. pymysql would leave it open if nobody answers there."""
-    wire = socket.socket(socket.AF_UNIX)
+def _connected_socket(address: Address, unix_socket: str) -> socket.socket:
+    """A socket that is connected to the server, which has begun to speak.
+
+    pymysql would leave a socket file open if nobody answers there, and would wait ANSWER_TIMEOUT for the first word of
+    a server that is stopped, with the other addresses untried.
+    """
+    wire: socket.socket | None = None
     try:
-        wire.settimeout(CONNECT_TIMEOUT)
-        wire.connect(path)
+        if unix_socket:
+            wire = socket.socket(socket.AF_UNIX)
+            wire.settimeout(CONNECT_TIMEOUT)
+            wire.connect(unix_socket)
+        else:
+            wire = socket.create_connection((address.host, address.port), CONNECT_TIMEOUT)
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        wire.recv(1, socket.MSG_PEEK)
         wire.settimeout(None)
-    except OSError:
-        wire.close()
-        raise
+    except OSError as error:
+        if wire is not None:
+            wire.close()
+        raise pymysql.err.OperationalError(
+            NO_CONNECTION, f"no connection to {unix_socket or address} ({error})"
+        ) from error
     return wire
 
 

@@ -38,7 +38,8 @@ _SKEW_SECONDS = 5.0
 
 def server(database: Database) -> Iterator[Finding]:
     """Version of the server. Raises DatabaseUnavailable or ConfigurationError where there is no connection."""
-    version = str(database.rows("server")[0]["version"])
+    database.rows("clock")
+    version = database.version
     maria = "mariadb" in version.lower()
     major, minor = (int(part) for part in re.findall(r"\d+", version)[:2])
     name = f"{'MariaDB' if maria else 'MySQL'} {version}"

@@ -23,7 +23,7 @@ from zithara_worker.queue.statuses import PENDING, Status
 #: (newer, older) of one group -> whether the newer one makes the older one superfluous. Must be transitive. Pure.
 Supersedes = Callable[[Event, Event], bool]
 
-#: Older snapshots that one message may replace: their rows change in one transaction, which clusters certify as a whole.
+#: Older snapshots that one message may replace. Their rows change in one transaction, and clusters certify it whole.
 REPLACED_AT_ONCE = 1000
 #: New groups of which one statement asks whether they are busy elsewhere, in claims that ask.
 LOOK_AT = 50

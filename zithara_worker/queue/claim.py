@@ -76,7 +76,8 @@ class Claim:
         there = [each for each in candidates if each.message.message_id in bodies and each.message.id not in self._held]
         if not there:
             return [], set()
-        return self._database.again_on_contention(partial(self._run, there, bodies, limit))
+        with self._database.in_step():
+            return self._database.again_on_contention(partial(self._run, there, bodies, limit))
 
     def _run(
         self, candidates: Sequence[Candidate], bodies: Mapping[int, DecodedBody], limit: int

@@ -37,6 +37,10 @@ class Leases:
         Raises DatabaseUnavailable; then the leases run out. A row stays ours until another worker takes it over, even
         after `lease_until`. One statement for each queue, and one for all, whatever the number of messages.
         """
+        with self._database.in_step():
+            self._renew()
+
+    def _renew(self) -> None:
         held = self._held.renewable()
         valid_until = self._held.clock() + self._held.lease_seconds
         by_queue: dict[int, list[tuple[str, int]]] = defaultdict(list)

@@ -114,7 +114,8 @@ class Settle:
             else replace(each, outcome=replace(each.outcome, kind=OutcomeKind.RELEASED))
             for each in doubtful
         ]
-        done, lost = self._database.again_on_contention(partial(self._write_what_is_ours, released))
+        with self._database.in_step():
+            done, lost = self._database.again_on_contention(partial(self._write_what_is_ours, released))
         return Settled(sure + done, lost)
 
     def _write(self, settlements: Sequence[Settlement]) -> None:

@@ -93,8 +93,13 @@ class MagentoSettings(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatabaseSettings(_Section):
-    host: str = _key("localhost", values.text(), "Host of the shop's database server.")
-    port: int = _key(3306, values.whole(1, 65535), "Port of the database server.")
+    host: str = _key(
+        "localhost",
+        values.hosts(),
+        "Host of the shop's database server. For a cluster without an address that moves: its servers as host or "
+        "host:port, separated by commas; the first one that takes writes is used, and kept while it serves.",
+    )
+    port: int = _key(3306, values.whole(1, 65535), "Port of the database server, where host names none.")
     unix_socket: str = _key("", values.text(), "Socket file of the database server; used instead of host and port.")
     user: str = _key("magento", values.text(), "Database user.")
     password: Secret = _key(Secret(), values.secret(), "Password of the database user.")

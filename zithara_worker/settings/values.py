@@ -351,6 +351,40 @@ def short_topics() -> Kind:
     )
 
 
+def split_hosts(text: str) -> tuple[tuple[str, int | None], ...]:
+    """(("db1", None), ("::1", 3307)) for 'db1, [::1]:3307'. Raises ValueError."""
+    found: list[tuple[str, int | None]] = []
+    for part in map(str.strip, (text or "localhost").split(",")):
+        host, port = part, None
+        try:
+            ipaddress.IPv6Address(part)
+        except ValueError:
+            bracketed = part.startswith("[") and part.endswith("]")
+            if bracketed or ":" in part:
+                host, port = split_address(f"{part}:1" if bracketed else part)
+                port = None if bracketed else port
+        if not host or port == 0 or re.search(r"[\s/\[\]]", host):
+            raise ValueError(f"{part!r} is no host")
+        found.append((host, port))
+    return tuple(found)
+
+
+def hosts() -> Kind:
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or not value.isprintable():
+            raise ValueError
+        try:
+            split_hosts(value)
+        except ValueError as error:
+            raise ValueError(
+                "must be host, host:port or [IPv6 address]:port, several separated by commas (a socket file belongs to "
+                "unix_socket)"
+            ) from error
+        return value
+
+    return Kind(wants="a host, or several separated by commas", parse=_same, accept=accept)
+
+
 def split_address(address: str) -> tuple[str, int]:
     """('127.0.0.1', 9209) for '127.0.0.1:9209', ('::1', 0) for '[::1]:0'. Raises ValueError."""
     host, _, port = address.rpartition(":")

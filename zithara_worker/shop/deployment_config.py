@@ -10,11 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sources import Place
+from zithara_worker.settings.values import split_hosts
 from zithara_worker.shop.php_array import Unknown, Value, read_returned_array
 from zithara_worker.topics import TOPIC_TABLE
 
@@ -105,8 +107,13 @@ def _database_values(shop: Value, path: Path, given: frozenset[Place], errors: l
 def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
     """The address that `host` means to Magento\\Framework\\DB\\Adapter\\Pdo\\Mysql and its PDO driver.
 
-    Forms: 'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'.
+    Forms: 'localhost', 'localhost:3307', '/run/mysqld.sock' and 'localhost:/run/mysqld.sock'. The worker also takes
+    several, as its own setting does: 'db1,db2:3307,[::1]'.
     """
+    if "," in host or host.startswith("["):
+        with suppress(ValueError):
+            split_hosts(host)
+            return {("database", "host"): host}
     name, colon, rest = host.partition(":")
     if "/" in host:
         return {("database", "unix_socket"): host[host.index("/") :]}
@@ -117,7 +124,7 @@ def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
     if name and rest.isascii() and rest.isdigit() and 0 < int(rest) < 65536:
         return {("database", "host"): name, ("database", "port"): str(int(rest))}
     errors.append(
-        f"{path}: the database host {host!r} is neither a name, name:port, nor the path of a socket: "
+        f"{path}: the database host {host!r} is neither a name, name:port, several of them, nor the path of a socket: "
         "correct it, or set [database] host and port"
     )
     return {}

@@ -176,9 +176,13 @@ class Parts:
         identity = _identity([row.topic for row in prepared.queues])
         self.registry = Registry(prepared.database, identity)
         self.held = Held(worker_id=identity.id, lease_seconds=settings.worker.lease, clock=lasting.monotonic)
-        self.renewal = Renewal(Database(settings.database, clock=lasting.database_clock), self.held)
+        self.renewal = Renewal(self._another_session(clock=lasting.database_clock), self.held)
         self.transport = Transport(tls=prepared.tls, timeout_seconds=settings.zithara.timeout)
         self.inbox = Inbox(arrivals, self.held, concurrency=settings.worker.concurrency)
+
+    def _another_session(self, clock: Callable[[], float] | None = None) -> Database:
+        """With the same server as the loop's."""
+        return Database(self._settings.database, addresses=self._prepared.database.addresses, clock=clock)
 
     # ---------------------------------------------------------------- how requests are made and sent
 
@@ -197,7 +201,7 @@ class Parts:
             base_url=self._settings.zithara.base_url,
             client_id=self._settings.zithara.client_id,
             client_secret=self._settings.zithara.client_secret,
-            shared_token=lambda: shared_token(Database(self._settings.database), owner=self.held.worker_id),
+            shared_token=lambda: shared_token(self._another_session(), owner=self.held.worker_id),
             pause=self._stopping.wait,
             clock=self._lasting.utc,
             transport=self.transport,

@@ -1,0 +1,200 @@
+"""Several addresses of the database's servers: which one is used, which is left, and what is said where none serves."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+from support.workers import settings_of
+
+from zithara_worker.database import session as session_module
+from zithara_worker.database.addresses import Address, Addresses, none_serves, why_not_written
+from zithara_worker.database.session import Database
+from zithara_worker.errors import ConfigurationError, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.tcp_proxy import TcpProxy
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("db1", ["db1:3307"]),
+        ("db1:3306", ["db1:3306"]),
+        ("db1, db2:3306 ,10.0.0.3", ["db1:3307", "db2:3306", "10.0.0.3:3307"]),
+        ("[::1]:3306,[fe80::1],::2", ["[::1]:3306", "[fe80::1]:3307", "[::2]:3307"]),
+        ("db1,db1:3307", ["db1:3307"]),
+        ("", ["localhost:3307"]),
+    ],
+)
+def test_hosts_are_tried_in_their_order_and_the_port_is_for_those_without_one(host: str, expected: list[str]) -> None:
+    assert [str(each) for each in Addresses(DatabaseSettings(host=host, port=3307)).in_order()] == expected
+
+
+@pytest.mark.parametrize(
+    "host", ["db1,", ",db1", "db1:", "db1:0", "db1:70000", "db1:x", "db 1", "/run/x.sock", "[db1]", "[::1", "a:1:2"]
+)
+def test_a_host_of_another_form_is_refused_with_the_forms(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"\[database\] host = .*must be host, host:port or \[IPv6 address\]"):
+        DatabaseSettings(host=host)
+
+
+def test_a_socket_stands_alone() -> None:
+    (only,) = Addresses(DatabaseSettings(host="db1,db2", unix_socket="/run/x.sock")).all
+    assert (str(only), only.is_local) == ("/run/x.sock", True)
+
+
+def test_the_one_that_served_last_is_tried_first_and_the_others_in_their_order() -> None:
+    addresses = Addresses(DatabaseSettings(host="a,b,c"))
+    addresses.serves(addresses.all[1])
+    assert [each.host for each in addresses.in_order()] == ["b", "a", "c"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "status", "left"),
+    [
+        ({}, {}, ""),
+        ({"read_only": "OFF", "super_read_only": "0"}, {"wsrep_ready": "ON"}, ""),
+        ({"read_only": "ON"}, {}, "read-only"),
+        ({"super_read_only": "ON"}, {}, "read-only"),
+        ({"read_only": "NO_LOCK"}, {}, "read-only"),
+        ({}, {"wsrep_ready": "OFF", "wsrep_cluster_status": "non-Primary"}, "non-Primary"),
+    ],
+)
+def test_who_takes_no_writes_is_left(variables: dict[str, str], status: dict[str, str], left: str) -> None:
+    why = why_not_written(variables, status)
+    assert left in why and bool(why) == bool(left)
+
+
+def test_only_where_each_refuses_the_user_is_it_a_matter_of_the_configuration() -> None:
+    a, b = Address("a"), Address("b")
+    assert type(none_serves({a: DatabaseRefused("no"), b: DatabaseRefused("no")})) is DatabaseRefused
+    mixed = none_serves({a: DatabaseRefused("wrong"), b: DatabaseUnavailable("away")})
+    assert type(mixed) is DatabaseUnavailable
+    assert str(mixed) == "none of the 2 addresses of [database] host serves: a:3306: wrong; b:3306: away"
+    assert str(none_serves({a: DatabaseUnavailable("as it is")})) == "as it is"
+
+
+# ---------------------------------------------------------------- with servers
+
+
+@pytest.fixture
+def proxy(mariadb: MariaDbServer) -> Iterator[TcpProxy]:
+    with TcpProxy(mariadb.socket_path) as listening:
+        yield listening
+
+
+@pytest.fixture
+def second(mariadb: MariaDbServer) -> Iterator[TcpProxy]:
+    with TcpProxy(mariadb.socket_path) as listening:
+        yield listening
+
+
+@pytest.fixture
+def open_at(shop: Shop) -> Iterator[Callable[..., Database]]:
+    """open_at(port, ...): a session whose settings name these ports of this host."""
+    opened: list[Database] = []
+
+    def make(*ports: int, addresses: Addresses | None = None, **changes: object) -> Database:
+        host = ",".join(f"127.0.0.1:{port}" for port in ports)
+        opened.append(Database(settings_of(shop, host=host, unix_socket="", **changes), addresses=addresses))
+        return opened[-1]
+
+    yield make
+    for database in opened:
+        database.close()
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """Nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def session_of(database: Database) -> int:
+    return int(database._open().thread_id())
+
+
+def port_of(database: Database) -> int:
+    assert database.server is not None
+    return database.server.port
+
+
+def test_the_next_address_is_used_where_one_is_dead_or_silent_and_kept_while_it_serves(
+    open_at: Callable[..., Database],
+    shop: Shop,
+    proxy: TcpProxy,
+    second: TcpProxy,
+    dead_port: int,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(session_module, "CONNECT_TIMEOUT", 0.2)
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # as a server that is stopped: the kernel still accepts
+        database = open_at(dead_port, silent.getsockname()[1], proxy.port, second.port)
+        assert database.rows("paused") == []
+    assert port_of(database) == proxy.port
+    # Another session of the worker follows it, without trying the others.
+    follower = open_at(dead_port, proxy.port, second.port, addresses=database.addresses)
+    follower.rows("paused")
+    assert port_of(follower) == proxy.port
+    shop.query("KILL %s", (session_of(database),))
+    with pytest.raises(DatabaseUnavailable):
+        database.rows("paused")
+    database.rows("paused")
+    assert (port_of(database), database.generation) == (proxy.port, 2)
+    servers = [record.server for record in caplog.records if getattr(record, "event", "") == "database_server"]
+    assert servers == [f"127.0.0.1:{proxy.port}"], "said once, and not again while it stays"
+
+
+def test_where_none_serves_each_address_is_told_with_its_reason(
+    open_at: Callable[..., Database], proxy: TcpProxy, dead_port: int
+) -> None:
+    database = open_at(dead_port, proxy.port, name="no_such_database")
+    with pytest.raises(DatabaseUnavailable) as raised:
+        database.rows("paused")
+    said = str(raised.value)
+    assert f"none of the 2 addresses of [database] host serves: 127.0.0.1:{dead_port}: " in said
+    assert "refused" in said and f"127.0.0.1:{proxy.port}: " in said and "no_such_database" in said
+    with pytest.raises(DatabaseRefused, match="no_such_database"):
+        open_at(proxy.port, name="no_such_database").rows("paused")
+
+
+def test_a_session_on_a_server_that_became_read_only_goes_to_the_one_that_takes_writes(
+    open_at: Callable[..., Database], shop: Shop, proxy: TcpProxy
+) -> None:
+    """As at a switch of the primary that leaves open connections alone."""
+    with MariaDbServer(tcp=True) as demoted, closing(demoted.connect()) as root, root.cursor() as cursor:
+        for statement in (
+            f"CREATE DATABASE {shop.name}",
+            f"CREATE TABLE {shop.name}.zithara_topic_control LIKE mysql.func",
+            f"CREATE USER '{shop.user}'@'%' IDENTIFIED BY '{shop.password}'",
+            f"GRANT ALL ON {shop.name}.* TO '{shop.user}'@'%'",
+        ):
+            cursor.execute(statement)
+        assert demoted.tcp_port is not None
+        database = open_at(demoted.tcp_port, proxy.port)
+        database.rows("clock")
+        assert port_of(database) == demoted.tcp_port
+        cursor.execute("SET GLOBAL read_only = ON")
+        with pytest.raises(DatabaseUnavailable, match=r"read-only \(error 1290"):
+            database.execute("resume", topic="t")
+        assert database.execute("resume", topic="t") == 0
+        assert port_of(database) == proxy.port
+        with pytest.raises(DatabaseUnavailable, match=f"{demoted.tcp_port}: it is read-only"):
+            open_at(demoted.tcp_port, 1).rows("clock")
+        # A single address is used as it is: `status` may read from a replica.
+        assert len(open_at(demoted.tcp_port).rows("clock")) == 1
+
+
+def test_a_refused_user_is_said_without_the_password(open_at: Callable[..., Database], proxy: TcpProxy) -> None:
+    with pytest.raises(DatabaseRefused) as raised:
+        open_at(proxy.port, proxy.port, password=Secret("hidden-word")).rows("paused")
+    assert "hidden-word" not in str(raised.value)
