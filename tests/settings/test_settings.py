@@ -315,6 +315,7 @@ def test_secrets_are_masked_wherever_a_value_is_written() -> None:
         ("database", "password"),
         ("zithara", "client_secret"),
         ("zithara", "webhook_secret"),
+        ("relay", "password"),
     }
     assert "hunter2" not in as_ini_text(Secret("hunter2"))
 

@@ -255,6 +255,49 @@ class RetrySettings(_Section):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySettings(_Section):
+    """Where RabbitMQ is, and how `relay` takes from it. An empty `host`: no RabbitMQ is configured."""
+
+    host: str = _key("", values.text(), "Host of the shop's RabbitMQ.")
+    port: int = _key(0, values.whole(0, 65535), "Port of RabbitMQ. 0: 5671 with ssl, 5672 without.")
+    user: str = _key("guest", values.text(), "User at RabbitMQ; it needs the right to read the queues.")
+    password: Secret = _key(Secret(), values.secret(), "Password of the RabbitMQ user.")
+    password_file: Path | None = _key(
+        None, values.path(), "File whose first line is the RabbitMQ password; instead of password."
+    )
+    vhost: str = _key("/", values.text(), "Virtual host with the shop's queues.")
+    ssl: bool = _key(False, values.flag(), "Whether to connect with TLS; the certificate is always checked.")
+    ca_file: Path | None = _key(
+        None,
+        values.path(),
+        "PEM file, or directory as of OpenSSL, with the certificate authorities to trust for RabbitMQ. Empty: those of "
+        "the system.",
+    )
+    certificate: Path | None = _key(
+        None, values.path(), "Certificate (PEM) to present to RabbitMQ, where it asks for one."
+    )
+    certificate_key: Path | None = _key(
+        None, values.path(), "Private key of that certificate. Empty: it is in the same file."
+    )
+    prefetch: int = _key(
+        200,
+        values.whole(1, 5000),
+        "Messages that RabbitMQ sends ahead, at most; the relay lowers it by itself while bodies are large.",
+    )
+    max_pending: int = _key(
+        10_000,
+        values.whole(1, 10_000_000),
+        "Pending messages of a queue in the shop's database above which the relay leaves further ones in RabbitMQ.",
+    )
+
+    def _contradictions(self) -> Iterator[str]:
+        if self.password_file and not self.password:
+            yield _unread_file("password")
+        if not self.ssl and (self.ca_file or self.certificate or self.certificate_key):
+            yield "ca_file, certificate and certificate_key need ssl = true: set it, or remove them"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoggingSettings(_Section):
     level: str = _key(
         "INFO", values.choice("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"), "Lowest level that is logged."
@@ -310,6 +353,7 @@ class Settings:
     worker: WorkerSettings = field(default_factory=WorkerSettings)
     retry: RetrySettings = field(default_factory=RetrySettings)
     queues: Mapping[str, str] = field(default_factory=dict)
+    relay: RelaySettings = field(default_factory=RelaySettings)
     logging: LoggingSettings = field(default_factory=LoggingSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)
 
@@ -348,6 +392,7 @@ SECTIONS: Mapping[str, type[_Section]] = MappingProxyType(
             ZitharaSettings,
             WorkerSettings,
             RetrySettings,
+            RelaySettings,
             LoggingSettings,
             MetricsSettings,
         )

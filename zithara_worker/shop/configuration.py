@@ -236,6 +236,23 @@ def _shop_file_values(root: Path, given: Collection[Place]) -> Values:
     return {place: (text, str(path)) for place, text in read_env_php(path, given=given).values.items()}
 
 
+def require_rabbitmq(configured: LoadedSettings) -> None:
+    """Raises ConfigurationError unless it is known where the shop's RabbitMQ is."""
+    root = configured.settings.magento.root
+    unread: Mapping[Place, str] = {}
+    if root is not None:
+        given = [place for place, source in configured.sources.items() if source != str(root / ENV_PHP)]
+        unread = read_env_php(root / ENV_PHP, given=given).amqp_unread
+    if unread:
+        raise ConfigurationError("\n".join(unread.values()))
+    if not configured.settings.relay.host:
+        told = f"{root / ENV_PHP} has no queue/amqp/host" if root else "[magento] root is not set"
+        raise ConfigurationError(
+            f"no RabbitMQ is configured: [relay] host is not set, and {told}. Set [relay] host, or publish to the "
+            "database's queue, which needs no relay"
+        )
+
+
 # ---------------------------------------------------------------- the shared access token
 
 

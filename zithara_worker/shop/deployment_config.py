@@ -1,8 +1,8 @@
 """Magento's deployment configuration: app/etc/env.php and app/etc/config.php.
 
-env.php has the database, the table prefix, the crypt keys, and which PHP consumers Magento's cron starts. Both files
-may have settings of the shop under `system`, where `bin/magento config:set --lock-env` and `--lock-config` write them.
-Only their default scope is read, because the worker serves the whole shop. Knows no table.
+env.php has the database, the table prefix, RabbitMQ, the crypt keys, and which PHP consumers Magento's cron starts.
+Both files may have settings of the shop under `system`, where `bin/magento config:set --lock-env` and `--lock-config`
+write them. Only their default scope is read, because the worker serves the whole shop. Knows no table.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from zithara_worker.errors import ConfigurationError
@@ -31,17 +31,19 @@ _CONFIG_PHP = Path("app/etc/config.php")
 class ShopEnvironment:
     """What the worker uses of env.php. Its repr shows neither the password nor a key."""
 
-    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix and ssl_ca, as far as
-    #: the file has them
+    #: ("database", key) -> text, for host, port, unix_socket, user, password, name, table_prefix and ssl_ca, and
+    #: ("relay", key) -> text, for what is set under queue/amqp, as far as the file has them
     values: Mapping[Place, str]
     #: The oldest first: an encrypted value names its key by the position. Empty if the file has none, or if only PHP
     #: can determine them
     crypt_keys: tuple[str, ...] = ()
     #: Why only PHP can determine the keys, with file and line; "" if they are known, or the file has none
     crypt_keys_unread: str = ""
+    #: ("relay", key) -> why its value under queue/amqp cannot be used, with file and line
+    amqp_unread: Mapping[Place, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        shown = {key: "***" if key == "password" else text for (_, key), text in self.values.items()}
+        shown = {".".join(at): "***" if at[1] == "password" else text for at, text in self.values.items()}
         return f"ShopEnvironment({shown}, crypt_keys={len(self.crypt_keys)} masked)"
 
 
@@ -58,8 +60,10 @@ def read_env_php(path: Path, *, given: Collection[Place] = ()) -> ShopEnvironmen
     if errors:
         raise ConfigurationError("\n".join(errors))
     keys = _at(shop, "crypt", "key")
+    amqp, amqp_unread = _amqp_values(shop, path, frozenset(given))
     return ShopEnvironment(
-        values=values,
+        values={**values, **amqp},
+        amqp_unread=amqp_unread,
         crypt_keys=tuple(keys.split()) if isinstance(keys, str) else (),
         crypt_keys_unread=f"{path}, line {keys.line}: crypt/key: {keys.why}" if isinstance(keys, Unknown) else "",
     )
@@ -130,15 +134,73 @@ def _address(host: str, path: Path, errors: list[str]) -> Mapping[Place, str]:
     return {}
 
 
-def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str]) -> str:
-    """The value at `way` as PHP passes it to the database driver; '' if there is none. Adds problems to `errors`."""
+_AMQP = ("queue", "amqp")
+#: Where env.php has what the relay needs of RabbitMQ. Source: Magento\\Framework\\Amqp\\Config, whose ssl_options are
+#: PHP's context options of TLS.
+_AMQP_PLAIN: Mapping[str, tuple[str, ...]] = {
+    "host": (*_AMQP, "host"),
+    "port": (*_AMQP, "port"),
+    "user": (*_AMQP, "user"),
+    "password": (*_AMQP, "password"),
+    "vhost": (*_AMQP, "virtualhost"),
+    "ssl": (*_AMQP, "ssl"),
+}
+_AMQP_TLS: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "ca_file": ((*_AMQP, "ssl_options", "cafile"), (*_AMQP, "ssl_options", "capath")),
+    "certificate": ((*_AMQP, "ssl_options", "local_cert"),),
+    "certificate_key": ((*_AMQP, "ssl_options", "local_pk"),),
+}
+
+
+def _amqp_values(shop: Value, path: Path, given: frozenset[Place]) -> tuple[Mapping[Place, str], Mapping[Place, str]]:
+    """The values under queue/amqp, and why others cannot be used. Never an error: most commands need no RabbitMQ.
+
+    A given host replaces the shop's whole address, and a given `ssl` all that belongs to TLS. verify_peer is not
+    obeyed: the certificate is always checked.
+    """
+    found: dict[Place, str] = {}
+    unread: dict[Place, str] = {}
+    ways: dict[str, tuple[tuple[str, ...], ...]] = {key: (way,) for key, way in _AMQP_PLAIN.items()}
+    # Magento connects with TLS for the text 'true' only (ConnectionTypeResolver's options: trim($ssl) === 'true').
+    tls = _at(shop, *_AMQP_PLAIN["ssl"])
+    if isinstance(tls, str) and tls.strip() == "true":
+        ways |= _AMQP_TLS
+    elsewhere = ("relay", "host") in given
+    for key, alternatives in ways.items():
+        place = ("relay", key)
+        if place in given or (elsewhere and key not in ("user", "password", "vhost")):
+            continue
+        if ("relay", "ssl") in given and key in _AMQP_TLS:
+            continue
+        problems: list[str] = []
+        text = next(filter(None, (_text(shop, way, key, path, problems, "relay") for way in alternatives)), "")
+        if key == "ssl":
+            text = "true" if text.strip() == "true" else ""
+        if key == "port" and text and not (text.isascii() and text.isdigit() and 0 < int(text) < 65536):
+            problems.append(
+                f"{path}: {'/'.join(_AMQP_PLAIN[key])} {text!r} is no port; correct it, or set [relay] port"
+            )
+        elif text and key != "password" and not text.isprintable():
+            problems.append(f"{path}: the value for [relay] {key} is not one line; set [relay] {key}")
+        if problems:
+            unread[place] = problems[0]
+        elif text:
+            found[place] = text
+    return found, unread
+
+
+def _text(
+    shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors: list[str], section: str = "database"
+) -> str:
+    """The value at `way` as PHP passes it to a driver; '' if there is none. Adds problems to `errors`, which name the
+    worker's key [section] key as the remedy."""
     value = _at(shop, *way)
     name = "/".join("driver_options[MYSQL_ATTR_SSL_CA]" if step == 1009 else str(step) for step in way)
     if value is None or value is False:
         return ""
     if isinstance(value, Unknown):
         errors.append(
-            f"{path}, line {value.line}: {name}: {value.why}; set [database] {key} in the worker's configuration"
+            f"{path}, line {value.line}: {name}: {value.why}; set [{section}] {key} in the worker's configuration"
         )
         return ""
     if isinstance(value, int) and value is not True:
@@ -147,10 +209,10 @@ def _text(shop: Value, way: tuple[str | int, ...], key: str, path: Path, errors:
         try:
             value.encode()
         except UnicodeEncodeError:
-            errors.append(f"{path}: {name} is not UTF-8; store the file as UTF-8, or set [database] {key}")
+            errors.append(f"{path}: {name} is not UTF-8; store the file as UTF-8, or set [{section}] {key}")
             return ""
         return value
-    errors.append(f"{path}: {name} should be a text in quotes; correct it, or set [database] {key}")
+    errors.append(f"{path}: {name} should be a text in quotes; correct it, or set [{section}] {key}")
     return ""
 
 
