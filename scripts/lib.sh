@@ -29,15 +29,25 @@ install_missing() {
         "${as_root[@]}" apt-get update -qq || fail "apt-get update failed; install by hand: ${missing_packages[*]}"
         package_lists_are_fresh=yes
     fi
+    # The tests start private servers. Debian would also start the packages' own ones, unless this file forbids it.
+    local policy=/usr/sbin/policy-rc.d forbidden=
+    if [[ ! -e $policy ]]; then
+        forbidden=yes
+        printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
+    fi
+    local installed=yes
     "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
-        apt-get install -qq -y --no-install-recommends "${missing_packages[@]}" ||
-        fail "apt-get install failed; install by hand: ${missing_packages[*]}"
+        apt-get install -qq -y --no-install-recommends "${missing_packages[@]}" || installed=
+    [[ -z $forbidden ]] || "${as_root[@]}" rm -f "$policy"
+    [[ -n $installed ]] || fail "apt-get install failed; install by hand: ${missing_packages[*]}"
     missing_packages=()
 }
 
 has_database_server() {
     [[ -n ${ZITHARA_SANDBOX_SERVER-} ]] || PATH=$PATH:/usr/sbin:/usr/local/sbin command -v mariadbd mysqld
 }
+
+has_rabbitmq() { [[ -x /usr/lib/rabbitmq/bin/rabbitmq-server ]]; }
 
 has_python() { "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; }
 

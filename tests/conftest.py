@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from support import waiting
 from support.workers import Clock, StepWorker, settings_of
 
@@ -20,6 +21,7 @@ from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.fixtures import FixtureMessage, fixture_messages
 from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
@@ -52,6 +54,33 @@ def make_shop(mariadb: MariaDbServer) -> Iterator[Callable[..., Shop]]:
             return shops.enter_context(Shop(server, **arguments))  # type: ignore[arg-type]  # passed through as given
 
         yield make
+
+
+@pytest.fixture(scope="session")
+def rabbitmq_authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The certificate of the authority that `rabbitmq` proves its name by; beside it `chain.pem`, the node's own."""
+    directory = tmp_path_factory.mktemp("rabbitmq")
+    authority = trustme.CA()
+    authority.issue_cert("localhost", "127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
+        str(directory / "chain.pem")
+    )
+    authority.cert_pem.write_to_path(str(directory / "authority.pem"))
+    return directory / "authority.pem"
+
+
+@pytest.fixture(scope="session")
+def rabbitmq(rabbitmq_authority: Path) -> Iterator[RabbitMqServer]:
+    """The run's RabbitMQ, with and without TLS. Tests that kill, freeze or reconfigure a node start their own."""
+    with RabbitMqServer(certificate=(rabbitmq_authority.with_name("chain.pem"), rabbitmq_authority)) as server:
+        yield server
+
+
+@pytest.fixture
+def virtual_host(rabbitmq: RabbitMqServer) -> Iterator[VirtualHost]:
+    """A virtual host with the module's exchange and queues, empty."""
+    with VirtualHost(rabbitmq) as made:
+        made.declare()
+        yield made
 
 
 @pytest.fixture

@@ -278,7 +278,7 @@ class MariaDbServer:
         # Another process may take the chosen port before the server does: then choose another one. A restart keeps the
         # port, because clients wait for it.
         for attempts_left in (2, 1, 0):
-            port = self.tcp_port or _free_port()
+            port = self.tcp_port or free_port()
             try:
                 self._try_launch(["--bind-address=127.0.0.1", f"--port={port}"])
             except ShopError:
@@ -382,7 +382,8 @@ def _find_installer(binary: Path) -> Path:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A loopback port that was free a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
