@@ -57,15 +57,8 @@ SELECT id, message_id FROM {prefix}queue_message_status FORCE INDEX ({unique})
 WHERE queue_id IN %(queue_ids)s AND message_id IN %(message_ids)s
 ORDER BY id
 
--- messages_after --
--- The messages of a queue that came after one message, in order. Large bodies are left out.
-SELECT s.message_id, s.status, UNIX_TIMESTAMP(s.updated_at) AS updated_at, m.topic_name,
-       IF(LENGTH(m.body) > %(large)s, NULL, m.body) AS body
-FROM {prefix}queue_message_status AS s FORCE INDEX ({unique})
-JOIN {prefix}queue_message AS m ON m.id = s.message_id
-WHERE s.queue_id = %(queue_id)s AND s.message_id > %(after)s
-ORDER BY s.message_id
-LIMIT %(limit)s
+-- topics_of_messages --
+SELECT id, topic_name FROM {prefix}queue_message WHERE id IN %(message_ids)s
 
 -- body_part --
 -- One piece of a body that may exceed max_allowed_packet. Positions count characters, from 1.

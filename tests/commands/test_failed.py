@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,28 +13,61 @@ import pytest
 
 from zithara_worker.commands.failed import as_record, export_records, full_record
 from zithara_worker.commands.failed_selection import Choice, age, selection_of
+from zithara_worker.commands.prospects import Prospects
+from zithara_worker.commands.root import Context
 from zithara_worker.database.session import Database
-from zithara_worker.processors import ShopContext
 from zithara_worker.queue import failures
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import FakeZithara, Reply
-from zithara_worker.sandbox.publisher import stored_body
+from zithara_worker.sandbox.publisher import Published, stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_ORDER
 
 Consume = Callable[[], None]
 
 
-def context() -> ShopContext:
-    return ShopContext(
-        webhook_url=None,
-        active_config_id=1,
-        config_ids=frozenset({1}),
-        invented_phone="send",
-        now_utc=datetime(2026, 11, 23, tzinfo=timezone.utc),
-    )
+@pytest.fixture
+def prospects(worker_config: Callable[..., Path], database: Database) -> Prospects:
+    return Prospects(Context(worker_config()), database)
+
+
+def put_to_error(shop: Shop, message: Published) -> None:
+    """As a PHP consumer does."""
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", [message.relation_id])
+
+
+def test_show_tells_what_a_retry_would_do(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, prospects: Prospects
+) -> None:
+    def retry_of(message: Published) -> tuple[str, bool | None]:
+        """What a retry does, and whether Zithara has accepted newer of the entity."""
+        (found,), _ = failures.find(database, everything.queue_ids, [message.message_id])
+        shown = full_record(database, found, prospects=prospects, base_url="https://api.example/v1", unmasked=False)
+        return shown["retry"], shown["accepted"] and shown["accepted"]["is_newer"]
+
+    alone = shop.publish_body(TOPIC_ORDER, stored_body({"order": {"increment_id": "9"}, "items": []}))
+    refused |= {"000000777", "000000778"}
+    refused_old = shop.publish_order("000000777", grand_total=1.0)
+    failed_alone = shop.publish_order("000000778", grand_total=1.0)
+    by_php = [shop.publish_cart("7001", total_price=1), shop.publish_cart("7002", total_price=1)]
+    consume()
+    assert retry_of(failed_alone) == ("sent", None)
+    assert retry_of(alone) == ("rejected", None)
+
+    refused.clear()
+    shop.publish_order("000000777", grand_total=2.0)
+    shop.publish_cart("7001", total_price=2)
+    consume()
+    assert retry_of(refused_old) == ("needs_force", True)
+    for message in by_php:
+        put_to_error(shop, message)
+    assert retry_of(by_php[0]) == ("overtaken", True)
+    assert retry_of(by_php[1]) == ("unchanged", False)
+    shop.query("UPDATE {prefix}quote SET is_active = 0 WHERE entity_id = 7002")
+    shop.query("DELETE FROM {prefix}zithara_delivery WHERE group_key = 'cart:7002'")
+    assert retry_of(by_php[1]) == ("cart_inactive", None)
 
 
 def test_a_failed_message_is_listed_with_what_the_api_said(
@@ -53,7 +86,13 @@ def test_a_failed_message_is_listed_with_what_the_api_said(
 
 
 def test_show_has_the_request_of_now_masked_unless_asked(
-    shop: Shop, api: FakeZithara, database: Database, consume: Consume, refused: set[str], everything: Selection
+    shop: Shop,
+    api: FakeZithara,
+    database: Database,
+    consume: Consume,
+    refused: set[str],
+    everything: Selection,
+    prospects: Prospects,
 ) -> None:
     refused.add("000000777")
     published = shop.publish_order("000000777")
@@ -64,7 +103,7 @@ def test_show_has_the_request_of_now_masked_unless_asked(
 
     def shown(*, unmasked: bool) -> dict[str, Any]:
         base_url = "https://api.example/v1"
-        return full_record(database, found, shop=context(), base_url=base_url, unmasked=unmasked)
+        return full_record(database, found, prospects=prospects, base_url=base_url, unmasked=unmasked)
 
     masked, plain = shown(unmasked=False), shown(unmasked=True)
     assert masked["request"]["method"] == "POST" and masked["request"]["url"] == "https://api.example/v1/order"
@@ -86,7 +125,7 @@ def test_show_has_the_request_of_now_masked_unless_asked(
 
 
 def test_what_show_does_not_know_to_be_harmless_is_masked(
-    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection
+    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection, prospects: Prospects
 ) -> None:
     attributes = {"date_of_birth": "1990-01-02", "company_name": "Rao & Co", "landmark": "by the lake"}
     said = {"status": 422, "message": "Rao & Co (asha@example.com) is refused", "customerName": "Asha"}
@@ -97,7 +136,7 @@ def test_what_show_does_not_know_to_be_harmless_is_masked(
     stored = {**said, "message": "*** (a***@***) is refused", "customerName": "***"}
     assert json.loads(found.detail.removeprefix("HTTP 422: ")) == stored
 
-    shown = full_record(database, found, shop=context(), base_url="https://api.example/v1", unmasked=False)
+    shown = full_record(database, found, prospects=prospects, base_url="https://api.example/v1", unmasked=False)
     assert shown["detail"] == as_record(found)["detail"] == found.detail
     request = shown["request"]["json"]
     assert request["custom_attributes"] == dict.fromkeys(attributes, "***")
@@ -122,7 +161,7 @@ def test_a_body_beyond_max_allowed_packet_is_exported_whole(
     body = stored_body({"order_id": "1", "note": "प्रिया" * 300})
     shop.publish_body(TOPIC_ORDER, body)
     shop.query("UPDATE {prefix}queue_message_status SET status = 6")
-    monkeypatch.setattr(failures, "LARGE_BODY", 100)
+    monkeypatch.setattr(failures, "READ_BYTES", 100)
     monkeypatch.setattr(failures, "_PIECE", 333)
     (record,) = export_records(database, failures.matching(database, everything))
     assert record["body"] == body

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from zithara_worker.database.session import Database
-from zithara_worker.queue import failures, operator
+from zithara_worker.queue import failures, operator, search
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.publisher import stored_body
@@ -100,6 +100,18 @@ def test_failures_of_messages_that_magento_has_deleted_are_not_listed_and_are_fo
     assert shop.query("SELECT id FROM {prefix}zithara_delivery_failure") == [(kept.relation_id,)]
 
 
+def test_the_bodies_of_one_statement_have_a_bounded_number_of_bytes_together(
+    shop: Shop, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(failures, "READ_BYTES", 1000)
+    small, large = stored_body({"note": "x" * 300}), stored_body({"note": "x" * 700})
+    published = [shop.publish_body(TOPIC_ORDER, body).message_id for body in (small, large, large)]
+    list(failures.bodies(database, published[:1]))
+    before = database.statements_sent
+    assert [body for _, _, body in failures.bodies(database, published)] == [small, large, large]
+    assert database.statements_sent - before == 3, "the large ones each by itself"
+
+
 def test_bodies_of_a_column_that_is_no_text_are_read_as_text_and_name_their_group(
     shop: Shop, database: Database, everything: Selection, audit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,12 +123,12 @@ def test_bodies_of_a_column_that_is_no_text_are_read_as_text_and_name_their_grou
     published = [shop.publish_body(TOPIC_CUSTOMER, body) for body in (small, large)]
     later = shop.publish_body(TOPIC_CUSTOMER, small)
     shop.query("UPDATE {prefix}queue_message_status SET status = 6")
-    monkeypatch.setattr(failures, "LARGE_BODY", 300)
+    monkeypatch.setattr(failures, "READ_BYTES", 300)
     monkeypatch.setattr(failures, "_PIECE", 100)
     ids = [each.relation_id for each in published]
     assert [body for _, _, body in failures.with_bodies(database, ids)] == [small, large]
     first = failures.by_ids(database, ids)[0]
-    assert [each.message_id for each in failures.later_messages(database, first, "customer:301")] == [later.message_id]
+    assert [each.message_id for each in search.later(database, first, "customer:301")] == [later.message_id]
     operator.retry(database, ids, by="anna@shop1", force=False, audit=audit)
     groups = shop.query("SELECT group_key FROM {prefix}zithara_message_group ORDER BY group_key")
     assert groups == [("customer:301",), ("customer:302",)]

@@ -25,17 +25,17 @@ from zithara_worker.commands.failed_selection import (
     summary_lines,
 )
 from zithara_worker.commands.preview import preview_body
+from zithara_worker.commands.prospects import RETRY_TEXTS, Prospects
 from zithara_worker.commands.root import Context
 from zithara_worker.commands.terminal import print_json, printable, progress, table
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.logs.masking import masked, masked_value
-from zithara_worker.processors import ShopContext, identify
-from zithara_worker.queue import failures
+from zithara_worker.processors import identify
+from zithara_worker.queue import failures, search
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import find
-from zithara_worker.shop.configuration import read_configuration
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso
 from zithara_worker.zithara.api import encoded, idempotency_key
@@ -155,27 +155,20 @@ def list_command(context: Context, choice: Choice, waiting: bool, limit: int, as
 @click.option("--json", "as_json", is_flag=True, help="One JSON object.")
 @click.pass_obj
 def show(context: Context, id: int, unmasked: bool, as_json: bool) -> None:
-    """Show message ID: why it failed, when it was tried, and the request that would be sent now.
+    """Show message ID: why it failed, when it was tried, what Zithara last accepted of the same entity, what a retry
+    would do, and the request that would be sent now.
 
     \b
     Example:
       zithara-worker failed show 1234
     """
-    zithara = context.configured.settings.zithara
     with context.database() as database:
         queues = queues_of(database, context)
         found, _ = failures.find(database, [queue.queue_id for queue in queues], [id])
         if not found:
             raise ShopError(f"there is no message {id} in the queues {', '.join(queue.name for queue in queues)}")
-        configuration = read_configuration(database, None)
-        shop = ShopContext(
-            webhook_url=zithara.webhook_url or configuration.webhook_url,
-            active_config_id=configuration.active_config_id,
-            config_ids=configuration.config_ids,
-            invented_phone=zithara.invented_phone,
-            now_utc=datetime.now(timezone.utc),
-        )
-        value = full_record(database, found[0], shop=shop, base_url=zithara.base_url, unmasked=unmasked)
+        prospects, base_url = Prospects(context, database), context.configured.settings.zithara.base_url
+        value = full_record(database, found[0], prospects=prospects, base_url=base_url, unmasked=unmasked)
     if as_json:
         print_json(value, indent=2)
         return
@@ -214,9 +207,10 @@ def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrit
 
 
 def full_record(
-    database: Database, failure: Failure, *, shop: ShopContext, base_url: str, unmasked: bool
+    database: Database, failure: Failure, *, prospects: Prospects, base_url: str, unmasked: bool
 ) -> dict[str, Any]:
-    """One message: what is recorded of it, later messages of its group, and the request that would be sent now.
+    """One message: what is recorded of it, what Zithara last accepted of its entity, what a retry would do, later
+    messages of its group, and the request that would be sent now.
 
     Personal data is masked unless `unmasked`.
     """
@@ -224,8 +218,9 @@ def full_record(
     if not found:
         raise ShopError(f"message {failure.message_id} has been deleted since")
     _, topic, body = found[0]
-    group, _ = identify(topic, failure.message_id, body)
-    request = preview_body(topic, body, shop=shop, base_url=base_url, line=failure.message_id)
+    group, content = identify(topic, failure.message_id, body)
+    accepted = prospects.accepted(topic, group)
+    request = preview_body(topic, body, shop=prospects.shop, base_url=base_url, line=failure.message_id)
     if "headers" in request:
         path = request["url"].removeprefix(base_url.rstrip("/"))
         key = f"{failure.queue}-{failure.message_id}"
@@ -233,14 +228,24 @@ def full_record(
             key, request["method"], path, encoded(request["json"]), failure.retries
         )
     later = [
-        {"id": each.message_id, "status": _status_name(each.status), "updated_at": iso(each.updated_at_utc)}
-        for each in failures.later_messages(database, failure, group)
+        {"id": each.message_id, "status": each.status.name, "updated_at": iso(each.updated_at_utc)}
+        for each in search.later(database, failure, group)
     ]
     return {
         **as_record(failure, unmasked=unmasked),
         "topic": topic,
         "group": group if unmasked else _masked_group(group),
         "body_characters": len(body),
+        "accepted": accepted
+        and {
+            "message_id": accepted.message_id or None,
+            "at": iso(accepted.last_accepted_at_utc),
+            "is_newer": accepted.message_id > failure.message_id,
+            "same_account": accepted.destination == prospects.destination,
+        },
+        "retry": prospects.retry(failure, topic=topic, group_key=group, content=content)
+        if failure.status is Status.ERROR or failure.discarded_utc
+        else None,
         "later": later,
         "request": request if unmasked else _masked_request(request),
     }
@@ -276,10 +281,6 @@ def export_records(database: Database, relation_ids: Sequence[int]) -> Iterator[
     """All that is recorded of each message, and its stored body: enough to publish it again."""
     for failure, topic, body in failures.with_bodies(database, relation_ids):
         yield {**as_record(failure, unmasked=True), "topic": topic, "body": body}
-
-
-def _status_name(code: int) -> str:
-    return Status(code).name if code in Status.__members__.values() else str(code)
 
 
 def _masked_group(group: str) -> str:
@@ -324,8 +325,13 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         who = each.get("operator") or each.get("worker") or ""
         note = f": {each['note']}" if each.get("note") else ""
         yield f"  {printable(each.get('at'))}  {printable(what)}{code}  {printable(who + note)}"
-    if value["newer_delivered"]:
-        yield "warning     newer data of this group has been delivered since: a retry would overwrite it (--force)"
+    if accepted := value["accepted"]:
+        by = f"message {accepted['message_id']}" if accepted["message_id"] else "a message of before ids began again"
+        newer = ", which is newer" if accepted["is_newer"] else ""
+        account = "" if accepted["same_account"] else "; not by the account in use"
+        yield f"accepted    {accepted['at']} {by}{newer}{account}"
+    if value["retry"]:
+        yield f"retry       {RETRY_TEXTS[value['retry']]}"
     for each in value["later"]:
         yield f"later       {each['id']} {each['status']} {each['updated_at']}"
     yield "request     that would be sent now:"

@@ -10,7 +10,16 @@ from importlib import resources
 from zithara_worker.errors import ConfigurationError
 
 #: The files of named statements, one for each part of the worker that uses the database.
-QUERIES = ("database.sql", "queue.sql", "ledger.sql", "operator.sql", "monitor.sql", "shop.sql", "doctor.sql")
+QUERIES = (
+    "database.sql",
+    "queue.sql",
+    "ledger.sql",
+    "operator.sql",
+    "trace.sql",
+    "monitor.sql",
+    "shop.sql",
+    "doctor.sql",
+)
 
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
 _NAME = re.compile(r"^-- ([\w.]+) --$", re.MULTILINE)

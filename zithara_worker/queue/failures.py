@@ -15,19 +15,16 @@ from typing import Any
 from zithara_worker.database.session import Database
 from zithara_worker.logs.masking import masked
 from zithara_worker.messages import Outcome
-from zithara_worker.processors import identify
 from zithara_worker.queue.queues import QueueRow, body_text
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import UNRECORDED
 
 #: Ids that one statement reads.
 PAGE = 5000
-#: Bodies read at once when many are wanted.
+#: Bodies of one statement: how many, and how many bytes together. A larger body is read by itself, in pieces of so many
+#: characters, so that no answer exceeds max_allowed_packet.
 BODIES = 50
-#: Messages that came later, among which those of the same group are looked for.
-LATER = 1000
-#: A body with more bytes is read in pieces of so many characters, so that no answer exceeds max_allowed_packet.
-LARGE_BODY = 1_000_000
+READ_BYTES = 2_000_000
 _PIECE = 500_000
 
 
@@ -87,15 +84,6 @@ class FailureCount:
     messages: int
     since_utc: float
     newest_id: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Later:
-    """A message of the same group that came later. `status`: as Magento's column has it."""
-
-    message_id: int
-    status: int
-    updated_at_utc: float
 
 
 def record(
@@ -183,10 +171,19 @@ def find(
     database: Database, queue_ids: Sequence[int], message_ids: Sequence[int]
 ) -> tuple[list[Failure], tuple[int, ...]]:
     """The messages with these ids, in any status, and the ids that no message of these queues has."""
-    rows = database.rows("relations_of_messages", queue_ids=list(queue_ids), message_ids=list(message_ids))
-    relations = {int(row["message_id"]): int(row["id"]) for row in rows}
-    found = _with_topics(database, by_ids(database, sorted(relations.values())))
-    return found, tuple(id for id in message_ids if id not in relations)
+    found = _with_topics(database, of_messages(database, queue_ids, message_ids))
+    there = {each.message_id for each in found}
+    return found, tuple(id for id in message_ids if id not in there)
+
+
+def of_messages(database: Database, queue_ids: Sequence[int], message_ids: Sequence[int]) -> list[Failure]:
+    """The messages of these queues with these ids, in any status; without the topic where no failure row has it."""
+    found: list[Failure] = []
+    for start in range(0, len(message_ids), PAGE):
+        page = list(message_ids[start : start + PAGE])
+        rows = database.rows("relations_of_messages", queue_ids=list(queue_ids), message_ids=page)
+        found += by_ids(database, [int(row["id"]) for row in rows])
+    return found
 
 
 def by_ids(database: Database, relation_ids: Sequence[int]) -> list[Failure]:
@@ -198,13 +195,21 @@ def by_ids(database: Database, relation_ids: Sequence[int]) -> list[Failure]:
 
 def bodies(database: Database, message_ids: Sequence[int]) -> Iterator[tuple[int, str, str]]:
     """(message id, topic, body) of each message; a body larger than the server's max_allowed_packet comes whole too."""
+    for start in range(0, len(message_ids), BODIES):
+        batch = list(message_ids[start : start + BODIES])
+        for row in database.rows("bodies", message_ids=batch, large=READ_BYTES // len(batch)):
+            body = row["body"]
+            if body is None and row["bytes"]:
+                body = _in_pieces(database, int(row["id"]))
+            yield int(row["id"]), str(row["topic_name"] or ""), body_text(body)
+
+
+def topics_of(database: Database, message_ids: Sequence[int]) -> dict[int, str]:
+    """Message id -> topic, of the messages that still exist."""
     if not message_ids:
-        return
-    for row in database.rows("bodies", message_ids=list(message_ids), large=LARGE_BODY):
-        body = row["body"]
-        if body is None and int(row["bytes"] or 0) > LARGE_BODY:
-            body = _in_pieces(database, int(row["id"]))
-        yield int(row["id"]), str(row["topic_name"] or ""), body_text(body)
+        return {}
+    rows = database.rows("topics_of_messages", message_ids=list(message_ids))
+    return {int(row["id"]): str(row["topic_name"] or "") for row in rows}
 
 
 def with_bodies(database: Database, relation_ids: Sequence[int]) -> Iterator[tuple[Failure, str, str]]:
@@ -213,19 +218,6 @@ def with_bodies(database: Database, relation_ids: Sequence[int]) -> Iterator[tup
         failed = {each.message_id: each for each in by_ids(database, relation_ids[start : start + BODIES])}
         for message_id, topic, body in bodies(database, list(failed)):
             yield failed[message_id], topic, body
-
-
-def later_messages(database: Database, failure: Failure, group_key: str) -> list[Later]:
-    """The messages of this group among the next LATER of the queue, in order. Large bodies are not looked into."""
-    rows = database.rows(
-        "messages_after", queue_id=failure.queue_id, after=failure.message_id, large=LARGE_BODY, limit=LATER
-    )
-    return [
-        Later(message_id=int(row["message_id"]), status=int(row["status"]), updated_at_utc=float(row["updated_at"]))
-        for row in rows
-        if row["body"] is not None
-        and identify(str(row["topic_name"] or ""), int(row["message_id"]), body_text(row["body"]))[0] == group_key
-    ]
 
 
 def summary(database: Database, relation_ids: Sequence[int], queues: Sequence[QueueRow]) -> list[FailureCount]:
@@ -266,7 +258,7 @@ def forget_deleted(database: Database) -> int:
 def _with_topics(database: Database, found: Sequence[Failure]) -> list[Failure]:
     """Reads the topic from the message where no failure row has it."""
     unknown = [each.message_id for each in found if each.topic is None]
-    topics = {message_id: topic for message_id, topic, _ in bodies(database, unknown)}
+    topics = topics_of(database, unknown)
     return [replace(each, topic=topics.get(each.message_id)) if each.topic is None else each for each in found]
 
 
