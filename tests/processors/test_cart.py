@@ -81,7 +81,7 @@ def test_ids_are_sent_as_text(shop: ShopContext) -> None:
     body = sent(shop, saved(customer={"platform_customer_id": 9}, cart={"platform_cart_id": 77}, cart_item=[item]))
     assert body["customer"]["platform_customer_id"] == "9"
     assert body["cart"]["platform_cart_id"] == body["cart"]["name"] == "77"
-    assert body["cart_item"] == [{"platform_cart_item_id": "8", "price": 0, "product_id": 5, "quantity": 1}]
+    assert body["cart_item"] == [{"platform_cart_item_id": "8", "price": 0, "product_id": "5", "quantity": 1}]
 
 
 @pytest.mark.parametrize("items", [[], {}, [{"platform_cart_item_id": ""}], [{"product_id": "5"}]])

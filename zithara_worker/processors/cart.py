@@ -54,7 +54,7 @@ def _saved_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:
             "first_name": fields.scalar(customer, "first_name", "customer"),
             "last_name": fields.scalar(customer, "last_name", "customer"),
             "name": fields.scalar(customer, "name", "customer", default=name),
-            "whatsapp_phone_number": repaired_indian(fields.text(customer, "whatsapp_phone_number", "customer")),
+            "whatsapp_phone_number": _whatsapp(fields.text(customer, "whatsapp_phone_number", "customer")),
             "email": fields.scalar(customer, "email", "customer", default=False),
             "custom_attributes": {},
         },
@@ -67,7 +67,7 @@ def _saved_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:
             "created_at": created_at,
             "total_tax": fields.number(cart, "total_tax", "cart"),
             "total_price": fields.number(cart, "total_price", "cart"),
-            "shopify_customer_id": customer.get("platform_customer_id"),
+            "shopify_customer_id": _as_text(customer.get("platform_customer_id")),
         },
     }
 
@@ -114,6 +114,16 @@ def _added_to_cart(message: Row, shop: ShopContext) -> dict[str, Any] | None:
     }
 
 
+def _whatsapp(number: str) -> str:
+    """The observers leave digits only: a number with its '+' comes from elsewhere, and is complete."""
+    return international(number) if number.startswith("+") else repaired_indian(number)
+
+
+def _as_text(id: Any) -> Any:
+    """A number as text, so that one state gives one request: Magento has ids as numbers before it has saved them."""
+    return fields.number_text(id) if isinstance(id, (int, float)) and not isinstance(id, bool) else id
+
+
 def _items(message: Row, name: str, id_name: str, quantity_name: str) -> list[dict[str, Any]]:
     if message.get(name) is None:
         raise fields.missing(name, "")
@@ -127,7 +137,7 @@ def _items(message: Row, name: str, id_name: str, quantity_name: str) -> list[di
             {
                 "platform_cart_item_id": item_id,
                 "price": fields.number(item, "price", path),
-                "product_id": fields.scalar(item, "product_id", path),
+                "product_id": _as_text(fields.scalar(item, "product_id", path)),
                 "quantity": fields.number(item, quantity_name, path, default=1),
             }
         )

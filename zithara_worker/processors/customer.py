@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from typing import Any
 
 from zithara_worker import reasons
 from zithara_worker.errors import MessageRejected
@@ -17,6 +19,9 @@ from zithara_worker.processors.fields import Row
 from zithara_worker.processors.phone import INDIA, international, looks_invented, observers_whatsapp
 from zithara_worker.topics import CUSTOMER
 
+#: A column of Magento's decimal tables after a load.
+_DECIMAL = re.compile(r"-?[0-9]+\.[0-9]{4}")
+_ADDRESS_FIELDS = ("street", "city", "region", "postcode", "country_id")
 #: Characters of names that the delivery ledger keeps; its column holds 65,535.
 _NAMES_LENGTH = 60_000
 
@@ -59,7 +64,7 @@ def process(event: Event, shop: ShopContext) -> Request:
         path=CUSTOMER.path,
         json=customer,
         warnings=warnings,
-        entity=Entity(names=_names(customer), state=customer),
+        entity=Entity(names=_names(customer), state=_state(customer, phone_number if not warnings else "")),
     )
 
 
@@ -74,6 +79,43 @@ def _names(customer: Row) -> str:
         paths += [["custom_attributes", name, inner] for inner in fields.row_or_nothing(value)]
     names = "\n".join(sorted(json.dumps(path) for path in paths))
     return names if len(names) <= _NAMES_LENGTH else hashlib.sha256(names.encode()).hexdigest()
+
+
+def _state(customer: Row, phone_number: str) -> dict[str, Any]:
+    """What the message says of the customer, in one form for all of the module's observers.
+
+    `name` and `whatsapp_phone_number` follow from the rest. CustomerAddressSave tells whether the address was saved
+    *as* the default one, which the next save of the same address denies. An invented telephone number is none.
+    """
+    attributes = {
+        name: _plain(value)
+        for name, value in fields.row_or_nothing(customer.get("custom_attributes")).items()
+        if name != "address_data" and value is not None
+    }
+    address = fields.row_or_nothing(fields.row_or_nothing(customer.get("custom_attributes")).get("address_data"))
+    return {
+        "id": customer["platform_customer_id"],
+        "phone_number": phone_number,
+        **{name: _plain(customer.get(name)) for name in ("first_name", "last_name", "email")},
+        "attributes": dict(sorted(attributes.items())),
+        "address": {name: _plain(address.get(name)) for name in _ADDRESS_FIELDS} if address else None,
+    }
+
+
+def _plain(value: Any) -> Any:
+    """One form for a value that Magento has in several: before a save 5, 5.0 or true, after a load '5', '5.0000' or
+    '1'; a street as a list of lines or as text with line breaks."""
+    if isinstance(value, bool):
+        return str(int(value))
+    if isinstance(value, (int, float)):
+        return fields.number_text(value)
+    if value is None:
+        return ""
+    if isinstance(value, list) and all(isinstance(line, str) for line in value):
+        return "\n".join(value)
+    if isinstance(value, str) and _DECIMAL.fullmatch(value):
+        return value.rstrip("0").rstrip(".")
+    return value
 
 
 def _country(attributes: Row) -> str:

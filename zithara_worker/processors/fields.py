@@ -124,13 +124,14 @@ def number_text(value: int | float) -> str:
 def number(parent: Row, name: str, path: str, default: int | float = 0) -> int | float:
     """The amount `name`; `default` if it is absent or null, 0 if it is ''. Raises not_a_number.
 
-    JSON integers stay integers, so that none loses a digit; decimals are doubles, as PHP reads and writes them.
+    JSON integers stay integers, so that none loses a digit; decimals are doubles, as PHP reads and writes them. A whole
+    amount is an integer however it was written, which is how PHP writes it, so that one amount gives one request.
     """
     value: object = parent.get(name)
     if value is None:
         return default
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return value
+        return _whole(value)
     seen = json_name(value)
     if isinstance(value, str):
         if not value:
@@ -138,11 +139,16 @@ def number(parent: Row, name: str, path: str, default: int | float = 0) -> int |
         if _NUMERIC.fullmatch(value):
             amount = float(value)
             if math.isfinite(amount):
-                return amount
+                return _whole(amount)
         seen = f"the text {value[:_EXCERPT]!r}"
     raise MessageRejected(
         reasons.NOT_A_NUMBER, f"{_dotted(name, path)} must be a number, but is {seen}; correct it in the shop"
     )
+
+
+def _whole(amount: int | float) -> int | float:
+    """499.0 as 499; beyond what a double can tell apart, amounts stay as they are."""
+    return int(amount) if isinstance(amount, float) and amount.is_integer() and abs(amount) < 2**53 else amount
 
 
 def full_name(parent: Row, first: str, last: str, path: str) -> str:

@@ -251,13 +251,19 @@ def _digest(method: str, path: str, body: bytes) -> str:
     return hashlib.sha256(f"{method}{path}".encode() + body).hexdigest()
 
 
+def content_digest(entity: Entity) -> str:
+    """SHA-256 of what a request says of its entity, whatever the method and the form of the message: what the delivery
+    ledger records of an accepted request. Raises ValueError for what JSON cannot say."""
+    return hashlib.sha256(encoded(entity.state)).hexdigest()
+
+
 def _accepted(request: Request, entity: Entity, body: bytes) -> Accepted:
-    state = body if entity.state is request.json else encoded(entity.state)
+    same = entity.state is request.json
     return Accepted(
         # Without the state: an outcome may wait for others, and a body of 10 MB must not wait with it.
         entity=replace(entity, state=None),
         request=_digest(request.method, request.path, body),
-        content=hashlib.sha256(state).hexdigest(),
+        content=hashlib.sha256(body).hexdigest() if same else content_digest(entity),
     )
 
 
