@@ -1,6 +1,6 @@
 -- The delivery protocol, statement by statement.
 --
--- Notation of this file and of database.sql, ledger.sql, operator.sql, trace.sql, monitor.sql, shop.sql and doctor.sql:
+-- Notation of this file and of the other files of named statements (`QUERIES` in zithara_worker/database/statements.py):
 -- `-- name --` begins a statement, which ends at the next name. A name is used once in all these files.
 -- {prefix}       the shop's validated table prefix
 -- {unique}       the index over (queue_id, message_id)

@@ -18,6 +18,7 @@ QUERIES = (
     "trace.sql",
     "monitor.sql",
     "shop.sql",
+    "entities.sql",
     "doctor.sql",
 )
 

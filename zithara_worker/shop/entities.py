@@ -7,9 +7,20 @@ key in pages of bounded cost, and names every column it reads: never a password,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
+
+from zithara_worker.database.session import Database
+from zithara_worker.errors import ShopError
+from zithara_worker.processors.groups import entity_key
+from zithara_worker.topics import TOPIC_TABLE
+
+#: Rows that one statement of `count` reads.
+_COUNT_SLICE = 10_000
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,10 +96,102 @@ class EntityReader(Protocol):
         ...
 
     def find(self, labels: Collection[str]) -> list[ShopEntity]:
-        """The entities of these labels, by id. Several orders can have one label, in different stores."""
+        """The entities of these labels, by id, whatever their state: a cart that was ordered too. Several orders can
+        have one label, in different stores."""
         ...
 
     def ambiguous(self, labels: Collection[str]) -> frozenset[str]:
         """Those of the labels that several entities have: orders of different stores, which Zithara cannot tell
         apart."""
         ...
+
+
+class TableReader:
+    """What the readers have in common: the statements `orders_page`, `orders_times`, ... of sql/entities.sql.
+
+    See `EntityReader`.
+    """
+
+    kind: str
+    topic: str
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def count(self, *, since: str | None, until: str | None) -> int:
+        return sum(len(page.entities) for page in self._pages(since, until))
+
+    def newest_id(self) -> int:
+        return int(self._rows(f"{self.kind}_newest")[0]["newest"])
+
+    def page(self, after: int, limit: int, *, since: str | None, until: str | None) -> Page:
+        rows = self._rows(f"{self.kind}_page", after=after, limit=limit, since=since, until=until)
+        return Page(
+            # entity_id 0: all rows outside the window together
+            entities=sorted((self._entity(row) for row in rows if row["entity_id"]), key=lambda each: each.id),
+            last_id=max((int(row["last_id"]) for row in rows), default=after),
+            is_last=sum(int(row["seen"]) for row in rows) < limit,
+        )
+
+    def times(self, ids: Collection[int]) -> dict[int, str]:
+        if not ids:
+            return {}
+        rows = self._rows(f"{self.kind}_times", ids=sorted(ids))
+        return {int(row["entity_id"]): text(row["updated_at"]) or "" for row in rows}
+
+    def find(self, labels: Collection[str]) -> list[ShopEntity]:
+        # An entity_id. The server would take the text "5a" for the number 5.
+        ids = sorted(int(label) for label in labels if label.isascii() and label.isdecimal())
+        return self._found(ids)
+
+    def _found(self, labels: Collection[str | int]) -> list[ShopEntity]:
+        return [self._entity(row) for row in self._rows(f"{self.kind}_find", labels=labels)] if labels else []
+
+    def ambiguous(self, labels: Collection[str]) -> frozenset[str]:
+        return frozenset()
+
+    def _pages(self, since: str | None, until: str | None) -> Iterator[Page]:
+        page = Page([], 0, is_last=False)
+        while not page.is_last:
+            page = self.page(page.last_id, _COUNT_SLICE, since=since, until=until)
+            yield page
+
+    def _entity(self, row: Row) -> ShopEntity:
+        label = str(row.get("label", row["entity_id"]) or "")
+        kind = TOPIC_TABLE[self.topic].entity
+        return ShopEntity(
+            id=int(row["entity_id"]),
+            # An order without a number makes no valid message, and the key of no valid one either.
+            group_key=entity_key(kind, label) or f"{kind}:",
+            label=label,
+            store_id=int(row["store_id"] or 0),
+            created_at=text(row["created_at"]) or "",
+            updated_at=text(row["updated_at"]) or "",
+        )
+
+    def _rows(self, statement: str, **parameters: object) -> list[dict[str, Any]]:
+        try:
+            return self._database.rows(statement, **parameters)
+        except ShopError as error:
+            raise ShopError(f"the shop's {self.kind} cannot be read: {error}") from error
+
+
+def text(value: Any) -> str | None:
+    """A column's value as Magento has it after a load: a decimal is text with all its places ('499.0000'). NULL is
+    None."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return None if value is None else f"{value:f}" if isinstance(value, Decimal) else str(value)
+
+
+def by_owner(rows: Iterable[Row], owner: str) -> dict[int, list[Row]]:
+    """The rows of each entity, in their order; `owner`: the column that names it."""
+    grouped: dict[int, list[Row]] = {}
+    for row in rows:
+        grouped.setdefault(int(row[owner]), []).append(row)
+    return grouped
+
+
+def first_by_owner(rows: Iterable[Row], owner: str) -> dict[int, Row]:
+    """The first row of each entity, which is the one that Magento's models take."""
+    return {id: found[0] for id, found in by_owner(rows, owner).items()}
