@@ -5,9 +5,9 @@
 
 -- worker_seen --
 INSERT INTO {prefix}zithara_worker
-  (id, host, pid, version, topics, started_at, last_seen_at, metrics_address, in_flight, state, minutes)
-VALUES (%(id)s, %(host)s, %(pid)s, %(version)s, %(topics)s, NOW(3), NOW(3), %(metrics_address)s, %(in_flight)s, %(state)s,
-        %(minutes)s)
+  (id, host, pid, role, version, topics, started_at, last_seen_at, metrics_address, in_flight, state, minutes)
+VALUES (%(id)s, %(host)s, %(pid)s, %(role)s, %(version)s, %(topics)s, NOW(3), NOW(3), %(metrics_address)s, %(in_flight)s,
+        %(state)s, %(minutes)s)
 ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), in_flight = VALUES(in_flight), state = VALUES(state),
   minutes = VALUES(minutes), metrics_address = VALUES(metrics_address)
 
@@ -65,7 +65,11 @@ WHERE worker_id IS NOT NULL
 GROUP BY worker_id, queue_id
 
 -- workers --
-SELECT id, host, pid, version, topics, UNIX_TIMESTAMP(started_at) AS started_at,
+SELECT id, host, pid, role, version, topics, UNIX_TIMESTAMP(started_at) AS started_at,
        UNIX_TIMESTAMP(last_seen_at) AS last_seen_at, metrics_address, in_flight, state, minutes
 FROM {prefix}zithara_worker
 ORDER BY host, started_at, id
+
+-- relay_aside_counts --
+-- Messages from RabbitMQ that are kept aside: a few rows, whose contents InnoDB stores on pages of their own.
+SELECT topic_name, COUNT(*) AS messages FROM {prefix}zithara_relay_aside WHERE piece = 0 GROUP BY topic_name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 
 import pytest
 from support.fleet import counted, register
@@ -12,7 +13,7 @@ from support.workers import Clock, StepWorker
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Outcome, OutcomeKind
-from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, read_fleet
+from zithara_worker.monitor.fleet import RABBITMQ, RELAY, FleetStatus, RelayedQueue, TopicStatus, read_fleet
 from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.operator import pause
@@ -171,6 +172,48 @@ def test_a_living_worker_tells_which_topics_it_does_not_compare(shop: Shop, data
     assert "sent, because others deliver" in " ".join(fleet_problems(found)[1])
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 5 MINUTE")
     assert not any(each.uncompared for each in read_fleet(database, {}).topics)
+
+
+def test_relays_are_apart_from_workers_and_tell_what_waits_in_rabbitmq(shop: Shop, database: Database) -> None:
+    counters = MinuteCounters(time.time)
+    counters.count_relayed(TOPIC_ORDER, 30)
+    counters.count_relayed(TOPIC_ORDER, 12)
+    counters.count(TOPIC_ORDER, Outcome(kind=OutcomeKind.DELIVERED))
+    queues = {
+        TOPIC_ORDER: asdict(RelayedQueue(waiting=7, active=True)),
+        TOPIC_CART: asdict(RelayedQueue(why="no queue")),
+    }
+    register(database, "shop1-8-a", role=RELAY, state={RABBITMQ: queues}, minutes=counters.minutes())
+    register(database, "shop1-9-b", role=RELAY, state={RABBITMQ: {TOPIC_ORDER: "another version", TOPIC_CART: {}}})
+    found = read_fleet(database, {})
+    assert (found.alive, found.workers, [relay.id for relay in found.relays]) == ([], (), ["shop1-8-a", "shop1-9-b"])
+    order, cart = topic(found, TOPIC_ORDER), topic(found, TOPIC_CART)
+    assert (order.workers, order.relays, order.relay_missing, order.rabbitmq) == (0, 2, False, 7)
+    assert (cart.relays, cart.rabbitmq) == (2, None)
+    assert sum(minute.relayed for minute in order.history) == 42 and sum(minute.done for minute in order.history) == 1
+    assert order.rates.relayed_per_minute > 0
+    assert found.relays[0].rabbitmq[TOPIC_CART].why == "no queue" and not found.relays[0].targets
+    told = [note for note in fleet_problems(found)[1] if "RabbitMQ" in note]
+    assert told == [f"relay shop1 7 takes nothing of {TOPIC_CART} from RabbitMQ at present: no queue"]
+
+    shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE WHERE id = 'shop1-8-a'")
+    assert topic(read_fleet(database, {}), TOPIC_ORDER).rabbitmq is None, "of a dead relay"
+    shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE")
+    found = read_fleet(database, {})
+    assert topic(found, TOPIC_ORDER).relay_missing
+    assert [each for each in fleet_problems(found)[0] if "the relay of" in each and "start it" in each]
+
+
+def test_messages_kept_aside_are_counted_once_each(shop: Shop, database: Database) -> None:
+    for piece in (0, 1):
+        shop.query(
+            "INSERT INTO {prefix}zithara_relay_aside (id, piece, pieces, queue_name, topic_name, message_id, length, "
+            "reason_code, detail, kept_at, content) VALUES ('a', %s, 2, 'q', %s, 'm', 9, 'x', '', NOW(3), 'y')",
+            (piece, TOPIC_ORDER),
+        )
+    found = read_fleet(database, {})
+    assert (topic(found, TOPIC_ORDER).aside, topic(found, TOPIC_CART).aside) == (1, 0)
+    assert [note for note in fleet_problems(found)[1] if note.startswith(f"1 messages of {TOPIC_ORDER} from RabbitMQ")]
 
 
 def test_the_backlog_drains_at_the_present_rate(shop: Shop, database: Database) -> None:

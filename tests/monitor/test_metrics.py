@@ -181,6 +181,22 @@ def test_state_is_shown_with_one_breaker_state_at_a_time(metrics: WorkerMetrics)
     assert (seen["audit_writable", ()], seen["audit_lines_total", ()]) == (0.0, 9.0)
 
 
+def test_a_relay_is_counted_and_what_it_found_is_shown_by_every_worker(metrics: WorkerMetrics) -> None:
+    metrics.relayed(CART, 0)
+    metrics.relayed(ORDER, 200)
+    metrics.relayed(ORDER, 50)
+    topics = (
+        topic_status(topic=ORDER, relays=2, rabbitmq=1200, aside=1),
+        topic_status(topic=CART, relay_missing=True),
+    )
+    seen = samples(metrics, State(topics=topics))
+    assert (seen["relayed_messages_total", (ORDER,)], seen["relayed_messages_total", (CART,)]) == (250.0, 0.0)
+    assert (seen["living_relays", (ORDER,)], seen["living_relays", (CART,)]) == (2.0, 0.0)
+    assert (seen["relay_missing", (ORDER,)], seen["relay_missing", (CART,)]) == (0.0, 1.0)
+    assert (seen["rabbitmq_messages", (ORDER,)], seen["relay_aside_messages", (ORDER,)]) == (1200.0, 1.0)
+    assert ("rabbitmq_messages", (CART,)) not in seen
+
+
 def test_what_is_not_known_is_absent_and_not_zero(metrics: WorkerMetrics) -> None:
     names = {name for name, _ in samples(metrics, State(topics=None, audit_writable=None))}
     assert not names & {"queue_messages", "queue_oldest_age_seconds", "audit_writable"}
@@ -207,11 +223,12 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
         done(message(3), OutcomeKind.SKIPPED, reason="x"),
     ]
     metrics.settled(ORDER, Settled(settled), 0.001)
+    metrics.relayed(ORDER, 1)
     state = State(
         paused={ORDER: True},
         breakers={"api": "open"},
         throttled_seconds={"api": 1.0},
-        topics=(topic_status(),),
+        topics=(topic_status(rabbitmq=3),),
         audit_writable=True,
     )
     text = PrometheusMetrics(metrics.values, lambda: state).encoded("text/plain")[0].decode()

@@ -19,7 +19,7 @@ import pytest
 from support.fleet import NOW, fleet_status, topic_status, worker_status
 
 from zithara_worker.monitor import page
-from zithara_worker.monitor.fleet import FleetStatus
+from zithara_worker.monitor.fleet import RELAY, FleetStatus, RelayedQueue
 from zithara_worker.monitor.rates import NO_REQUESTS, Minute
 from zithara_worker.monitor.server import Listener, Reply
 from zithara_worker.queue.operator import Pause
@@ -104,6 +104,19 @@ def test_page_says_what_was_not_sent_and_what_is_not_compared() -> None:
     words = " ".join(_Outline(document).text.split())
     assert "last hour without a request: 1400 unchanged, 2 <script>" in words and "<script" not in document
     assert f"every message of {TOPIC} is sent, because others deliver too" in words
+
+
+def test_page_shows_relays_and_what_they_wait_for() -> None:
+    queue = RelayedQueue(waiting=1234, active=True, why=EVIL)
+    relay = worker_status(role=RELAY, host="mq1", rabbitmq={TOPIC: queue})
+    topic = topic_status(minutes=(Minute(minute=NEWEST, relayed=500),), relays=1, rabbitmq=1234, aside=2)
+    document = rendered(fleet_status((topic,), (worker_status(),), (relay,)))
+    words = " ".join(_Outline(document).text.split())
+    assert "mq1" in words and "1234125/min" in words and "from RabbitMQ kept aside: 2" in words
+    assert f"relay mq1 4711 takes nothing of {TOPIC} from RabbitMQ at present: <script>" in words
+    assert "<script" not in document and "Relays" not in rendered(fleet())
+    gone = rendered(fleet_status((topic_status(relay_missing=True),), (worker_status(),)))
+    assert f"the relay of {TOPIC} has ended without stopping in order" in gone
 
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_a_script() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
-from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
+from zithara_worker.monitor.fleet import CONSUME, FleetStatus, TopicStatus, WorkerStatus
 from zithara_worker.monitor.rates import Minute, history, rates
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.topics import TOPIC_ORDER, TOPICS
@@ -39,6 +40,10 @@ def topic_status(*, minutes: tuple[Minute, ...] = (), **changes: Any) -> TopicSt
         "drain_seconds": None,
         "pause": None,
         "uncompared": False,
+        "relays": 0,
+        "relay_missing": False,
+        "rabbitmq": None,
+        "aside": 0,
         "history": hour,
     }
     return TopicStatus(**{**given, **changes})
@@ -64,14 +69,28 @@ def worker_status(**changes: Any) -> WorkerStatus:
     return WorkerStatus(**{**given, **changes})
 
 
-def fleet_status(topics: tuple[TopicStatus, ...] = (), workers: tuple[WorkerStatus, ...] = ()) -> FleetStatus:
+def fleet_status(
+    topics: tuple[TopicStatus, ...] = (),
+    workers: tuple[WorkerStatus, ...] = (),
+    relays: tuple[WorkerStatus, ...] = (),
+) -> FleetStatus:
     hour = history((minute for topic in topics for minute in topic.history), NOW)
-    return FleetStatus(at_utc=NOW, topics=topics, workers=workers, rates=rates(hour, NOW, NOW - 3600), history=hour)
+    return FleetStatus(
+        at_utc=NOW, topics=topics, workers=workers, relays=relays, rates=rates(hour, NOW, NOW - 3600), history=hour
+    )
 
 
-def register(database: Database, worker_id: str = "shop1-7-abcd", **told: Any) -> Registry:
-    """A worker of all topics that has just written its row."""
-    registry = Registry(database, Identity(id=worker_id, host="shop1", pid=7, version="1.0", topics=TOPICS))
+def register(
+    database: Database,
+    worker_id: str = "shop1-7-abcd",
+    *,
+    role: str = CONSUME,
+    topics: Sequence[str] = TOPICS,
+    **told: Any,
+) -> Registry:
+    """A worker or relay that has just written its row."""
+    identity = Identity(id=worker_id, host="shop1", pid=7, version="1.0", topics=topics, role=role)
+    registry = Registry(database, identity)
     registry.update(**{"in_flight": 0, "metrics_address": None, "state": {}, "minutes": {}, **told})
     return registry
 

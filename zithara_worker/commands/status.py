@@ -23,7 +23,14 @@ from zithara_worker.commands.terminal import (
     table,
 )
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.monitor.fleet import DEAD_AFTER_SECONDS, FleetStatus, TopicStatus, WorkerStatus, read_fleet
+from zithara_worker.monitor.fleet import (
+    DEAD_AFTER_SECONDS,
+    FleetStatus,
+    RelayedQueue,
+    TopicStatus,
+    WorkerStatus,
+    read_fleet,
+)
 from zithara_worker.monitor.rates import Minute
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, iso, milliseconds, moment, percent, rate
@@ -138,15 +145,11 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
         }
         value["skipped"] = topic.skipped
         topics.append(value)
-    workers = []
-    for worker in found.workers:
-        value = {**asdict(worker), "started_at": iso(worker.started_utc)}
-        del value["started_utc"], value["minutes"]
-        workers.append(value)
     return {
         "at": iso(found.at_utc),
         "topics": topics,
-        "workers": workers,
+        "workers": [_process(worker) for worker in found.workers],
+        "relays": [_process(relay) for relay in found.relays],
         "total": {
             **{name: sum(topic[name] for topic in topics) for name in ("new", "in_progress", "retry", "error")},
             "workers_alive": len(found.alive),
@@ -154,6 +157,12 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
             "history": _eventful(found.history),
         },
     }
+
+
+def _process(worker: WorkerStatus) -> dict[str, Any]:
+    value = {**asdict(worker), "started_at": iso(worker.started_utc)}
+    del value["started_utc"], value["minutes"]
+    return value
 
 
 def _eventful(history: Sequence[Minute]) -> list[dict[str, Any]]:
@@ -199,6 +208,7 @@ def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
         *_history(found, width, plain=plain),
         "",
         *_workers(found.workers, found.at_utc),
+        *_relays(found),
     ]
 
 
@@ -271,8 +281,18 @@ def _notes(found: FleetStatus) -> Iterator[str]:
             yield coloured("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
         if topic.skipped:
             yield f"{name}: not sent in 60 min: {printable(counts(topic.skipped))}"
+        if topic.relay_missing:
+            start = f"start one with 'zithara-worker relay {topic.topic}'"
+            yield coloured("red", f"{name}: its relay has ended, no other lives; {start}", bold=True)
+        if topic.aside:
+            yield coloured(
+                "red", f"{name}: {count(topic.aside)} from RabbitMQ kept aside: 'zithara-worker failed list'"
+            )
         if topic.uncompared:
             yield coloured("yellow", f"{name}: all is sent, as others deliver it too: see 'zithara-worker doctor'")
+        for relay in found.relays:
+            if relay.alive and (queue := relay.rabbitmq.get(topic.topic)) is not None and queue.why:
+                yield coloured("yellow", f"{name}: relay {relay.pid} waits: {printable(queue.why)}")
         # The two counts are not read at the same moment, so a difference counts only if it lasts.
         if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
             yield coloured(
@@ -315,6 +335,33 @@ def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
         )
     head = ["WORKER", "PID", "UP", "SEEN", "ACTIVE", "HOLDS", "TOPICS", "STATE"]
     return table([coloured("bright_black", name) for name in head], rows, left=(0, 5, 6, 7))
+
+
+def _relays(found: FleetStatus) -> Iterator[str]:
+    """Who takes messages from RabbitMQ, and how many wait there. Nothing where a shop has no relay."""
+    if not found.relays:
+        return
+    moved = {topic.topic: rate(topic.rates.relayed_per_minute) for topic in found.topics}
+    rows = []
+    for relay in found.relays:
+        for topic in relay.topics:
+            queue = relay.rabbitmq.get(topic, RelayedQueue())
+            state = coloured("yellow", "waits") if queue.why else "active" if queue.active else "standby"
+            rows.append(
+                [
+                    printable(relay.host, width=18),
+                    str(relay.pid),
+                    "-" if relay.started_utc is None else duration(found.at_utc - relay.started_utc),
+                    _seen(relay),
+                    short_name(topic),
+                    count(queue.waiting),
+                    moved.get(topic, "-") if queue.active else "-",
+                    state,
+                ]
+            )
+    head = ["RELAY", "PID", "UP", "SEEN", "TOPIC", "RABBITMQ", "MOVED/MIN", "STATE"]
+    yield ""
+    yield from table([coloured("bright_black", name) for name in head], rows, left=(0, 4, 7))
 
 
 def _seen(worker: WorkerStatus) -> str:

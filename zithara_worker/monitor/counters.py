@@ -56,6 +56,7 @@ class MetricValues:
     skips: Counter[tuple[str, str]] = field(default_factory=Counter)
     coalesced: Counter[str] = field(default_factory=Counter)
     leases_lost: Counter[str] = field(default_factory=Counter)
+    relayed: Counter[str] = field(default_factory=Counter)
     in_flight: Counter[str] = field(default_factory=Counter)
     last_settled_at: dict[str, float] = field(default_factory=dict)
     delivery_seconds: dict[str, Distribution] = field(default_factory=_distributions(DELIVERY_SECONDS))
@@ -135,6 +136,11 @@ class WorkerMetrics:
             values.last_settled_at[topic] = utc
             values.settle_seconds[topic].observe(seconds)
             values.settle_messages[topic].observe(len(settled.done) + len(settled.lost))
+
+    def relayed(self, topic: str, messages: int) -> None:
+        """A relay has written so many messages into the queue; 0 lets the counter exist."""
+        with self._lock:
+            self._values.relayed[topic] += messages
 
     def values(self) -> MetricValues:
         """A copy that does not change."""

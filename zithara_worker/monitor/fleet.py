@@ -1,4 +1,4 @@
-"""The one read model: queues, message groups, workers and pauses, as the shop's database shows them. Reads only.
+"""The one read model: queues, message groups, workers, relays and pauses, from the shop's database. Reads only.
 
 The same on every host: `status`, the status page, /metrics and `doctor` show these values. Times are seconds since the
 epoch on the database's clock, which is the clock of leases and retries.
@@ -24,6 +24,10 @@ from zithara_worker.topics import TOPICS
 DEAD_AFTER_SECONDS = 30.0
 #: Beside the targets in a worker's `state`: the topics of `WorkerStatus.uncompared`.
 UNCOMPARED = "uncompared"
+#: In a relay's `state`: topic -> the fields of `RelayedQueue`.
+RABBITMQ = "rabbitmq"
+#: The roles in column `role`.
+CONSUME, RELAY = "consume", "relay"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,18 @@ class _Groups:
     waiting: int = 0
     expired: int = 0
     next_due_utc: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayedQueue:
+    """What a relay wrote of a topic's queue in RabbitMQ."""
+
+    #: Messages in it that the relay does not hold; None: not known
+    waiting: int | None = None
+    #: False: another relay takes its messages, or nobody can at present
+    active: bool = False
+    #: Why this relay takes no messages at present, "" if it does
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +94,14 @@ class TopicStatus:
     pause: Pause | None
     #: Whether a worker sends each message of it, because others deliver too and do not record what Zithara accepted
     uncompared: bool
+    #: Living relays that serve it
+    relays: int
+    #: A relay served it within a day and ended without stopping in order, and no living one has taken its place
+    relay_missing: bool
+    #: Messages that wait in RabbitMQ, as a living relay counts them; None: not known
+    rabbitmq: int | None
+    #: Messages from RabbitMQ that the queue cannot hold: kept aside
+    aside: int
     history: tuple[Minute, ...] = field(repr=False)
 
     @property
@@ -105,11 +129,12 @@ class TargetReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerStatus:
-    """A row of zithara_worker, or the leases of a worker whose row is gone."""
+    """A row of zithara_worker, of a worker or a relay, or the leases of a worker whose row is gone."""
 
     id: str
     host: str
     pid: int
+    role: str = CONSUME
     version: str
     topics: tuple[str, ...]
     started_utc: float | None
@@ -125,6 +150,8 @@ class WorkerStatus:
     targets: Mapping[str, Any]
     #: Topics of which it sends each message, because others deliver too and record nothing
     uncompared: tuple[str, ...] = ()
+    #: Of a relay: topic -> its queue in RabbitMQ
+    rabbitmq: Mapping[str, RelayedQueue] = field(default_factory=dict)
     #: What it did, as `registry.MinuteCounters.minutes` wrote it
     minutes: Mapping[str, Any] = field(repr=False)
 
@@ -146,6 +173,7 @@ class FleetStatus:
     at_utc: float
     topics: tuple[TopicStatus, ...]
     workers: tuple[WorkerStatus, ...]
+    relays: tuple[WorkerStatus, ...] = ()
     #: All topics together
     rates: Rates
     history: tuple[Minute, ...] = field(repr=False)
@@ -154,6 +182,7 @@ class FleetStatus:
 
     @property
     def alive(self) -> list[WorkerStatus]:
+        """The living workers, without relays."""
         return [worker for worker in self.workers if worker.alive]
 
 
@@ -171,11 +200,14 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
     groups = _count_groups(database, ids)
     complete = _count_complete(database, ids) if full else {}
     pauses = paused(database)
-    workers = read_workers(database, queues, now)
+    processes = read_workers(database, queues, now)
+    workers = [each for each in processes if each.role != RELAY]
+    relays = [each for each in processes if each.role == RELAY]
     living = living_by_topic(workers)
-    # Also of workers that have died within the hour.
-    minutes = read_minutes(worker.minutes for worker in workers)
-    started = min((worker.started_utc for worker in workers if worker.started_utc is not None), default=now)
+    aside = {str(row["topic_name"]): int(row["messages"]) for row in database.rows("relay_aside_counts")}
+    # Also of processes that have died within the hour.
+    minutes = read_minutes(each.minutes for each in processes)
+    started = min((worker.started_utc for worker in processes if worker.started_utc is not None), default=now)
     topics = []
     for topic in TOPICS:
         queue = by_topic.get(topic)
@@ -190,6 +222,8 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
                 groups=groups.get(queue_id, _Groups()),
                 complete=complete.get(queue_id, 0) if full and queue is not None else None,
                 workers=living[topic],
+                relays=[relay for relay in relays if topic in relay.topics],
+                aside=aside.get(topic, 0),
                 pause=pauses.get(topic),
                 uncompared=any(topic in worker.uncompared for worker in workers if worker.alive),
                 hour=hour,
@@ -198,7 +232,12 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
         )
     hour = history((each for topic in TOPICS for each in minutes.get(topic, ())), now)
     return FleetStatus(
-        at_utc=now, topics=tuple(topics), workers=tuple(workers), rates=rates(hour, now, started), history=hour
+        at_utc=now,
+        topics=tuple(topics),
+        workers=tuple(workers),
+        relays=tuple(relays),
+        rates=rates(hour, now, started),
+        history=hour,
     )
 
 
@@ -211,11 +250,19 @@ def _topic_status(
     groups: _Groups,
     complete: int | None,
     workers: int,
+    relays: Sequence[WorkerStatus],
+    aside: int,
     pause: Pause | None,
     uncompared: bool,
     hour: tuple[Minute, ...],
     recent: Rates,
 ) -> TopicStatus:
+    living = [relay for relay in relays if relay.alive]
+    waiting = [
+        relayed.waiting
+        for relay in living
+        if (relayed := relay.rabbitmq.get(topic)) is not None and relayed.waiting is not None
+    ]
     backlog = sum(counts[each].messages for each in (Status.NEW, Status.RETRY_REQUIRED, Status.IN_PROGRESS))
     return TopicStatus(
         topic=topic,
@@ -238,6 +285,10 @@ def _topic_status(
         drain_seconds=None if queue is None else drain_seconds(backlog, 0.0 if pause else recent.done_per_minute),
         pause=pause,
         uncompared=uncompared,
+        relays=len(living),
+        relay_missing=bool(relays) and not living,
+        rabbitmq=max(waiting, default=None),
+        aside=aside,
         history=hour,
     )
 
@@ -279,7 +330,7 @@ def _count_groups(database: Database, queue_ids: Collection[int]) -> dict[int | 
 
 
 def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> list[WorkerStatus]:
-    """Every worker that was seen within a day, by host and start; then those that only hold leases."""
+    """Every worker and relay that was seen within a day, by host and start; then those that only hold leases."""
     topics = {queue.queue_id: queue.topic for queue in queues}
     held: dict[str, dict[str, int]] = {}
     leased_until: dict[str, float] = {}
@@ -291,11 +342,13 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
     for row in database.rows("workers"):
         state = dict(_object(row["state"]))
         uncompared = state.pop(UNCOMPARED, ())
+        rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
         found.append(
             WorkerStatus(
                 id=str(row["id"]),
                 host=str(row["host"]),
                 pid=int(row["pid"]),
+                role=str(row["role"]),
                 version=str(row["version"]),
                 topics=tuple(topic for topic in str(row["topics"]).split(",") if topic),
                 started_utc=float(row["started_at"]),
@@ -307,6 +360,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 metrics_address=row["metrics_address"],
                 targets=state,
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
+                rabbitmq=rabbitmq,
                 minutes=_object(row["minutes"]),
             )
         )
@@ -334,9 +388,23 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
     return found
 
 
-def living_by_topic(workers: Iterable[WorkerStatus]) -> Counter[str]:
+def _relayed_queues(value: Any) -> Mapping[str, RelayedQueue]:
+    if not isinstance(value, dict):
+        return {}
+    return {
+        topic: RelayedQueue(
+            waiting=told["waiting"] if isinstance(told.get("waiting"), int) else None,
+            active=told.get("active") is True,
+            why=str(told.get("why") or ""),
+        )
+        for topic, told in value.items()
+        if isinstance(told, dict)
+    }
+
+
+def living_by_topic(processes: Iterable[WorkerStatus], *, role: str = CONSUME) -> Counter[str]:
     """Topic -> living workers that serve it, of the whole fleet; 0 for a topic that none serves."""
-    return Counter(topic for worker in workers if worker.alive for topic in set(worker.topics))
+    return Counter(topic for each in processes if each.alive and each.role == role for topic in set(each.topics))
 
 
 def _object(text: Any) -> Mapping[str, Any]:

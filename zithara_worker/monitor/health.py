@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from zithara_worker.monitor.fleet import FleetStatus
 from zithara_worker.settings.sections import Settings
-from zithara_worker.units import duration
+from zithara_worker.units import count, duration
 
 #: A loop is stuck when it has not turned for its longest wait and this many seconds more. One statement may take 20
 #: seconds, and a turn has several.
@@ -138,6 +138,16 @@ def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
                 "breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start another "
                 "worker"
             )
+        if topic.relay_missing:
+            problems.append(
+                f"the relay of {topic.topic} has ended without stopping in order, and what the shop publishes stays in "
+                f"RabbitMQ: start it ('zithara-worker relay {topic.topic}'), and look at its log"
+            )
+        if topic.aside:
+            notes.append(
+                f"{count(topic.aside)} messages of {topic.topic} from RabbitMQ are kept aside, because the queue "
+                "cannot hold them: see 'zithara-worker failed list'"
+            )
         if topic.uncompared:
             notes.append(
                 f"every message of {topic.topic} is sent, because others deliver too and do not record it (PHP "
@@ -151,6 +161,13 @@ def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
                     f"worker {worker.host} {worker.pid} has stopped deliveries to {target.target} until a probe "
                     f"succeeds, its breaker is {target.breaker}{why}"
                 )
+    for relay in fleet.relays:
+        if relay.alive:
+            notes += [
+                f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present: {queue.why}"
+                for topic, queue in sorted(relay.rabbitmq.items())
+                if queue.why
+            ]
     return problems, notes
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
-from zithara_worker.monitor.fleet import FleetStatus, TopicStatus, WorkerStatus
+from zithara_worker.monitor.fleet import FleetStatus, RelayedQueue, TopicStatus, WorkerStatus
 from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, milliseconds, moment, percent, rate
@@ -54,6 +54,7 @@ def render(
             _queues(fleet),
             _charts(fleet, backlog),
             _workers(fleet),
+            _relays(fleet),
             f"<footer>As of {moment(fleet.at_utc)} UTC · zithara-worker {escape(VERSION)} · "
             '<a href="/healthz">health</a> · <a href="/metrics">metrics</a></footer>',
         ]
@@ -105,6 +106,8 @@ def _queue(topic: TopicStatus) -> str:
         name += f'<small class="warn">paused by {escape(topic.pause.paused_by + why)}</small>'
     if topic.skipped:
         name += f"<small>last hour without a request: {escape(counts(topic.skipped))}</small>"
+    if topic.aside:
+        name += f'<small class="bad">from RabbitMQ kept aside: {count(topic.aside)}</small>'
     retry = count(topic.retry)
     if topic.retry_due_seconds is not None and topic.retry:
         retry += f"<small>next in {duration(topic.retry_due_seconds)}</small>"
@@ -152,6 +155,34 @@ def _worker(worker: WorkerStatus, now: float) -> str:
             ("In flight", count(worker.in_flight), ""),
             ("Breakers", escape(", ".join(down)) or "closed", "bad" if down else ""),
             ("Topics", escape(topics), ""),
+        ),
+    )
+
+
+def _relays(fleet: FleetStatus) -> str:
+    """Who takes messages from RabbitMQ, and how many wait there. Nothing where a shop has no relay."""
+    if not fleet.relays:
+        return ""
+    moved = {topic.topic: f"{rate(topic.rates.relayed_per_minute)}/min" for topic in fleet.topics}
+    rows = [
+        _relay(relay, topic, moved.get(topic, "-"), fleet.at_utc) for relay in fleet.relays for topic in relay.topics
+    ]
+    return f"<h2>Relays</h2>{_table(('Relay', 'Process', 'Since', 'Seen', 'Topic', 'RabbitMQ', 'Moved'), rows)}"
+
+
+def _relay(relay: WorkerStatus, topic: str, moved: str, now: float) -> str:
+    queue = relay.rabbitmq.get(topic, RelayedQueue())
+    name = short_name(topic)
+    address = f"<small>{escape(relay.metrics_address)}</small>" if relay.metrics_address else ""
+    return _row(
+        f"{escape(relay.host)}{address}",
+        (
+            ("Process", f"{relay.pid}<small>{escape(relay.version)}</small>", ""),
+            ("Since", duration(now - (relay.started_utc or now)), ""),
+            ("Seen", f"{duration(relay.last_seen_seconds)} ago", "" if relay.alive else "bad"),
+            ("Topic", escape(name if queue.active else f"{name} (standby)"), ""),
+            ("RabbitMQ", count(queue.waiting), ""),
+            ("Moved", moved if queue.active else "-", ""),
         ),
     )
 

@@ -94,6 +94,30 @@ def _from_state(state: State) -> Iterator[Metric]:
         {each.topic: each.workers for each in state.topics or ()},
     )
     yield _gauges(
+        "living_relays",
+        "Relays of the whole fleet that serve the topic and were seen within 30 seconds.",
+        ["topic"],
+        {each.topic: each.relays for each in state.topics or ()},
+    )
+    yield _gauges(
+        "relay_missing",
+        "1 when a relay of the topic ended without stopping in order, and no living one has taken its place.",
+        ["topic"],
+        {each.topic: each.relay_missing for each in state.topics or ()},
+    )
+    yield _gauges(
+        "rabbitmq_messages",
+        "Messages that wait in RabbitMQ, as a living relay counts them.",
+        ["topic"],
+        {each.topic: each.rabbitmq for each in state.topics or () if each.rabbitmq is not None},
+    )
+    yield _gauges(
+        "relay_aside_messages",
+        "Messages from RabbitMQ that the queue cannot hold, kept aside.",
+        ["topic"],
+        {each.topic: each.aside for each in state.topics or ()},
+    )
+    yield _gauges(
         "breaker_state",
         "1 for the state that a target's breaker is in.",
         ["target", "state"],
@@ -149,6 +173,9 @@ def _from_values(values: MetricValues) -> Iterator[Metric]:
         "Messages that another worker took over before their outcome was written.",
         ["topic"],
         values.leases_lost,
+    )
+    yield _counters(
+        "relayed_messages", "Messages that this relay wrote from RabbitMQ into the queue.", ["topic"], values.relayed
     )
     yield _gauges("in_flight_messages", "Messages claimed and not yet settled.", ["topic"], values.in_flight)
     yield _gauges(

@@ -34,6 +34,8 @@ class Minute:
     superseded: int = 0
     retried: int = 0
     failed: int = 0
+    #: Messages that relays wrote into the queue
+    relayed: int = 0
     #: Requests by response time; see BUCKETS_MS
     buckets: tuple[int, ...] = NO_REQUESTS
 
@@ -69,9 +71,10 @@ class Minute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rates:
-    """Of the last RATE_MINUTES. `done`: delivered, skipped and superseded messages."""
+    """Of the last RATE_MINUTES. `done`: delivered, skipped and superseded messages; `relayed`: taken from RabbitMQ."""
 
     done_per_minute: float
+    relayed_per_minute: float
     failure_rate: float | None
     p50_ms: float | None
     p95_ms: float | None
@@ -88,6 +91,7 @@ def total(minutes: Iterable[Minute], *, minute: int = 0) -> Minute:
         superseded=sum(each.superseded for each in found),
         retried=sum(each.retried for each in found),
         failed=sum(each.failed for each in found),
+        relayed=sum(each.relayed for each in found),
         buckets=tuple(map(sum, zip(NO_REQUESTS, *(each.buckets for each in found), strict=True))),
     )
 
@@ -108,6 +112,7 @@ def rates(hour: Sequence[Minute], now: float, started_utc: float) -> Rates:
     recent = total(hour[-RATE_MINUTES:])
     return Rates(
         done_per_minute=round(recent.done * 60 / seconds, 2),
+        relayed_per_minute=round(recent.relayed * 60 / seconds, 2),
         failure_rate=recent.failure_rate,
         p50_ms=recent.percentile_ms(0.50),
         p95_ms=recent.percentile_ms(0.95),
@@ -149,6 +154,7 @@ def _minute(minute: int, counts: Mapping[str, Any]) -> Minute:
         superseded=_number(counts.get("superseded")),
         retried=number_of(OutcomeKind.RETRY.value, 0),
         failed=number_of(OutcomeKind.FAILED.value, 0),
+        relayed=_number(counts.get("relayed")),
         buckets=tuple(map(_number, buckets))
         if isinstance(buckets, list) and len(buckets) == len(NO_REQUESTS)
         else NO_REQUESTS,

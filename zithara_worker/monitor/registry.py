@@ -1,4 +1,4 @@
-"""This worker's row in zithara_worker: its identity, its state, and what it did in each minute of the last hour.
+"""This worker's or relay's row in zithara_worker: its identity, its state, what it did in each minute of the last hour.
 
 `status` and the status page of every worker read these rows (`fleet`).
 """
@@ -16,6 +16,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.monitor.fleet import CONSUME
 from zithara_worker.monitor.rates import BUCKETS_MS, HISTORY_MINUTES
 
 #: Rows that one call of `Registry.remove_stale` deletes at most.
@@ -31,6 +32,8 @@ class Identity:
     pid: int
     version: str
     topics: Sequence[str]
+    #: fleet.CONSUME or fleet.RELAY
+    role: str = CONSUME
 
 
 class MinuteCounters:
@@ -43,17 +46,11 @@ class MinuteCounters:
 
     def count(self, topic: str, outcome: Outcome, *, superseded: int = 0) -> None:
         """One settled message. `superseded`: how many older messages its delivery completes."""
-        minute = int(self._utc() // 60)
         with self._lock:
-            topics = self._minutes.get(minute)
-            if topics is None:
-                topics = self._minutes[minute] = {}
-                while len(self._minutes) > HISTORY_MINUTES:
-                    self._minutes.popitem(last=False)
-            counts = topics.get(topic)
-            if counts is None:
+            counts = self._of_this_minute(topic)
+            if "outcomes" not in counts:
                 buckets = [0] * (len(BUCKETS_MS) + 1)
-                counts = topics[topic] = {"outcomes": {}, "skipped": {}, "superseded": 0, "buckets": buckets}
+                counts.update({"outcomes": {}, "skipped": {}, "superseded": 0, "buckets": buckets})
             kind = outcome.kind.value
             counts["outcomes"][kind] = counts["outcomes"].get(kind, 0) + 1
             if outcome.kind is OutcomeKind.DELIVERED:
@@ -63,9 +60,24 @@ class MinuteCounters:
             if outcome.duration_ms is not None:
                 counts["buckets"][bisect_left(BUCKETS_MS, outcome.duration_ms)] += 1
 
+    def count_relayed(self, topic: str, messages: int) -> None:
+        """Messages that a relay wrote into the queue."""
+        with self._lock:
+            counts = self._of_this_minute(topic)
+            counts["relayed"] = counts.get("relayed", 0) + messages
+
+    def _of_this_minute(self, topic: str) -> dict[str, Any]:
+        minute = int(self._utc() // 60)
+        topics = self._minutes.get(minute)
+        if topics is None:
+            topics = self._minutes[minute] = {}
+            while len(self._minutes) > HISTORY_MINUTES:
+                self._minutes.popitem(last=False)
+        return topics.setdefault(topic, {})
+
     def minutes(self) -> dict[str, Any]:
-        """{minute since the epoch: {topic: {"outcomes": {kind: n}, "skipped": {reason: n}, "superseded": n,
-        "buckets": [n, ...]}}}"""
+        """{minute since the epoch: {topic: counts}}. The counts of a worker: {"outcomes": {kind: n},
+        "skipped": {reason: n}, "superseded": n, "buckets": [n, ...]}; of a relay: {"relayed": n}."""
         with self._lock:
             return {
                 str(minute): {
@@ -92,6 +104,7 @@ class Registry:
             id=me.id,
             host=me.host[:255],
             pid=me.pid,
+            role=me.role,
             version=me.version,
             topics=",".join(me.topics)[:1000],
             metrics_address=metrics_address,
