@@ -9,7 +9,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +17,7 @@ from typing import IO
 
 from support.waiting import eventually
 
-from chaos.host import Host
+from chaos.host import TIMEOUT_SECONDS, Host
 from chaos.world import Blow, World
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import worker_command
@@ -32,6 +32,25 @@ OUTAGE_SECONDS = (0.0, 3.0)
 BLOW_SECONDS = (1.5, 4.5)
 TOKEN_SECONDS = 11.0
 RESET_SECONDS = 4.0
+
+
+def write_config(path: Path, database: Mapping[str, str], *, attempt_limit: int) -> Path:
+    """The configuration of all workers; what differs between them is in their environment."""
+    sections = {
+        "database": database,
+        "zithara": {"timeout": f"{TIMEOUT_SECONDS:g}"},
+        "worker": {"lease": f"{LEASE_SECONDS:g}", "concurrency": "8", "batch_size": "40", "poll_interval": "0.2"},
+        "retry": {"limit": str(attempt_limit), "delay": "0.3", "factor": "1.5", "max_delay": "3"},
+        "metrics": {"listen": ""},
+    }
+    path.touch(mode=0o600)
+    path.write_text(
+        "".join(
+            f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in keys.items())
+            for section, keys in sections.items()
+        )
+    )
+    return path
 
 
 class Worker:
@@ -102,9 +121,20 @@ class Worker:
 
 
 class Fleet:
-    """All workers; kills what is left of them at the end of the block. `died`: exit codes that nobody asked for."""
+    """All workers; kills what is left of them at the end of the block. `died`: exit codes that nobody asked for.
 
-    def __init__(self, config: Path, host: Host, directory: Path, *, slots: int) -> None:
+    `environment`: what the worker in a place gets in addition.
+    """
+
+    def __init__(
+        self,
+        config: Path,
+        host: Host,
+        directory: Path,
+        *,
+        slots: int,
+        environment: Callable[[int], Mapping[str, str]] = lambda slot: {},
+    ) -> None:
         self.workers = [
             Worker(
                 slot,
@@ -113,6 +143,7 @@ class Fleet:
                 {
                     "ZITHARA_WORKER_ZITHARA_BASE_URL": host.base_url(slot),
                     "ZITHARA_WORKER_ZITHARA_WEBHOOK_URL": host.webhook_url(slot),
+                    **environment(slot),
                 },
             )
             for slot in range(slots)

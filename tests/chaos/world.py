@@ -35,6 +35,13 @@ class Blow(Enum):
     DATABASE = "database killed"
     CONNECTIONS = "connections reset"
     POISON = "worker killed by a message"
+    NODE_KILLED = "node killed"
+    NODE_STOPPED = "node stopped"
+    NO_MAJORITY = "majority lost"
+    NODE_RESTARTED = "node restarted"
+    NODE_LAGS = "node lags"
+    SWITCH = "primary switched"
+    TAIL_LOST = "primary lost with its last transactions"
 
 
 @dataclass(frozen=True, slots=True)

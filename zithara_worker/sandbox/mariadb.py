@@ -88,7 +88,8 @@ class MariaDbServer:
         start_timeout_seconds: float = 60.0,
     ) -> None:
         self._binary = binary
-        self._options = tuple(options)
+        #: May be changed between a stop and the next start
+        self.options = tuple(options)
         self._start_timeout_seconds = start_timeout_seconds
         self._wants_tcp = tcp
         self._directory: Path | None = None
@@ -301,7 +302,7 @@ class MariaDbServer:
                 *self._account,
                 *_OPTIONS,
                 *network,
-                *self._options,
+                *self.options,
             ],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

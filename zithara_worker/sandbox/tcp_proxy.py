@@ -65,6 +65,17 @@ class TcpProxy:
         for pair in self._pairs:
             pair.end()
 
+    def move(self, server_socket: Path, *, cut: bool) -> None:
+        """Forwards new connections to another server, as an address does that moves with the primary.
+
+        `cut`: ends the connections that are open now; else they go on with the old server.
+        """
+        with self._lock:
+            self._server_socket = server_socket
+            pairs, self._pairs = (self._pairs, []) if cut else ([], self._pairs)
+        for pair in pairs:
+            pair.end()
+
     def fall_silent(self) -> None:
         """Stops forwarding on the connections that are open now, without closing them. New connections work."""
         with self._lock:

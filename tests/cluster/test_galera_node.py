@@ -1,0 +1,109 @@
+"""A session on a Galera node. What several nodes do to a shop: scripts/test-cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+
+import pytest
+from support.waiting import eventually
+from support.workers import StepWorker, settings_of
+
+from cluster.galera import Galera, Node
+from zithara_worker.database.session import Database
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.tcp_proxy import TcpProxy
+
+
+@pytest.fixture(scope="module")
+def node() -> Iterator[Node]:
+    with Galera(1) as galera:
+        yield galera.nodes[0]
+
+
+@pytest.fixture
+def database(node: Node, make_shop: Callable[..., Shop]) -> Iterator[Database]:
+    with closing(Database(settings_of(make_shop(node)))) as opened:
+        yield opened
+
+
+def sync_wait(database: Database) -> int:
+    with database._open().cursor() as cursor:
+        cursor.execute("SELECT @@SESSION.wsrep_sync_wait")
+        return int(cursor.fetchone()[0])
+
+
+def test_only_statements_that_need_it_wait_for_what_other_nodes_have_committed(node: Node, database: Database) -> None:
+    assert sync_wait(database) == 0
+    with database.in_step():
+        assert sync_wait(database) == 7
+        node_sessions = database._open().thread_id()
+        with closing(node.connect()) as root, root.cursor() as cursor:
+            cursor.execute("KILL %s", (node_sessions,))
+        with pytest.raises(DatabaseUnavailable):
+            database.rows("paused")
+        assert sync_wait(database) == 7, "the next session of the block waits too"
+    assert sync_wait(database) == 0
+    with closing(node.connect()) as root, root.cursor() as cursor:
+        cursor.execute("SET GLOBAL wsrep_sync_wait = 7")
+        database.close()
+        assert sync_wait(database) == 0, "also where the server's own default is another one: status and metrics"
+        cursor.execute("SET GLOBAL wsrep_sync_wait = 0")
+
+
+def test_claims_renewals_and_settlements_in_doubt_are_in_step(
+    node: Node, make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = make_shop(node)
+    shop.publish_order("A")
+    worker = make_worker(on=shop)
+    waited: dict[str, int] = {}
+    rows, execute = worker.database.rows, worker.database.execute
+
+    def seen(run: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(name: str, /, **parameters: object) -> object:
+            if name not in ("sync_wait", "server", "galera_node"):
+                waited[name] = 7 if worker.database._in_step else 0
+            return run(name, **parameters)
+
+        return wrapped
+
+    monkeypatch.setattr(worker.database, "rows", seen(rows))
+    monkeypatch.setattr(worker.database, "execute", seen(execute))
+    (message,) = worker.claim()
+    worker.renew()
+    worker.deliver([message])
+    assert {waited[name] for name in ("claim_lock", "claim_take", "lease_renew", "leases_held")} == {7}
+    assert {waited[name] for name in ("poll", "settle_complete")} == {0}
+    assert shop.statuses() == [4]
+
+
+def test_a_node_outside_the_majority_is_left_for_the_next_address(
+    node: Node, make_shop: Callable[..., Shop], mariadb: MariaDbServer
+) -> None:
+    shop = make_shop(mariadb)
+    with closing(node.connect()) as root, root.cursor() as cursor, TcpProxy(mariadb.socket_path) as proxy:
+        for statement in (
+            f"CREATE DATABASE {shop.name}",
+            f"CREATE USER '{shop.user}'@'%' IDENTIFIED BY '{shop.password}'",
+            f"GRANT ALL ON {shop.name}.* TO '{shop.user}'@'%'",
+        ):
+            cursor.execute(statement)
+        host = f"127.0.0.1:{node.tcp_port},127.0.0.1:{proxy.port}"
+        with closing(Database(settings_of(shop, host=host, unix_socket=""))) as database:
+            database.rows("clock")
+            assert database.is_galera and str(database.server) == f"127.0.0.1:{node.tcp_port}"
+            cursor.execute("SET GLOBAL wsrep_cluster_address = %s", (f"gcomm://127.0.0.1:{free_port()}",))
+            eventually(lambda: node.status("wsrep_ready") == "OFF", within=20)
+            with pytest.raises(DatabaseUnavailable):
+                database.rows("paused")
+            database.rows("paused")
+            assert str(database.server) == f"127.0.0.1:{proxy.port}" and not database.is_galera
+        host = f"127.0.0.1:{node.tcp_port},127.0.0.1:1"
+        with (
+            closing(Database(settings_of(shop, host=host, unix_socket=""))) as alone,
+            pytest.raises(DatabaseUnavailable, match="its Galera node is not ready"),
+        ):
+            alone.rows("clock")
