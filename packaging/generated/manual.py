@@ -21,7 +21,7 @@ _EXIT_CODES = {
     "0": "Done, or asked to stop.",
     "1": "A check or a command failed.",
     "2": "The command line is wrong.",
-    "75": "The database cannot be reached. (consume waits for it instead.)",
+    "75": "The database cannot be reached. (consume and relay wait for it instead.)",
     "78": "The configuration is wrong; the message names file, section and key.",
 }
 
@@ -55,10 +55,10 @@ def command_manual(command: click.Group, *, program: str = "zithara-worker", dat
         '.BR SIGTERM ", " SIGINT',
         "consume stops claiming messages, lets the requests in flight finish for up to [worker] shutdown_timeout,",
         "releases the other messages and exits with 0. A second one ends it at once; its messages become free when",
-        "their leases expire.",
+        "their leases expire. relay stores what it has taken, or leaves it in RabbitMQ, and exits with 0.",
         ".TP",
         ".B SIGHUP",
-        "consume reads the configuration again and reopens its log files.",
+        "consume and relay read the configuration again and reopen their log files.",
         ".SH ENVIRONMENT",
         "Each key of the configuration file can be set by a variable, as",
         rf".B {_escaped('ZITHARA_WORKER_DATABASE_PASSWORD')}",

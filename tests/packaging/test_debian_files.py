@@ -69,7 +69,22 @@ def test_every_topic_has_a_program_in_the_group() -> None:
     }
 
 
-@pytest.mark.parametrize("path", ["etc/supervisor/conf.d/zithara-worker.conf", "examples/supervisor-one-process.conf"])
+def test_relay_is_one_program_that_is_off_until_it_is_asked_for() -> None:
+    supervisor = ini(DEBIAN / "etc/supervisor/conf.d/zithara-worker-relay.conf")
+    (name,) = supervisor.sections()
+    assert (name, supervisor[name]["autostart"]) == ("program:zithara-relay", "false")
+    assert supervisor[name]["command"] == "/usr/bin/zithara-worker relay --all"
+    assert "numprocs" not in supervisor[name]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "etc/supervisor/conf.d/zithara-worker.conf",
+        "etc/supervisor/conf.d/zithara-worker-relay.conf",
+        "examples/supervisor-one-process.conf",
+    ],
+)
 def test_supervised_programs_stop_in_order_and_never_as_root(path: str) -> None:
     supervisor = ini(DEBIAN / path)
     programs = [supervisor[name] for name in supervisor.sections() if name.startswith("program:")]
@@ -86,8 +101,9 @@ def test_supervised_programs_stop_in_order_and_never_as_root(path: str) -> None:
             assert "process_num" in program["process_name"] and "process_num" in program["stdout_logfile"]
 
 
-def test_unit_is_hardened_and_fits_the_worker() -> None:
-    unit = ini(DEBIAN / "systemd/zithara-worker@.service")
+@pytest.mark.parametrize(("name", "command"), [("zithara-worker@", "consume"), ("zithara-worker-relay@", "relay")])
+def test_unit_is_hardened_and_fits_the_worker(name: str, command: str) -> None:
+    unit = ini(DEBIAN / f"systemd/{name}.service")
     service = unit["Service"]
     assert service["Type"] == "notify"
     assert int(service["WatchdogSec"]) > 0
@@ -96,7 +112,7 @@ def test_unit_is_hardened_and_fits_the_worker() -> None:
     assert int(service["TimeoutStopSec"]) > WorkerSettings().shutdown_timeout
     assert service["LimitCORE"] == "0"
     assert service["MemoryMax"] == "512M"
-    assert service["ExecStart"] == "/usr/bin/zithara-worker consume %i"
+    assert service["ExecStart"] == f"/usr/bin/zithara-worker {command} %i"
     for key in (
         "NoNewPrivileges",
         "PrivateTmp",
@@ -121,6 +137,21 @@ def test_nothing_is_enabled_or_started_by_installing() -> None:
     postinst = (DEBIAN / "zithara-worker.postinst").read_text(encoding="utf-8")
     assert not re.search(r"systemctl.* (enable|start)\b(?!.*EOF)", postinst.partition("cat <<EOF")[0])
     assert "try-restart" in postinst
+
+
+def test_every_unit_and_program_is_known_to_installation_upgrade_removal_and_purge() -> None:
+    installed, postinst, prerm, postrm = (
+        (DEBIAN / f"zithara-worker.{name}").read_text(encoding="utf-8")
+        for name in ("install", "postinst", "prerm", "postrm")
+    )
+    for unit in (DEBIAN / "systemd").iterdir():
+        instances = unit.name.replace("@.service", "@*.service")
+        assert f"debian/systemd/{unit.name} usr/lib/systemd/system" in installed
+        assert f"'{instances}'" in postinst and f"'{instances}'" in prerm and f"*.wants/{instances}" in postrm
+    for file in (DEBIAN / "etc/supervisor/conf.d").iterdir():
+        supervisor = ini(file)
+        for program in (name.removeprefix("program:") for name in supervisor.sections() if name.startswith("program:")):
+            assert f"/var/log/supervisor/{program}" in postrm
 
 
 @pytest.mark.parametrize("script", ["zithara-worker.postinst", "zithara-worker.prerm", "zithara-worker.postrm"])
