@@ -46,3 +46,19 @@ WHERE name = %(name)s AND (owner = %(owner)s OR lease_until < NOW(3))
 
 -- lock_free --
 DELETE FROM {prefix}zithara_lock WHERE name = %(name)s AND owner = %(owner)s
+
+-- turns_first --
+-- The row of a rate limit. Its lease_until is the time of the fleet's next turn.
+INSERT IGNORE INTO {prefix}zithara_lock (name, owner, lease_until) VALUES (%(name)s, %(owner)s, NOW(3))
+
+-- turns_take --
+-- Takes the next turns of the fleet. Turns that nobody took lapse, but for those of the last credit_ms. It locks one row of our
+-- own table by primary key until COMMIT, one statement later.
+UPDATE {prefix}zithara_lock
+SET owner = %(owner)s,
+    lease_until = GREATEST(lease_until, NOW(3) - INTERVAL %(credit_ms)s * 1000 MICROSECOND)
+                  + INTERVAL %(ms)s * 1000 MICROSECOND
+WHERE name = %(name)s
+
+-- turns_taken --
+SELECT TIMESTAMPDIFF(MICROSECOND, NOW(3), lease_until) / 1000 AS ends_ms FROM {prefix}zithara_lock WHERE name = %(name)s

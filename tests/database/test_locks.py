@@ -81,3 +81,30 @@ def test_of_many_that_come_together_one_gets_it(
     for thread in threads:
         thread.join(20)
     assert len(got) == 1
+
+
+def test_turns_follow_each_other_whoever_takes_them(open_database: Callable[[], Database], clock: Clock) -> None:
+    mine, other = open_database(), open_database()
+
+    def take(database: Database, count: int) -> tuple[float, int]:
+        return locks.take_turns(database, "rate", count, owner="a", seconds_each=0.01, credit_seconds=0.5)
+
+    assert take(mine, 10) == (0.0, 10)
+    assert take(other, 5) == (pytest.approx(0.1), 5)
+    clock.pass_by(0.05)
+    assert take(mine, 1) == (pytest.approx(0.1), 1)
+    clock.pass_by(3600)
+    assert take(other, 1) == (pytest.approx(-0.5), 1), "of an idle time no more than the credit"
+    assert take(other, 1) == (pytest.approx(-0.49), 1)
+
+
+def test_turns_shorter_than_a_millisecond_are_taken_by_whole_milliseconds(
+    open_database: Callable[[], Database],
+) -> None:
+    database = open_database()
+    taken = [
+        locks.take_turns(database, "rate", count, owner="a", seconds_each=0.0003, credit_seconds=0.0)
+        for count in (1, 1, 30)
+    ]
+    assert [count for _, count in taken] == [3, 3, 30]
+    assert [seconds for seconds, _ in taken] == pytest.approx([0.0, 0.001, 0.002])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from zithara_worker.delivery.pace import RateLimit, turns_of
 from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.reasons import LEASE_LOST
 
@@ -58,3 +59,28 @@ class Api:
             return Outcome(kind=OutcomeKind.LEASE_LOST, reason=LEASE_LOST)
         self.keys.append(message)
         return self.answer if isinstance(self.answer, Outcome) else self.answer()
+
+
+class FleetTurns:
+    """The turns that the workers of a fleet share, in memory. `calls`: how many turns each reservation asked for."""
+
+    def __init__(self, clock: Callable[[], float], *, rate: float, burst: int = 0) -> None:
+        self._clock = clock
+        self._turns = turns_of(rate, burst)
+        self._next = clock()
+        self.calls: list[int] = []
+
+    def reserve(self, count: int) -> tuple[float, int]:
+        self.calls.append(count)
+        now = self._clock()
+        first = max(self._next, now - self._turns.credit_seconds)
+        self._next = first + count * self._turns.seconds_each
+        return first - now, count
+
+    def limit(self, wait: Callable[[float], bool]) -> RateLimit:
+        """One worker's rate limit."""
+        return RateLimit(self.reserve, seconds_each=self._turns.seconds_each, clock=self._clock, wait=wait)
+
+
+def unlimited(clock: Callable[[], float], wait: Callable[[float], bool]) -> RateLimit:
+    return RateLimit(None, seconds_each=0.0, clock=clock, wait=wait)

@@ -5,12 +5,12 @@ import threading
 from dataclasses import replace
 
 import pytest
-from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, message
+from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, FleetTurns, message, unlimited
 
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, TokenBucket
+from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
@@ -36,7 +36,9 @@ def courier_of(api: Api, clock: Clock, *, rate: float = 0, stopping: threading.E
     stopping = stopping or threading.Event()
     return Courier(
         api=api,
-        bucket=TokenBucket(rate=rate, burst=1, clock=clock, wait=stopping.wait),
+        rate_limit=FleetTurns(clock, rate=rate, burst=1).limit(stopping.wait)
+        if rate
+        else unlimited(clock, stopping.wait),
         stopping=stopping,
         clock=clock,
         targets=("api", "/cart", "webhook"),
@@ -75,8 +77,8 @@ def test_a_lease_that_ends_while_waiting_for_the_rate_limit_counts(api: Api, clo
         clock.now += seconds
         return False
 
-    bucket = TokenBucket(rate=0.1, burst=1, clock=clock, wait=wait)
-    courier = Courier(api=api, bucket=bucket, stopping=threading.Event(), clock=clock, targets=("api", "/cart"))
+    rate_limit = FleetTurns(clock, rate=0.1, burst=1).limit(wait)
+    courier = Courier(api=api, rate_limit=rate_limit, stopping=threading.Event(), clock=clock, targets=("api", "/cart"))
     courier.deliver(message(1), CART)
 
     assert courier.deliver(message(2, valid_until=clock.now + 9), CART).kind is OutcomeKind.LEASE_LOST

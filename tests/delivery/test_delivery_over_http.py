@@ -9,10 +9,9 @@ from contextlib import nullcontext
 from queue import SimpleQueue
 
 import pytest
-from courier_doubles import CART, message
+from courier_doubles import CART, FleetTurns, message, unlimited
 
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import TokenBucket
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.sandbox.api import FakeZithara, Reply
@@ -54,7 +53,9 @@ class Delivery:
         )
         self.courier = Courier(
             api=ZitharaApi(base_url=api.base_url, tokens=tokens, transport=self.transport, pause=self.stopping.wait),
-            bucket=TokenBucket(rate=rate, burst=1, clock=time.monotonic, wait=self.stopping.wait),
+            rate_limit=FleetTurns(time.monotonic, rate=rate, burst=1).limit(self.stopping.wait)
+            if rate
+            else unlimited(time.monotonic, self.stopping.wait),
             stopping=self.stopping,
             clock=time.monotonic,
             targets=("api", "/cart", "webhook"),

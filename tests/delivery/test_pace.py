@@ -3,9 +3,21 @@ from __future__ import annotations
 import threading
 
 import pytest
-from courier_doubles import Clock
+from courier_doubles import Clock, FleetTurns, unlimited
+from hypothesis import given
+from hypothesis import strategies as st
 
-from zithara_worker.delivery.pace import Pause, Throttle, TokenBucket
+from zithara_worker.delivery.pace import (
+    AHEAD_SECONDS,
+    DATABASE_AWAY_SECONDS,
+    LAPSE_SECONDS,
+    LAPSED_TURNS,
+    LIMITING_SECONDS,
+    Pause,
+    RateLimit,
+    Throttle,
+)
+from zithara_worker.errors import DatabaseUnavailable
 
 
 @pytest.fixture
@@ -30,66 +42,127 @@ class Waits(list[float]):
 
 def test_a_rate_of_zero_is_no_limit(clock: Clock) -> None:
     waits = Waits(clock)
-    bucket = TokenBucket(rate=0, burst=0, clock=clock, wait=waits)
-    assert all(bucket.take() for _ in range(1000))
-    assert waits == []
+    limit = unlimited(clock, waits)
+    assert all(limit.take() for _ in range(1000))
+    assert waits == [] and not limit.is_limiting
 
 
-def test_a_burst_goes_at_once_and_the_rest_at_the_rate(clock: Clock) -> None:
+def test_turns_follow_each_other_at_the_rate(clock: Clock) -> None:
     waits = Waits(clock)
-    bucket = TokenBucket(rate=10, burst=3, clock=clock, wait=waits)
-    assert all(bucket.take() for _ in range(8))
-    assert waits == pytest.approx([0.1] * 5)
+    limit = FleetTurns(clock, rate=10).limit(waits)
+    assert all(limit.take() for _ in range(5))
+    assert waits == pytest.approx([0.1] * 4)
+    assert limit.is_limiting
+    clock.now += LIMITING_SECONDS
+    assert not limit.is_limiting
 
 
-def test_without_a_burst_one_second_s_worth_goes_at_once(clock: Clock) -> None:
+def test_after_an_idle_time_a_burst_goes_at_once_and_no_more(clock: Clock) -> None:
     waits = Waits(clock)
-    bucket = TokenBucket(rate=4, burst=0, clock=clock, wait=waits)
-    assert all(bucket.take() for _ in range(5))
-    assert len(waits) == 1
-
-
-def test_a_rate_below_one_lets_one_go_at_once(clock: Clock) -> None:
-    waits = Waits(clock)
-    bucket = TokenBucket(rate=0.5, burst=0, clock=clock, wait=waits)
-    assert bucket.take() and bucket.take()
-    assert waits == pytest.approx([2.0])
-
-
-def test_idle_time_does_not_add_up_beyond_the_burst(clock: Clock) -> None:
-    waits = Waits(clock)
-    bucket = TokenBucket(rate=10, burst=2, clock=clock, wait=waits)
+    limit = FleetTurns(clock, rate=10, burst=5).limit(waits)
     clock.now += 3600
-    assert all(bucket.take() for _ in range(3))
-    assert waits == pytest.approx([0.1])
+    # Four: one less than the burst, since turns may be used late.
+    assert all(limit.take() for _ in range(6))
+    assert waits == pytest.approx([0.1, 0.1])
 
 
-def test_callers_wait_behind_each_other(clock: Clock) -> None:
-    asked: list[float] = []
+def test_the_workers_of_a_fleet_share_the_turns(clock: Clock) -> None:
+    waits = Waits(clock)
+    fleet = FleetTurns(clock, rate=10)
+    one, other = fleet.limit(waits), fleet.limit(waits)
+    assert [one.take(), other.take(), one.take(), other.take()] == [True] * 4
+    assert sum(waits) == pytest.approx(0.3)
+
+
+@given(
+    rate=st.sampled_from([0.4, 1.0, 7.5, 40.0, 300.0]),
+    burst=st.sampled_from([0, 1, 2, 10, 400]),
+    steps=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from([0.0, 0.0, 0.0, 0.05, 0.7, 4.0]), st.floats(0, LAPSE_SECONDS)),
+        max_size=120,
+    ),
+)
+def test_no_second_gets_more_than_rate_and_burst(
+    rate: float, burst: int, steps: list[tuple[int, float, float]]
+) -> None:
+    clock = Clock()
+    late = 0.0
 
     def wait(seconds: float) -> bool:
-        asked.append(seconds)
+        clock.now += seconds + late
         return False
 
-    bucket = TokenBucket(rate=10, burst=1, clock=clock, wait=wait)
-    assert all(bucket.take() for _ in range(4))
-    assert asked == pytest.approx([0.1, 0.2, 0.3])
+    fleet = FleetTurns(clock, rate=rate, burst=burst)
+    workers = [fleet.limit(wait) for _ in range(3)]
+    sent: list[float] = []
+    for worker, pause, late in steps:  # noqa: B007 - `wait` reads it
+        clock.now += pause
+        assert workers[worker].take()
+        sent.append(clock.now)
+    most = rate + (burst or max(1.0, rate))
+    assert all(sum(start <= each < start + 1 for each in sent) <= most + 1e-6 for start in sent)
 
 
-def test_who_is_stopped_gives_the_turn_back(clock: Clock) -> None:
-    waits = Waits(clock, stop=True)
-    bucket = TokenBucket(rate=1, burst=1, clock=clock, wait=waits)
-    assert bucket.take() is True
-    assert [bucket.take() for _ in range(3)] == [False] * 3
-    assert waits == pytest.approx([1.0] * 3)
+def test_a_turn_that_was_not_used_in_time_lapses(clock: Clock) -> None:
+    waits = Waits(clock)
+    fleet = FleetTurns(clock, rate=10)
+
+    def oversleep(seconds: float) -> bool:
+        waits(seconds + (LAPSE_SECONDS + 0.01 if len(waits) == 0 else 0))
+        return False
+
+    limit = fleet.limit(oversleep)
+    assert limit.take() and limit.take()
+    assert len(fleet.calls) == 3, "the second was too late for its turn and took another"
+
+
+def test_a_host_that_is_always_late_sends_all_the_same(clock: Clock) -> None:
+    def oversleep(seconds: float) -> bool:
+        clock.now += seconds + 2 * LAPSE_SECONDS
+        return False
+
+    fleet = FleetTurns(clock, rate=1)
+    limit = fleet.limit(oversleep)
+    limit.take()
+    fleet.calls.clear()
+    assert limit.take()
+    assert len(fleet.calls) == LAPSED_TURNS + 1
+
+
+def test_a_busy_worker_spares_statements_and_an_idle_one_takes_a_turn_at_a_time(clock: Clock) -> None:
+    fleet = FleetTurns(clock, rate=1000)
+    limit = fleet.limit(Waits(clock))
+    assert all(limit.take() for _ in range(1000))
+    assert len(fleet.calls) < 40 and max(fleet.calls) == AHEAD_SECONDS * 1000
+    clock.now += 60
+    fleet.calls.clear()
+    limit.take()
+    assert fleet.calls == [1]
+
+
+def test_nothing_is_sent_while_the_database_does_not_answer(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
+    waits = Waits(clock)
+    fleet = FleetTurns(clock, rate=10)
+    away = 2
+
+    def reserve(count: int) -> tuple[float, int]:
+        nonlocal away
+        away -= 1
+        if away >= 0:
+            raise DatabaseUnavailable("gone")
+        return fleet.reserve(count)
+
+    assert RateLimit(reserve, seconds_each=0.1, clock=clock, wait=waits).take()
+    assert waits == [DATABASE_AWAY_SECONDS] * 2
+    assert [getattr(record, "event", "") for record in caplog.records] == ["rate_limit_unknown"] * 2
 
 
 def test_stopping_wakes_every_waiting_thread(clock: Clock) -> None:
     stopping = threading.Event()
-    bucket = TokenBucket(rate=0.001, burst=1, clock=clock, wait=stopping.wait)
-    bucket.take()
+    limit = FleetTurns(clock, rate=0.001, burst=1).limit(stopping.wait)
+    assert limit.take()
     results: list[bool] = []
-    threads = [threading.Thread(target=lambda: results.append(bucket.take())) for _ in range(8)]
+    threads = [threading.Thread(target=lambda: results.append(limit.take())) for _ in range(8)]
     for thread in threads:
         thread.start()
 

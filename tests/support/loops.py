@@ -11,7 +11,7 @@ import pytest
 
 from support.memory_queue import MemoryQueue, Row
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import TokenBucket
+from zithara_worker.delivery.pace import RateLimit
 from zithara_worker.limits import Limits
 from zithara_worker.messages import Event, Evidence, Message, Outcome, OutcomeKind, Rejection, Request, Skip, Target
 from zithara_worker.monitor.counters import WorkerMetrics
@@ -196,7 +196,7 @@ class LoopOnClock:
         self.stopping = threading.Event()
         self.courier = Courier(
             api=self,
-            bucket=TokenBucket(rate=0, burst=0, clock=self.clock, wait=self.stopping.wait),
+            rate_limit=RateLimit(None, seconds_each=0.0, clock=self.clock, wait=self.stopping.wait),
             stopping=self.stopping,
             clock=self.clock,
             targets={target for topic in topics for target in TARGETS[topic]},

@@ -22,7 +22,7 @@ from support.workers import Clock, StepWorker
 
 from zithara_worker.delivery.breaker import GROUPS, MAX_PAUSE_SECONDS
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import TokenBucket
+from zithara_worker.delivery.pace import RateLimit
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Rejection, Request, Target
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
@@ -80,7 +80,7 @@ class World:
         stopping = threading.Event()
         self.courier = Courier(
             api=self,
-            bucket=TokenBucket(rate=0, burst=1, clock=lambda: self.now, wait=stopping.wait),
+            rate_limit=RateLimit(None, seconds_each=0.0, clock=lambda: self.now, wait=stopping.wait),
             stopping=stopping,
             clock=lambda: self.now,
             targets={gate for topic in topics for gate in TARGETS[topic]},

@@ -1,8 +1,12 @@
-"""Rows of zithara_lock: what one process of the fleet may do at a time. A lease frees the lock of a dead process."""
+"""Rows of zithara_lock: what one process of the fleet may do at a time, and how often all may do it together.
+
+A lease frees the lock of a dead process.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `preview` imports this room's users without the database driver
     from zithara_worker.database.session import Database
@@ -17,3 +21,25 @@ def take(database: Database, name: str, *, owner: str, lease_seconds: float) -> 
 def free(database: Database, name: str, *, owner: str) -> None:
     """Frees the lock, if `owner` still holds it."""
     database.execute("lock_free", name=name, owner=owner)
+
+
+def take_turns(
+    database: Database, name: str, count: int, *, owner: str, seconds_each: float, credit_seconds: float
+) -> tuple[float, int]:
+    """Takes the next `count` turns of the fleet, or a few more, as the row's time has whole milliseconds.
+
+    Returns in how many seconds the first of them is, and how many they are; they follow each other by `seconds_each`.
+    The first may lie up to `credit_seconds` in the past. Raises DatabaseUnavailable, and Contention.
+    """
+    ms = math.ceil(count * seconds_each * 1000)
+
+    def take() -> list[dict[str, Any]]:
+        with database.transaction():
+            database.execute("turns_take", name=name, owner=owner, ms=ms, credit_ms=math.floor(credit_seconds * 1000))
+            return database.rows("turns_taken", name=name)
+
+    rows = database.again_on_contention(take)
+    if not rows:
+        database.execute("turns_first", name=name, owner=owner)
+        rows = database.again_on_contention(take)
+    return (float(rows[0]["ends_ms"]) - ms) / 1000, max(count, int(ms / (seconds_each * 1000)))

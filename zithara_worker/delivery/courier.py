@@ -16,7 +16,7 @@ from typing import Protocol
 
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_PAUSE_SECONDS, BreakerStatus, CircuitBreaker, Permit
-from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, Throttle, TokenBucket
+from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, RateLimit, Throttle
 from zithara_worker.delivery.witnesses import WITNESS_SECONDS, Success, Witnesses
 from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED, TOKEN_UNAVAILABLE
@@ -106,20 +106,20 @@ class Courier:
     """Delivers for all delivery threads. Thread-safe.
 
     `clock`: monotonic seconds, the clock of the leases. `targets`: the names of all targets that its requests may go
-    to. `stopping`: the event whose `wait` the bucket was given, so that setting it ends the waits for the rate limit.
+    to. `stopping`: the event whose `wait` the rate limit was given, so that setting it ends the waits for turns.
     """
 
     def __init__(
         self,
         *,
         api: Api,
-        bucket: TokenBucket,
+        rate_limit: RateLimit,
         stopping: threading.Event,
         clock: Callable[[], float],
         targets: Iterable[str],
     ) -> None:
         self._api = api
-        self._bucket = bucket
+        self._rate_limit = rate_limit
         self._stopping = stopping
         self._clock = clock
         self._targets = {name: _TargetState(name, clock) for name in targets}
@@ -132,7 +132,7 @@ class Courier:
         """
         targets = [self._targets[name] for name in targets_of(request.target, request.path)]
         refused = self._refusal(message, targets)
-        if refused is None and not self._bucket.take():
+        if refused is None and not self._rate_limit.take():
             refused = _released(reasons.SHUTDOWN, "stopped while waiting for the rate limit")
         refused = refused or self._refusal(message, targets)
         if refused is not None:

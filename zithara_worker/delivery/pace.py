@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import threading
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
+from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.settings.sections import RetrySettings
 
+log = logging.getLogger(__name__)
+
+#: Seconds after which a turn of the rate limit that was not used lapses.
+LAPSE_SECONDS = 0.1
+#: Turns of one request that may lapse.
+LAPSED_TURNS = 3
+#: A worker that uses all its turns reserves those of so many seconds at once, to spare statements.
+AHEAD_SECONDS = 0.05
+#: Seconds until turns are asked for again while the database does not answer.
+DATABASE_AWAY_SECONDS = 1.0
+#: `is_limiting` looks so many seconds back.
+LIMITING_SECONDS = 10.0
 #: Jitter moves a delay by up to this share of it, so that messages that failed together do not return together.
 JITTER_SHARE = 0.2
 #: Pause after a 429 without Retry-After, in seconds: the first one, which doubles each time, and the longest.
@@ -17,6 +33,28 @@ MAX_THROTTLE_SECONDS = 300.0
 REFUSALS_PER_ATTEMPT = 3
 #: A throttle remembers the 429 answers of at most this many groups, and forgets the oldest first.
 MAX_REFUSED_GROUPS = 1000
+
+
+class Turns(NamedTuple):
+    """How the turns of a rate limit follow each other, so that in any second no more than rate + burst requests leave,
+    though each may leave up to LAPSE_SECONDS late. `seconds_each`: the time between two turns. `credit_seconds`: how
+    far turns may lie in the past: so much of an idle time can be made up for at once."""
+
+    seconds_each: float
+    credit_seconds: float
+
+
+def turns_of(rate: float, burst: int) -> Turns:
+    """`rate`: requests a second, 0 for no limit. `burst`: 0 means one second's worth, at least 1.
+
+    A span of one second holds at most credit / each + (1 + LAPSE_SECONDS) / each + 1 requests, which is made equal to
+    rate + burst. A small burst leaves no credit, and makes the turns a little rarer than the rate.
+    """
+    if not rate:
+        return Turns(0.0, 0.0)
+    most = rate + (burst or max(1.0, rate)) - 1
+    paced = min(rate, most / (1 + LAPSE_SECONDS))
+    return Turns(1 / paced, max(0.0, most / paced - (1 + LAPSE_SECONDS)))
 
 
 def delay_before(attempt: int, policy: RetrySettings, jitter: float) -> float:
@@ -36,41 +74,85 @@ def delay_before(attempt: int, policy: RetrySettings, jitter: float) -> float:
     return min(policy.max_delay, delay) * (1 + JITTER_SHARE * jitter)
 
 
-class TokenBucket:
-    """The rate limit: `rate` requests a second on average, `burst` at once. A rate of 0 is no limit, a burst of 0
-    means one second's worth of requests. Thread-safe.
+class RateLimit:
+    """The rate limit of the whole fleet. Thread-safe.
 
-    `clock`: monotonic seconds. `wait(seconds)` returns true if it ended early because the worker stops; the `wait` of a
-    threading.Event does so.
+    Requests get turns that follow each other at the rate. `reserve(count)` takes the next `count` turns of the fleet or
+    more; it returns in how many seconds the first of them is, which may be in the past, and how many they are. None: no
+    limit. `seconds_each`: the time between two turns. `clock`: monotonic seconds. `wait(seconds)` returns true if it
+    ended early because the worker stops; the `wait` of a threading.Event does so.
     """
 
-    def __init__(self, *, rate: float, burst: int, clock: Callable[[], float], wait: Callable[[float], bool]) -> None:
-        self._rate = rate
-        self._burst = max(1.0, float(burst or rate))
+    def __init__(
+        self,
+        reserve: Callable[[int], tuple[float, int]] | None,
+        *,
+        seconds_each: float,
+        clock: Callable[[], float],
+        wait: Callable[[float], bool],
+    ) -> None:
+        self._reserve = reserve
+        self._seconds_each = seconds_each
         self._clock = clock
         self._wait = wait
         self._lock = threading.Lock()
-        self._tokens = self._burst
-        self._at = clock()
+        self._turns: deque[float] = deque()
+        #: Callers without a turn: so many are reserved at once
+        self._asking = 0
+        #: How many turns to reserve ahead: more while all of them are used in time
+        self._ahead = 1
+        self._limited_at = -math.inf
+
+    @property
+    def is_limiting(self) -> bool:
+        """Whether a request has waited for its turn within the last LIMITING_SECONDS."""
+        return self._clock() - self._limited_at < LIMITING_SECONDS
 
     def take(self) -> bool:
-        """Waits until the caller may send, in the order of the calls. False if the worker stops first; then no token is
-        used up."""
-        if self._rate <= 0:
+        """Waits until the caller may send. False if the worker stops first.
+
+        A turn that was not used within LAPSE_SECONDS lapses, so that no second gets more requests than it may; after
+        LAPSED_TURNS the next one is used however late, because on a host that is always late nothing would be sent.
+        While the database does not answer nobody has a turn: other workers may be sending.
+        """
+        if self._reserve is None:
             return True
+        lapsed = 0
+        while True:
+            turn = self._next_turn(self._reserve)
+            seconds = DATABASE_AWAY_SECONDS if turn is None else turn - self._clock()
+            if seconds > 0:
+                self._limited_at = self._clock()
+                if self._wait(seconds):
+                    return False
+            if turn is not None:
+                if lapsed == LAPSED_TURNS or self._clock() <= turn + LAPSE_SECONDS:
+                    return True
+                lapsed += 1
+
+    def _next_turn(self, reserve: Callable[[int], tuple[float, int]]) -> float | None:
+        """When the caller may send; None: the database does not answer."""
+        self._asking += 1
         with self._lock:
             now = self._clock()
-            self._tokens = min(self._burst, self._tokens + (now - self._at) * self._rate)
-            self._at = now
-            # A negative balance counts requests that already wait for a token. A new caller waits behind them, so
-            # tokens are given in the order of the calls.
-            self._tokens -= 1
-            seconds = -self._tokens / self._rate
-        if seconds <= 0 or not self._wait(seconds):
-            return True
-        with self._lock:
-            self._tokens += 1
-        return False
+            while self._turns and self._turns[0] + LAPSE_SECONDS < now:
+                self._turns.popleft()
+                self._ahead = 1
+            try:
+                if not self._turns:
+                    seconds, count = reserve(max(self._asking, self._ahead))
+                    now = self._clock()
+                    self._turns.extend(max(now, now + seconds + n * self._seconds_each) for n in range(count))
+                    self._ahead = max(1, min(2 * count, int(AHEAD_SECONDS / self._seconds_each)))
+            except ZitharaWorkerError as error:
+                log.warning(
+                    "nothing is sent, because the rate limit cannot be shared with the other workers",
+                    extra={"event": "rate_limit_unknown", "detail": str(error)},
+                )
+                return None
+            finally:
+                self._asking -= 1
+            return self._turns.popleft()
 
 
 class Pause(NamedTuple):

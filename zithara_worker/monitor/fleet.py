@@ -28,6 +28,8 @@ UNCOMPARED = "uncompared"
 RABBITMQ = "rabbitmq"
 #: The roles in column `role`.
 CONSUME, RELAY = "consume", "relay"
+#: Beside them too: whether [worker] rate_limit bounds its pace.
+RATE_LIMITED = "rate_limited"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,6 +150,8 @@ class WorkerStatus:
     metrics_address: str | None
     #: Target -> what the worker wrote of it; another version may have written something else
     targets: Mapping[str, Any]
+    #: [worker] rate_limit bounds its pace
+    is_rate_limited: bool = False
     #: Topics of which it sends each message, because others deliver too and record nothing
     uncompared: tuple[str, ...] = ()
     #: Of a relay: topic -> its queue in RabbitMQ
@@ -343,6 +347,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
         state = dict(_object(row["state"]))
         uncompared = state.pop(UNCOMPARED, ())
         rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
+        is_rate_limited = bool(state.pop(RATE_LIMITED, False))
         found.append(
             WorkerStatus(
                 id=str(row["id"]),
@@ -359,6 +364,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 held=held.pop(str(row["id"]), {}),
                 metrics_address=row["metrics_address"],
                 targets=state,
+                is_rate_limited=is_rate_limited,
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
                 rabbitmq=rabbitmq,
                 minutes=_object(row["minutes"]),

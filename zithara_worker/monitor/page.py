@@ -136,7 +136,7 @@ def _workers(fleet: FleetStatus) -> str:
     workers = [worker for worker in fleet.workers if worker.started_utc is not None]
     if not workers:
         return '<h2>Workers</h2><p class="bad">No worker was seen within a day.</p>'
-    heads = ("Worker", "Process", "Version", "Since", "Seen", "In flight", "Breakers", "Topics")
+    heads = ("Worker", "Process", "Version", "Since", "Seen", "In flight", "Breakers", "Pace", "Topics")
     return f"<h2>Workers</h2>{_table(heads, (_worker(each, fleet.at_utc) for each in workers))}"
 
 
@@ -154,6 +154,7 @@ def _worker(worker: WorkerStatus, now: float) -> str:
             ("Seen", f"{duration(worker.last_seen_seconds)} ago", "" if worker.alive else "bad"),
             ("In flight", count(worker.in_flight), ""),
             ("Breakers", escape(", ".join(down)) or "closed", "bad" if down else ""),
+            ("Pace", "limited by rate_limit" if worker.is_rate_limited else "", ""),
             ("Topics", escape(topics), ""),
         ),
     )

@@ -198,7 +198,10 @@ class WorkerSettings(_Section):
         unit="seconds",
     )
     rate_limit: float = _key(
-        0.0, values.number(0, 100_000), "Requests to the API, at most; 0 means no limit.", unit="requests per second"
+        0.0,
+        values.number(0, 100_000),
+        "Requests of all workers of the shop together, at most; 0 means no limit.",
+        unit="requests per second",
     )
     burst: int = _key(
         0,

@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 from zithara_worker.database import schema
+from zithara_worker.database.locks import take_turns
 from zithara_worker.database.session import Database
 from zithara_worker.delivery.courier import WEBHOOK, Courier, targets_of
-from zithara_worker.delivery.pace import TokenBucket
+from zithara_worker.delivery.pace import RateLimit, turns_of
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.limits import Limits
@@ -28,7 +29,7 @@ from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
-from zithara_worker.monitor.fleet import UNCOMPARED
+from zithara_worker.monitor.fleet import RATE_LIMITED, UNCOMPARED
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
@@ -66,6 +67,8 @@ log = logging.getLogger(__name__)
 #: Topic -> the targets of its requests, known before a message is read: nothing is claimed for a target that serves
 #: nobody.
 TARGETS = {name: targets_of(topic.target, topic.path) for name, topic in TOPIC_TABLE.items()}
+#: Name of the row of zithara_lock that bounds the requests of the whole fleet.
+RATE_LIMIT = "rate_limit"
 #: Stack of a delivery thread. A few hundred calls from C into Python and back overran 256 KB, which ends the process.
 #: Less than a huge page, which the kernel could otherwise reserve for every thread.
 _STACK_BYTES = 1024 * 1024
@@ -156,6 +159,7 @@ def running_loop(prepared: Prepared, lasting: Lasting, limits: Limits, arrivals:
         parts.pool.stop(0.0)
         parts.renewal.stop()
         parts.transport.close()
+        parts.turns_session.close()
 
 
 class Parts:
@@ -178,6 +182,8 @@ class Parts:
         self.held = Held(worker_id=identity.id, lease_seconds=settings.worker.lease, clock=lasting.monotonic)
         self.renewal = Renewal(self._another_session(clock=lasting.database_clock), self.held)
         self.transport = Transport(tls=prepared.tls, timeout_seconds=settings.zithara.timeout)
+        #: Used by the delivery threads, one at a time; not connected where there is no rate limit
+        self.turns_session = Database(settings.database, clock=lasting.database_clock)
         self.inbox = Inbox(arrivals, self.held, concurrency=settings.worker.concurrency)
 
     def _another_session(self, clock: Callable[[], float] | None = None) -> Database:
@@ -209,7 +215,6 @@ class Parts:
 
     @cached_property
     def courier(self) -> Courier:
-        worker, clock = self._settings.worker, self._lasting.monotonic
         api = ZitharaApi(
             base_url=self._settings.zithara.base_url,
             tokens=self.tokens,
@@ -222,10 +227,22 @@ class Parts:
         )
         return Courier(
             api=api,
-            bucket=TokenBucket(rate=worker.rate_limit, burst=worker.burst, clock=clock, wait=self._stopping.wait),
+            rate_limit=self.rate_limit,
             stopping=self._stopping,
-            clock=clock,
+            clock=self._lasting.monotonic,
             targets={target for row in self._prepared.queues for target in TARGETS[row.topic]},
+        )
+
+    @cached_property
+    def rate_limit(self) -> RateLimit:
+        worker = self._settings.worker
+        turns = turns_of(worker.rate_limit, worker.burst)
+        reserve = partial(take_turns, self.turns_session, RATE_LIMIT, owner=self.held.worker_id, **turns._asdict())
+        return RateLimit(
+            reserve if worker.rate_limit else None,
+            seconds_each=turns.seconds_each,
+            clock=self._lasting.monotonic,
+            wait=self._stopping.wait,
         )
 
     @cached_property
@@ -387,7 +404,11 @@ class Parts:
         self.registry.update(
             in_flight=in_hand,
             metrics_address=self._lasting.endpoints.address,
-            state={**targets, UNCOMPARED: sorted(self.relevance.unrecorded)},
+            state={
+                **targets,
+                UNCOMPARED: sorted(self.relevance.unrecorded),
+                RATE_LIMITED: self.rate_limit.is_limiting,
+            },
             minutes=self._lasting.minute_counters.minutes(),
         )
 
