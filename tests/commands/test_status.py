@@ -56,18 +56,18 @@ def test_what_was_not_sent_and_what_is_not_compared_is_told_in_80_columns() -> N
 
 
 def test_relays_are_shown_with_what_waits_and_why_in_80_columns() -> None:
-    waits = RelayedQueue(waiting=1234, active=True, why="10000 messages are pending, [relay] max_pending")
+    waits = RelayedQueue(waiting=1234, state="paused", why="10000 messages are pending, [relay] max_pending")
     alive = worker_status(role=RELAY, pid=12, topics=(TOPIC_ORDER, TOPIC_CART), rabbitmq={TOPIC_ORDER: waits})
     dead = worker_status(role=RELAY, pid=13, topics=(TOPIC_CART,), alive=False, last_seen_seconds=600.0)
     order = topic_status(minutes=(Minute(minute=int(NOW // 60), relayed=500),), relays=1, rabbitmq=1234, aside=2)
     cart = topic_status(topic=TOPIC_CART, relay_missing=True)
     lines = plain(report(fleet_status((order, cart), (worker_status(),), (alive, dead)), width=80))
-    assert "order: relay 12 waits: 10000 messages are pending, [relay] max_pending" in lines
+    assert "order: relay 12 is paused: 10000 messages are pending, [relay] max_pending" in lines
     assert "order: 2 from RabbitMQ kept aside: 'zithara-worker failed list'" in lines
     assert f"cart: its relay has ended, no other lives; start one with 'zithara-worker relay {TOPIC_CART}'" in lines
     at = next(number for number, line in enumerate(lines) if line.startswith("RELAY"))
     rows = [line.split() for line in lines[at + 1 :]]
-    assert rows[0] == ["shop1", "12", "2h00m", "2s", "order", "1234", "125", "waits"]
+    assert rows[0] == ["shop1", "12", "2h00m", "2s", "order", "1234", "125", "paused"]
     assert rows[1] == ["shop1", "12", "2h00m", "2s", "cart", "-", "-", "standby"]
     assert rows[2][:5] == ["shop1", "13", "2h00m", "10m00s", "dead"]
     assert max(map(len, lines)) <= 100
@@ -87,7 +87,7 @@ def test_the_fields_of_the_json_are_these() -> None:
     }
     assert value["workers"][0].keys() == {
         *("id", "host", "pid", "version", "topics", "started_at", "last_seen_seconds", "alive", "registered"),
-        *("in_flight", "held", "metrics_address", "targets", "uncompared", "role", "rabbitmq"),
+        *("in_flight", "held", "metrics_address", "targets", "uncompared", "role", "rabbitmq", "is_rate_limited"),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}
 

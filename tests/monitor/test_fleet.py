@@ -180,8 +180,8 @@ def test_relays_are_apart_from_workers_and_tell_what_waits_in_rabbitmq(shop: Sho
     counters.count_relayed(TOPIC_ORDER, 12)
     counters.count(TOPIC_ORDER, Outcome(kind=OutcomeKind.DELIVERED))
     queues = {
-        TOPIC_ORDER: asdict(RelayedQueue(waiting=7, active=True)),
-        TOPIC_CART: asdict(RelayedQueue(why="no queue")),
+        TOPIC_ORDER: asdict(RelayedQueue(state="active", waiting=7, consumers=1)),
+        TOPIC_CART: asdict(RelayedQueue(state="waiting", why="no queue")),
     }
     register(database, "shop1-8-a", role=RELAY, state={RABBITMQ: queues}, minutes=counters.minutes())
     register(database, "shop1-9-b", role=RELAY, state={RABBITMQ: {TOPIC_ORDER: "another version", TOPIC_CART: {}}})
@@ -194,7 +194,7 @@ def test_relays_are_apart_from_workers_and_tell_what_waits_in_rabbitmq(shop: Sho
     assert order.rates.relayed_per_minute > 0
     assert found.relays[0].rabbitmq[TOPIC_CART].why == "no queue" and not found.relays[0].targets
     told = [note for note in fleet_problems(found)[1] if "RabbitMQ" in note]
-    assert told == [f"relay shop1 7 takes nothing of {TOPIC_CART} from RabbitMQ at present: no queue"]
+    assert told == [f"relay shop1 7 takes nothing of {TOPIC_CART} from RabbitMQ at present, it is waiting: no queue"]
 
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE WHERE id = 'shop1-8-a'")
     assert topic(read_fleet(database, {}), TOPIC_ORDER).rabbitmq is None, "of a dead relay"

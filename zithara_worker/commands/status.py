@@ -292,7 +292,9 @@ def _notes(found: FleetStatus) -> Iterator[str]:
             yield coloured("yellow", f"{name}: all is sent, as others deliver it too: see 'zithara-worker doctor'")
         for relay in found.relays:
             if relay.alive and (queue := relay.rabbitmq.get(topic.topic)) is not None and queue.why:
-                yield coloured("yellow", f"{name}: relay {relay.pid} waits: {printable(queue.why)}")
+                yield coloured(
+                    "yellow", f"{name}: relay {relay.pid} is {printable(queue.state)}: {printable(queue.why)}"
+                )
         # The two counts are not read at the same moment, so a difference counts only if it lasts.
         if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
             yield coloured(
@@ -346,7 +348,6 @@ def _relays(found: FleetStatus) -> Iterator[str]:
     for relay in found.relays:
         for topic in relay.topics:
             queue = relay.rabbitmq.get(topic, RelayedQueue())
-            state = coloured("yellow", "waits") if queue.why else "active" if queue.active else "standby"
             rows.append(
                 [
                     printable(relay.host, width=18),
@@ -356,7 +357,7 @@ def _relays(found: FleetStatus) -> Iterator[str]:
                     short_name(topic),
                     count(queue.waiting),
                     moved.get(topic, "-") if queue.active else "-",
-                    state,
+                    coloured("yellow" if queue.why else "", printable(queue.state, width=12)),
                 ]
             )
     head = ["RELAY", "PID", "UP", "SEEN", "TOPIC", "RABBITMQ", "MOVED/MIN", "STATE"]

@@ -56,12 +56,19 @@ class _Groups:
 class RelayedQueue:
     """What a relay wrote of a topic's queue in RabbitMQ."""
 
-    #: Messages in it that the relay does not hold; None: not known
-    waiting: int | None = None
-    #: False: another relay takes its messages, or nobody can at present
-    active: bool = False
-    #: Why this relay takes no messages at present, "" if it does
+    #: "active"; "paused" (enough messages are pending in the database); "waiting" (for RabbitMQ, the queue, a right, or
+    #: the end of another consumer); "standby" (another relay is active); "stopped" (by the database)
+    state: str = "standby"
+    #: Why it takes no messages at present, "" where the state says it
     why: str = ""
+    #: Messages in it that no consumer holds, and its consumers, this relay included; None: not known
+    waiting: int | None = None
+    consumers: int | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether this relay is the one that serves the queue."""
+        return self.state in ("active", "paused")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -399,9 +406,10 @@ def _relayed_queues(value: Any) -> Mapping[str, RelayedQueue]:
         return {}
     return {
         topic: RelayedQueue(
-            waiting=told["waiting"] if isinstance(told.get("waiting"), int) else None,
-            active=told.get("active") is True,
+            state=str(told.get("state") or "standby"),
             why=str(told.get("why") or ""),
+            waiting=told["waiting"] if isinstance(told.get("waiting"), int) else None,
+            consumers=told["consumers"] if isinstance(told.get("consumers"), int) else None,
         )
         for topic, told in value.items()
         if isinstance(told, dict)

@@ -164,7 +164,8 @@ def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
     for relay in fleet.relays:
         if relay.alive:
             notes += [
-                f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present: {queue.why}"
+                f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present, "
+                f"it is {queue.state}: {queue.why}"
                 for topic, queue in sorted(relay.rabbitmq.items())
                 if queue.why
             ]

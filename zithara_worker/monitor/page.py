@@ -181,7 +181,7 @@ def _relay(relay: WorkerStatus, topic: str, moved: str, now: float) -> str:
             ("Process", f"{relay.pid}<small>{escape(relay.version)}</small>", ""),
             ("Since", duration(now - (relay.started_utc or now)), ""),
             ("Seen", f"{duration(relay.last_seen_seconds)} ago", "" if relay.alive else "bad"),
-            ("Topic", escape(name if queue.active else f"{name} (standby)"), ""),
+            ("Topic", escape(f"{name} ({queue.state})"), ""),
             ("RabbitMQ", count(queue.waiting), ""),
             ("Moved", moved if queue.active else "-", ""),
         ),
