@@ -4,6 +4,25 @@
 SHOW SESSION VARIABLES WHERE Variable_name IN
   ('transaction_isolation', 'tx_isolation', 'binlog_format', 'log_bin', 'time_zone', 'read_only', 'innodb_read_only')
 
+-- cluster_variables --
+SHOW VARIABLES WHERE Variable_name IN
+  ('innodb_flush_log_at_trx_commit', 'innodb_autoinc_lock_mode', 'auto_increment_increment', 'pxc_strict_mode',
+   'group_replication_group_name', 'group_replication_single_primary_mode')
+
+-- cluster_status --
+SHOW STATUS WHERE Variable_name IN
+  ('wsrep_cluster_size', 'wsrep_cluster_status', 'wsrep_ready', 'wsrep_local_state_comment', 'wsrep_local_recv_queue')
+
+-- group_members --
+SELECT MEMBER_HOST AS host, MEMBER_PORT AS port, MEMBER_STATE AS state
+FROM performance_schema.replication_group_members
+
+-- who_answers --
+SELECT @@hostname AS host, @@port AS port, @@server_id AS server_id
+
+-- newest_ids --
+SELECT id FROM {prefix}queue_message ORDER BY id DESC LIMIT %(limit)s
+
 -- newest_of_queue --
 SELECT message_id, status, UNIX_TIMESTAMP(updated_at) AS updated_at
 FROM {prefix}queue_message_status FORCE INDEX ({unique})

@@ -11,6 +11,8 @@ from support.workers import StepWorker, settings_of
 
 from cluster.galera import Galera, Node
 from zithara_worker.database.session import Database
+from zithara_worker.doctor.cluster import nodes
+from zithara_worker.doctor.finding import Level
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
 from zithara_worker.sandbox.shop import Shop
@@ -51,6 +53,12 @@ def test_only_statements_that_need_it_wait_for_what_other_nodes_have_committed(n
         database.close()
         assert sync_wait(database) == 0, "also where the server's own default is another one: status and metrics"
         cursor.execute("SET GLOBAL wsrep_sync_wait = 0")
+
+
+def test_doctor_reads_the_state_of_the_node(database: Database) -> None:
+    found = {each.check: each for each in nodes(database)}
+    assert found["cluster"].found.startswith("Galera, 1 nodes, this one Synced: with fewer than three")
+    assert found["cluster.autoinc"].level is Level.OK
 
 
 def test_claims_renewals_and_settlements_in_doubt_are_in_step(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zithara_worker.database.session import Database
-from zithara_worker.doctor import api, database, host, ledger, queues, shop
+from zithara_worker.doctor import api, cluster, database, host, ledger, queues, shop
 from zithara_worker.doctor.finding import Finding, Level, failed, warning
 from zithara_worker.doctor.shop import unreadable
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
@@ -59,6 +59,12 @@ class Doctor:
                 "check that the server runs, and [database] host, port, unix_socket, user, password and name",
             )
             return None
+        yield from self._guarded("cluster", lambda: cluster.nodes(self.database))
+        yield from self._guarded(
+            "cluster.addresses", lambda: cluster.addresses(self.database, settings.database, self.utc)
+        )
+        yield from self._guarded("database.proxy", lambda: cluster.proxy(self.database))
+        yield from self._guarded("database.durability", lambda: cluster.durability(self.database))
         yield from self._guarded("tables.magento", lambda: database.magento_tables(self.database))
         worker_tables = self._guarded("tables.worker", lambda: database.worker_tables(self.database))
         yield from worker_tables
