@@ -172,7 +172,21 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-@pytest.mark.parametrize("respell", [as_numbers, without_nulls])
+def as_calculated(value: Any) -> Any:
+    """As PHP has amounts before the first save: with the noise of calculating with doubles, below the four places that
+    the columns keep."""
+
+    def noisy(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: noisy(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [noisy(inner) for inner in value]
+        return value * (1 + 2**-50) if isinstance(value, float) else value
+
+    return noisy(as_numbers(value))
+
+
+@pytest.mark.parametrize("respell", [as_numbers, as_calculated, without_nulls])
 def test_the_content_is_the_same_however_its_values_are_written(
     real_shop: Database, respell: Callable[[Any], Any]
 ) -> None:

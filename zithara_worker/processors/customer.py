@@ -108,7 +108,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, bool):
         return str(int(value))
     if isinstance(value, (int, float)):
-        return fields.number_text(value)
+        return fields.number_text(fields.as_stored(value))
     if value is None:
         return ""
     if isinstance(value, list) and all(isinstance(line, str) for line in value):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any
 
 from zithara_worker import reasons
@@ -27,6 +28,8 @@ _NOTHING: Row = {}
 # and digits of other scripts.
 _BLANK = r"[ \t\n\r\v\f]*"
 _NUMERIC = re.compile(_BLANK + r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?" + _BLANK)
+
+_FOUR_PLACES = Decimal("0.0001")
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 _EXCERPT = 40
@@ -144,6 +147,14 @@ def number(parent: Row, name: str, path: str, default: int | float = 0) -> int |
     raise MessageRejected(
         reasons.NOT_A_NUMBER, f"{_dotted(name, path)} must be a number, but is {seen}; correct it in the shop"
     )
+
+
+def as_stored(amount: int | float) -> int | float:
+    """The amount as Magento's DECIMAL columns keep it: four places, half rounded up. Before its first save an entity
+    has what PHP calculated: 0.30000000000000004, or a price without tax of a dozen places."""
+    if isinstance(amount, int) or not abs(amount) < 2**53:
+        return amount
+    return _whole(float(Decimal(repr(amount)).quantize(_FOUR_PLACES, ROUND_HALF_UP)))
 
 
 def _whole(amount: int | float) -> int | float:

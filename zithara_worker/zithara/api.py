@@ -20,6 +20,7 @@ from tenacity import Retrying, retry_if_exception, stop_after_attempt, stop_afte
 from zithara_worker import reasons
 from zithara_worker.logs.masking import masked, without_echoes
 from zithara_worker.messages import Accepted, Entity, Evidence, Outcome, OutcomeKind, Request, Target
+from zithara_worker.processors.fields import as_stored
 from zithara_worker.zithara.answers import EXCERPT_LENGTH, NOT_JSON, Answer, classify, excerpt, json_of
 from zithara_worker.zithara.http import MAY_SEND, UrlRefused, Withdrawn, failure_of, send, usable_url
 from zithara_worker.zithara.signature import UNSIGNED, WebhookSigner
@@ -254,16 +255,25 @@ def _digest(method: str, path: str, body: bytes) -> str:
 def content_digest(entity: Entity) -> str:
     """SHA-256 of what a request says of its entity, whatever the method and the form of the message: what the delivery
     ledger records of an accepted request. Raises ValueError for what JSON cannot say."""
-    return hashlib.sha256(encoded(entity.state)).hexdigest()
+    return hashlib.sha256(encoded(_as_stored(entity.state))).hexdigest()
+
+
+def _as_stored(state: Any, levels: int = 4) -> Any:
+    """With amounts as the shop's tables have them. The items of a cart are the deepest; what the shop's own attributes
+    may hold below is left as it is, because nothing bounds its depth."""
+    if isinstance(state, float):
+        return as_stored(state)
+    if levels and isinstance(state, dict):
+        return {name: _as_stored(value, levels - 1) for name, value in state.items()}
+    return [_as_stored(value, levels - 1) for value in state] if levels and isinstance(state, list) else state
 
 
 def _accepted(request: Request, entity: Entity, body: bytes) -> Accepted:
-    same = entity.state is request.json
     return Accepted(
         # Without the state: an outcome may wait for others, and a body of 10 MB must not wait with it.
         entity=replace(entity, state=None),
         request=_digest(request.method, request.path, body),
-        content=hashlib.sha256(body).hexdigest() if same else content_digest(entity),
+        content=content_digest(entity),
     )
 
 
