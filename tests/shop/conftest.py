@@ -22,18 +22,25 @@ def real_shop(mariadb: MariaDbServer) -> Iterator[Database]:
         yield from _opened(shop)
 
 
-@pytest.fixture
-def tables(shop: Shop) -> ShopTables:
-    """The tables of `shop`, without orders, customers and carts."""
-    made = ShopTables(shop)
-    made.create(rows=False)
-    return made
+@pytest.fixture(scope="module")
+def made_tables(mariadb: MariaDbServer) -> Iterator[ShopTables]:
+    with Shop(mariadb) as shop:
+        made = ShopTables(shop)
+        made.create(rows=False)
+        yield made
 
 
 @pytest.fixture
-def operator(shop: Shop) -> Iterator[Database]:
-    """A session of an account that may read the shop's tables."""
-    yield from _opened(shop)
+def tables(made_tables: ShopTables) -> ShopTables:
+    """Tables without orders, customers and carts."""
+    made_tables.clear()
+    return made_tables
+
+
+@pytest.fixture
+def operator(tables: ShopTables) -> Iterator[Database]:
+    """A session of an account that may read the tables of `tables`."""
+    yield from _opened(tables.shop)
 
 
 def _opened(shop: Shop) -> Iterator[Database]:

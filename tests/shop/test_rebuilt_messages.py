@@ -5,16 +5,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
+from zithara_worker import Settings
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Request
 from zithara_worker.processors import ShopContext, as_create, identify, process
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.shop_tables import ShopTables, published_messages
+from zithara_worker.settings.values import Secret
 from zithara_worker.shop.carts import CartReader
 from zithara_worker.shop.customers import CustomerReader
 from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity
@@ -128,7 +131,7 @@ def test_each_request_is_the_one_that_the_modules_last_message_becomes(
 
 
 def test_the_ledger_records_the_content_that_the_rows_have(
-    shop: Shop, operator: Database, consume: Callable[[], None]
+    shop: Shop, settings: Settings, consume: Callable[[], None]
 ) -> None:
     """The module's messages, first saves and later ones, through the real worker: reconcile finds each entity equal
     whose last message tells the state of its rows."""
@@ -138,11 +141,13 @@ def test_the_ledger_records_the_content_that_the_rows_have(
     consume()
     recorded = dict(shop.query("SELECT group_key, content FROM {prefix}zithara_delivery"))
     missing, different = set(), set()
-    for topic, entity, rebuilt in everything(operator):
+    database = Database(replace(settings.database, user="root", password=Secret("")))
+    for topic, entity, rebuilt in everything(database):
         if entity.group_key not in recorded:
             missing.add(entity.group_key)
         elif recorded[entity.group_key] not in digests_of(topic, rebuilt):
             different.add(entity.group_key)
+    database.close()
     assert missing == {group for group, why in DIFFERENT.items() if why in ("nothing", "no items")}
     # The flags of customer 7's address say how it was saved, not what it is.
     assert different == {"customer:9"}

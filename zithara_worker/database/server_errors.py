@@ -79,7 +79,10 @@ def translated(error: Exception) -> ZitharaWorkerError:
     if code in _NO_PRIVILEGE:
         return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
     if code in _WRONG_SHAPE:
-        return ShopError(f"{text}: the tables are not as this version needs them; run 'zithara-worker install'")
+        return ShopError(
+            f"{text}: the tables are not as this version needs them; run 'zithara-worker install', or, if it is one of "
+            "Magento's tables, bin/magento setup:upgrade"
+        )
     if code in _FAILOVER:
         return DatabaseUnavailable(f"the database takes no writes now: {_FAILOVER[code]} {told}")
     if isinstance(error, RuntimeError):

@@ -40,18 +40,25 @@ class ShopTables:
     """The tables of one shop. Builders take columns by name, have defaults for the others, and return the new id."""
 
     def __init__(self, shop: Shop) -> None:
-        self._shop = shop
+        self.shop = shop
+        self._tables: Mapping[str, Any] = json.loads(_file("tables.json"))
 
     def create(self, *, rows: bool = True) -> None:
         """Creates the tables, `quote` with all its columns in place of the sandbox's smaller one; `rows`: with the rows
         of the real shop."""
-        for table, definition in json.loads(_file("tables.json")).items():
+        for table, definition in self._tables.items():
             lines = ", ".join([*definition["columns"], *definition["keys"]])
-            self._shop.query(f"DROP TABLE IF EXISTS {{prefix}}{table}")
-            self._shop.query(f"CREATE TABLE {{prefix}}{table} ({lines}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4")
-            # What says which attributes there are is no content.
-            if rows or table.startswith("eav_"):
+            self.shop.query(f"DROP TABLE IF EXISTS {{prefix}}{table}")
+            self.shop.query(f"CREATE TABLE {{prefix}}{table} ({lines}) ENGINE=InnoDB DEFAULT CHARSET=utf8mb4")
+            if rows or _is_configuration(table):
                 self._insert_rows(table, definition["rows"])
+
+    def clear(self) -> None:
+        """Deletes every order, customer and cart, and the shop's own attributes."""
+        self.shop.query("DELETE FROM {prefix}eav_attribute WHERE is_user_defined = 1")
+        for table in self._tables:
+            if not _is_configuration(table):
+                self.shop.query(f"DELETE FROM {{prefix}}{table}")
 
     # --- what happens in a shop -------------------------------------------------------------------------------------
 
@@ -105,7 +112,7 @@ class ShopTables:
         return self.insert("eav_attribute", {**of_customers, **columns})
 
     def set_attribute(self, customer_id: int, attribute_id: int, value: Any) -> None:
-        [(backend_type,)] = self._shop.query(
+        [(backend_type,)] = self.shop.query(
             "SELECT backend_type FROM {prefix}eav_attribute WHERE attribute_id = %s", (attribute_id,)
         )
         row = {"entity_id": customer_id, "attribute_id": attribute_id, "value": value}
@@ -136,18 +143,18 @@ class ShopTables:
 
     def change(self, table: str, id: int, **columns: Any) -> None:
         """Updates a row by its first column; updated_at advances by itself unless it is given, as in Magento."""
-        [(key, *_)] = self._shop.query(
+        [(key, *_)] = self.shop.query(
             "SELECT column_name FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = %s "
             "ORDER BY ordinal_position LIMIT 1",
-            (f"{self._shop.prefix}{table}",),
+            (f"{self.shop.prefix}{table}",),
         )
         pairs = ", ".join(f"{name} = %s" for name in columns)
-        self._shop.query(f"UPDATE {{prefix}}{table} SET {pairs} WHERE {key} = %s", (*columns.values(), id))
+        self.shop.query(f"UPDATE {{prefix}}{table} SET {pairs} WHERE {key} = %s", (*columns.values(), id))
 
     def insert(self, table: str, columns: Mapping[str, Any]) -> int:
         """One row of any of the tables; its id."""
-        with self._shop.operator.cursor() as cursor:
-            cursor.execute(_insert(f"{self._shop.prefix}{table}", columns), list(columns.values()))
+        with self.shop.operator.cursor() as cursor:
+            cursor.execute(_insert(f"{self.shop.prefix}{table}", columns), list(columns.values()))
             return int(cursor.lastrowid)
 
     # --- many -------------------------------------------------------------------------------------------------------
@@ -156,7 +163,7 @@ class ShopTables:
         """`count` more orders with an item, a payment and both addresses each, by few statements: a million takes about
         a minute. Their times, created_at as updated_at, are spread evenly over the last `days` days, the oldest first.
         Returns the first entity_id."""
-        shop = self._shop
+        shop = self.shop
         [(before,)] = shop.query("SELECT COALESCE(MAX(entity_id), 0) FROM {prefix}sales_order")
         depth = "max_recursive_iterations" if "mariadb" in shop.server.version.lower() else "cte_max_recursion_depth"
         shop.query(f"SET SESSION {depth} = {_AT_ONCE}")
@@ -181,10 +188,15 @@ class ShopTables:
         alike: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
         for row in rows:
             alike.setdefault(tuple(row), []).append(row)
-        with self._shop.operator.cursor() as cursor:
+        with self.shop.operator.cursor() as cursor:
             for columns, group in alike.items():
                 values = [tuple(row.values()) for row in group]
-                cursor.executemany(_insert(f"{self._shop.prefix}{table}", columns), values)
+                cursor.executemany(_insert(f"{self.shop.prefix}{table}", columns), values)
+
+
+def _is_configuration(table: str) -> bool:
+    """Which attributes there are is no content."""
+    return table.startswith("eav_")
 
 
 def _insert(table: str, columns: Iterable[str]) -> str:
