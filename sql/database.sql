@@ -44,6 +44,10 @@ VALUES (%(name)s, %(owner)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
 UPDATE {prefix}zithara_lock SET owner = %(owner)s, lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
 WHERE name = %(name)s AND (owner = %(owner)s OR lease_until < NOW(3))
 
+-- lock_keep --
+UPDATE {prefix}zithara_lock SET lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
+WHERE name = %(name)s AND owner = %(owner)s
+
 -- lock_free --
 DELETE FROM {prefix}zithara_lock WHERE name = %(name)s AND owner = %(owner)s
 

@@ -5,7 +5,9 @@
       DatabaseUnavailable    the program waits and tries again; no message is wrong     (exit 75)
         Contention           other sessions were faster; the session is good, and nothing is in doubt
         DatabaseRefused      wrong user, password or name: also a configuration error; a running worker waits
+      BrokerUnavailable      RabbitMQ cannot be reached, or refuses us; the relay waits and tries again (exit 1)
       ShopError              the shop lacks something; the text and `doctor` name the remedy (exit 1)
+        Unstorable           the server cannot hold a value, whatever the transaction
         SchemaOutdated       the worker's tables are of an older version: `consume` waits for `install`
       MessageRejected        one message cannot become a request; the others are not affected
 
@@ -35,8 +37,16 @@ class DatabaseRefused(ConfigurationError, DatabaseUnavailable):
     """The server refuses the credentials: an error at the start; a running worker waits until they are right again."""
 
 
+class BrokerUnavailable(ZitharaWorkerError):
+    """RabbitMQ cannot be reached, or refuses the user or the virtual host."""
+
+
 class ShopError(ZitharaWorkerError):
     """The shop's database lacks a table, a row or a privilege that the program needs."""
+
+
+class Unstorable(ShopError):
+    """The server cannot hold one of the statement's values: its characters, or its length."""
 
 
 class SchemaOutdated(ShopError):

@@ -360,6 +360,29 @@ UNRECORDED: Final = _reason(
     "Keep PHP consumers off, then retry.",
 )
 
+# ---------------------------------------------------------------- messages from RabbitMQ that no queue can hold
+
+RELAY_TOO_LARGE: Final = _reason(
+    "relay_too_large",
+    "kept aside",
+    "The statement that stores the body would exceed the database server's `max_allowed_packet`; Magento could not "
+    "store it either.",
+    "Raise `max_allowed_packet` on the server, then retry; or export the message and discard it.",
+)
+RELAY_NOT_TEXT: Final = _reason(
+    "relay_not_text",
+    "kept aside",
+    "The body is not UTF-8, or has characters that the column `queue_message.body` cannot hold. The module publishes "
+    "neither.",
+    "Find the program that publishes it; export the message, or discard it.",
+)
+RELAY_OTHER_TOPIC: Final = _reason(
+    "relay_other_topic",
+    "kept aside",
+    "The routing key is not a topic of the queue in which the message lay.",
+    "Find the binding in RabbitMQ that brings it there; export the message, or discard it.",
+)
+
 #: By code, in the order of the document.
 REASONS: Final[Mapping[str, Reason]] = MappingProxyType(_table)
 

@@ -28,6 +28,7 @@ Each code keeps its meaning: it stands in the database, in logs, in metrics and 
 - A *retry* counts an attempt; the message is sent again after a delay.
 - A *release* puts the message back as it was; no attempt is counted.
 - A *skip* completes the message without a request.
+- A message *kept aside* was taken from RabbitMQ and is on no queue; `zithara-worker failed list` shows it.
 - A *warning* is counted and logged, and the message is delivered.
 
 | code | effect | meaning | what to do |

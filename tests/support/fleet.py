@@ -54,6 +54,7 @@ def worker_status(**changes: Any) -> WorkerStatus:
         "id": "w1",
         "host": "shop1",
         "pid": 4711,
+        "role": "consume",
         "version": "0.1.0",
         "topics": (TOPIC_ORDER,),
         "started_utc": NOW - 7200,

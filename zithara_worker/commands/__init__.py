@@ -15,13 +15,13 @@ _VALUED = ("--config", "--log-level", "--log-format")
 def main() -> NoReturn:
     """The console script.
 
-    `consume` catches signals before the other imports, which take more than 0.1 s: in that time a signal would end the
-    process with its default action.
+    `consume` and `relay` catch signals before the other imports, which take more than 0.1 s: in that time a signal
+    would end the process with its default action.
     """
     from zithara_worker.commands.signals import Signals
 
     signals = Signals()
-    if _command(sys.argv[1:]) == "consume":
+    if _command(sys.argv[1:]) in ("consume", "relay"):
         signals.catch()
 
     from zithara_worker.commands import root

@@ -32,6 +32,7 @@ EXIT_CONFIGURATION = 78
 #: Command -> the module of this package that defines it; imported only when it is called.
 _COMMANDS = {
     "consume": "consume",
+    "relay": "relay",
     "publish": "publish",
     "preview": "preview",
     "status": "status",
@@ -189,7 +190,7 @@ def _fail(text: str, code: int) -> NoReturn:
 def main(signals: Signals) -> NoReturn:
     """Runs the command. An expected error is one text on standard error and an exit code, never a traceback.
 
-    `signals`: already caught, if the command is `consume`.
+    `signals`: already caught, if the command is `consume` or `relay`.
     """
     try:
         command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)

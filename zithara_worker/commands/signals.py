@@ -1,4 +1,5 @@
-"""The signals of `consume`. The console script imports this module first, so it imports nothing else of the package."""
+"""The signals of `consume` and `relay`. The console script imports this module first, so it imports nothing else of
+the package."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Protocol
 
 
 class Stoppable(Protocol):
-    """What signals call of a worker, from within a signal handler."""
+    """What signals call of a worker or a relay, from within a signal handler."""
 
     def stop(self) -> None: ...
     def reload(self) -> None: ...

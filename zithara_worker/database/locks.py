@@ -18,6 +18,12 @@ def take(database: Database, name: str, *, owner: str, lease_seconds: float) -> 
     return database.execute("lock_take", **row) == 1 or database.execute("lock_take_over", **row) == 1
 
 
+def keep(database: Database, name: str, *, owner: str, lease_seconds: float) -> bool:
+    """Renews the lock if `owner` still has it; whether it does. Within a transaction nobody else takes it until COMMIT,
+    even if its lease ends meanwhile."""
+    return database.execute("lock_keep", name=name, owner=owner, lease_us=round(lease_seconds * 1_000_000)) == 1
+
+
 def free(database: Database, name: str, *, owner: str) -> None:
     """Frees the lock, if `owner` still holds it."""
     database.execute("lock_free", name=name, owner=owner)

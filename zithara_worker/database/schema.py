@@ -6,6 +6,7 @@ Knows no table's meaning.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.database import statements
@@ -118,8 +119,14 @@ def script_text(*, prefix: str, database_name: str, user: str, upgrade_from: int
     places = {"prefix": statements.validated_prefix(prefix), "database": f"`{database_name}`", "user": user}
     if upgrade_from is not None:
         steps = [f"upgrade_{step}.sql" for step in range(upgrade_from + 1, VERSION + 1)]
-        return "\n".join(statements.fill(statements.read(name), places) for name in (*steps, "grants.sql"))
+        parts = [statements.fill(statements.read(name), places) for name in (*steps, "grants.sql")]
+        return "\n".join([*parts, _as_comment("publish_grants.sql", places)])
     parts = [statements.fill(statements.read(name), places) for name in ("schema.sql", "queues.sql", "grants.sql")]
-    optional = statements.fill(statements.read("optional_index.sql"), places)
-    parts.append("\n".join(f"-- {line}".rstrip() for line in optional.splitlines()))
+    parts += [_as_comment(name, places) for name in ("publish_grants.sql", "optional_index.sql")]
     return "\n".join(parts)
+
+
+def _as_comment(filename: str, places: Mapping[str, str]) -> str:
+    """A script that only some shops need, commented out."""
+    text = statements.fill(statements.read(filename), places)
+    return "\n".join(f"-- {line}".rstrip() for line in text.splitlines())

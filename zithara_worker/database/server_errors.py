@@ -10,7 +10,14 @@ import struct
 
 import pymysql
 
-from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ShopError, ZitharaWorkerError
+from zithara_worker.errors import (
+    Contention,
+    DatabaseRefused,
+    DatabaseUnavailable,
+    ShopError,
+    Unstorable,
+    ZitharaWorkerError,
+)
 
 _ACCESS_DENIED = {1044, 1045, 1698}
 _NO_PRIVILEGE = {1142, 1143, 1227, 1370}
@@ -23,6 +30,9 @@ _WRONG_SHAPE = {1054, 1176}
 _CERTIFICATION = 3101
 _CONTENTION = {1020, 1205, 1213, 1412, _CERTIFICATION}
 _NO_MAJORITY = "this server has left its group, or the group has lost its majority"
+#: Packet too large; invalid characters, also for the column's character set; too long for the column; a character set
+#: that cannot be converted
+_UNSTORABLE = {1153, 1300, 1366, 1406, 3854, 3988}
 #: A cluster that changes its primary, has lost its majority or is still catching up: what each number means then
 _FAILOVER = {
     1047: "this node belongs to no majority of its cluster, or is still catching up",
@@ -83,6 +93,8 @@ def translated(error: Exception) -> ZitharaWorkerError:
             f"{text}: the tables are not as this version needs them; run 'zithara-worker install', or, if it is one of "
             "Magento's tables, bin/magento setup:upgrade"
         )
+    if code in _UNSTORABLE:
+        return Unstorable(f"the database cannot hold a value (error {code}: {text})")
     if code in _FAILOVER:
         return DatabaseUnavailable(f"the database takes no writes now: {_FAILOVER[code]} {told}")
     if isinstance(error, RuntimeError):

@@ -20,6 +20,7 @@ QUERIES = (
     "shop.sql",
     "entities.sql",
     "doctor.sql",
+    "relay.sql",
 )
 
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")

@@ -118,6 +118,30 @@ def worker_health(
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
 
 
+def relay_health(
+    loop: LoopStatus,
+    now: float,
+    *,
+    waiting: Mapping[str, str],
+    stopping: bool,
+    configuration_problem: str | None,
+) -> Health:
+    """Of a relay. `waiting`: queue in RabbitMQ that cannot be consumed -> why; see `worker_health` for the others."""
+    reasons = [f"queue {queue} is not relayed: {why}" for queue, why in sorted(waiting.items())]
+    if stopping:
+        reasons.append("the relay is stopping")
+    if not loop.database_up:
+        reasons.append("the database takes no messages: the relay waits for it, and logs the error")
+    silent = now - loop.turned_at
+    live = silent <= loop.longest_wait_seconds + STUCK_SECONDS
+    if not live:
+        reasons.append(f"the loop has not turned for {duration(silent)}: restart the relay, and keep its log")
+    notes = []
+    if configuration_problem is not None:
+        notes.append(f"the changed configuration cannot be used, the old one stays in force: {configuration_problem}")
+    return Health(live=live, ready=not reasons, reasons=tuple(reasons), notes=tuple(notes))
+
+
 def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
     """What is wrong with the fleet, and what else a person may want to know: sentences that say what to do."""
     problems = []

@@ -6,6 +6,9 @@
 from __future__ import annotations
 
 import json
+import os
+import secrets
+import socket
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +21,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.fleet import CONSUME
 from zithara_worker.monitor.rates import BUCKETS_MS, HISTORY_MINUTES
+from zithara_worker.version import VERSION
 
 #: Rows that one call of `Registry.remove_stale` deletes at most.
 FORGOTTEN_AT_ONCE = 1000
@@ -34,6 +38,12 @@ class Identity:
     topics: Sequence[str]
     #: fleet.CONSUME or fleet.RELAY
     role: str = CONSUME
+
+    @classmethod
+    def of_this_process(cls, topics: Sequence[str], *, role: str = CONSUME) -> Identity:
+        host, pid = socket.gethostname(), os.getpid()
+        own_id = f"{host[:32]}-{pid}-{secrets.token_hex(4)}"
+        return cls(id=own_id, host=host, pid=pid, version=VERSION, topics=topics, role=role)
 
 
 class MinuteCounters:

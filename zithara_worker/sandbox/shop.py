@@ -86,6 +86,10 @@ class Shop(Publisher):
         """Gives the worker's user the privileges of sql/grants.sql. The worker's tables must exist."""
         self.run_script("grants.sql", database=self.name, user=f"'{self.user}'@'%'")
 
+    def grant_publishing(self) -> None:
+        """Gives the worker's user the privileges of sql/publish_grants.sql, which `relay` needs."""
+        self.run_script("publish_grants.sql", database=self.name, user=f"'{self.user}'@'%'")
+
     def drop(self) -> None:
         """Drops the database and the user. Does nothing if the server no longer runs."""
         self._close_operator()

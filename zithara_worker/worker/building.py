@@ -6,10 +6,7 @@ The only module that knows every room.
 from __future__ import annotations
 
 import logging
-import os
 import random
-import secrets
-import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -47,7 +44,6 @@ from zithara_worker.shop.carts import active_carts
 from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration, shared_token
 from zithara_worker.shop.deployment_config import DeploymentConfig, deployment_config
 from zithara_worker.topics import TOPIC_TABLE, full_name
-from zithara_worker.version import VERSION
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import DebugSwitch, Duties, PoisonPill
 from zithara_worker.worker.inbox import Arrivals, Inbox
@@ -177,7 +173,7 @@ class Parts:
         self._arrivals = arrivals
         #: Set when the loop ends: it ends every wait of a delivery thread
         self._stopping = threading.Event()
-        identity = _identity([row.topic for row in prepared.queues])
+        identity = Identity.of_this_process([row.topic for row in prepared.queues])
         self.registry = Registry(prepared.database, identity)
         self.held = Held(worker_id=identity.id, lease_seconds=settings.worker.lease, clock=lasting.monotonic)
         self.renewal = Renewal(self._another_session(clock=lasting.database_clock), self.held)
@@ -424,12 +420,6 @@ class Parts:
             settings=self._settings,
             audit=self._prepared.audit,
         )
-
-
-def _identity(topics: Sequence[str]) -> Identity:
-    host, pid = socket.gethostname(), os.getpid()
-    worker_id = f"{host[:32]}-{pid}-{secrets.token_hex(4)}"
-    return Identity(id=worker_id, host=host, pid=pid, version=VERSION, topics=topics)
 
 
 def _leave(registry: Registry) -> None:

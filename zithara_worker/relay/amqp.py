@@ -1,0 +1,686 @@
+"""RabbitMQ as the relay uses it: one connection in a thread of its own, a channel and a consumer for each queue.
+
+The only module that knows pika, through its public interface (1.2 and later). It knows no database. Queues are checked
+passively and never declared: Magento declares them, with arguments of its own.
+
+The thread answers heartbeats whatever the database does, and stops reading while what it has delivered fills its budget
+of bytes. Messages go back to RabbitMQ only so that their order stays: a quorum queue delivers returned messages in the
+order in which they were returned, and pika, which closes a channel in order, would first reject the messages that it
+has not dispatched yet.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import ssl
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from typing import Any
+
+import pika
+from pika.exceptions import AMQPError, ChannelClosed, ChannelClosedByBroker, ConnectionClosedByBroker
+
+from zithara_worker.errors import BrokerUnavailable, ConfigurationError
+from zithara_worker.settings.sections import RelaySettings
+
+log = logging.getLogger(__name__)
+#: pika reports each problem several times, with tracebacks; it is reported here once.
+logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
+
+HEARTBEAT_SECONDS = 30
+#: Seconds for each step of connecting, and for all of it.
+SOCKET_TIMEOUT = 5
+CONNECT_TIMEOUT = 15
+#: Seconds between two tries to connect, or to consume from a queue that could not be consumed; and between two looks at
+#: how many messages a queue has.
+RETRY_SECONDS = 5.0
+FIRST_PAUSE_SECONDS = 0.5
+SURVEY_SECONDS = 5.0
+LOG_SECONDS = 60.0
+#: Seconds for which nothing is read while the budget is used up. RabbitMQ waits 2 * HEARTBEAT_SECONDS for a sign of us.
+UNREAD_SECONDS = 10.0
+#: Bytes of bodies that were delivered and are not stored yet, of all queues; one more message may come on top.
+BUDGET_BYTES = 32 * 1024 * 1024
+#: What a delivery costs beside its body.
+_OVERHEAD_BYTES = 600
+_ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _NOT_ALLOWED = 403, 404, 405, 530
+
+
+class Phase(Enum):
+    """What a relay has of a queue in RabbitMQ."""
+
+    #: No connection
+    AWAY = "away"
+    #: The queue is missing, or held by another consumer, or its messages may not be read: tried again and again
+    WAITING = "waiting"
+    CONSUMING = "consuming"
+    #: Nothing is asked for
+    IDLE = "idle"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueStatus:
+    phase: Phase
+    #: Why it is AWAY or WAITING, and what to do; "" otherwise
+    why: str = ""
+    missing: bool = False
+    #: Messages that wait in RabbitMQ, and its consumers, this relay included; None: not known
+    ready: int | None = None
+    consumers: int | None = None
+    #: Nothing waits in RabbitMQ, and everything that was delivered has been acknowledged
+    empty: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """A message as RabbitMQ delivered it. It can be acknowledged while its consumer's `epoch` lasts."""
+
+    queue: str
+    epoch: int
+    tag: int
+    #: "" where the publisher gave none
+    message_id: str
+    routing_key: str
+    body: bytes
+
+    @property
+    def size(self) -> int:
+        return len(self.body) + _OVERHEAD_BYTES
+
+
+@dataclass(slots=True, kw_only=True)
+class _Consumer:
+    """One queue. The lock of `Broker` guards all that both threads use."""
+
+    queue: str
+    prefetch: int
+    wanted: bool = False
+    give_back: bool = False
+    epoch: int = 1
+    buffer: deque[Delivery] = field(default_factory=deque)
+    #: Delivery tags: the last one that was delivered here, that may be acknowledged, and that was
+    delivered: int = 0
+    storable: int = 0
+    acknowledged: int = 0
+    phase: Phase = Phase.AWAY
+    why: str = ""
+    missing: bool = False
+    ready: int | None = None
+    consumers: int | None = None
+    empty: bool = False
+    # Of the thread alone:
+    channel: Any = None
+    tag: str | None = None
+    resize: bool = False
+    exclusive: bool = True
+    refusals: int = 0
+    retry_at: float = 0.0
+    survey_at: float = 0.0
+    complain_at: float = 0.0
+    since_full: int = 0
+
+    @property
+    def settled(self) -> bool:
+        return not self.buffer and self.acknowledged >= self.delivered
+
+    def forget(self) -> int:
+        """Drops what was delivered: RabbitMQ delivers it again. The bytes of what nobody has taken yet."""
+        dropped = sum(each.size for each in self.buffer)
+        self.buffer.clear()
+        self.epoch += 1
+        self.delivered = self.storable = self.acknowledged = 0
+        self.channel = self.tag = None
+        self.resize = self.empty = False
+        return dropped
+
+
+def parameters(settings: RelaySettings, name: str) -> pika.ConnectionParameters:
+    """`name`: shown by RabbitMQ's own tools. Raises ConfigurationError if the files for TLS cannot be used."""
+    options = None
+    if settings.ssl:
+        options = pika.SSLOptions(_tls_context(settings), settings.host)
+    return pika.ConnectionParameters(
+        host=settings.host,
+        port=settings.port or (5671 if settings.ssl else 5672),
+        virtual_host=settings.vhost,
+        credentials=pika.PlainCredentials(settings.user, settings.password.reveal()),
+        heartbeat=HEARTBEAT_SECONDS,
+        socket_timeout=SOCKET_TIMEOUT,
+        stack_timeout=CONNECT_TIMEOUT,
+        connection_attempts=1,
+        ssl_options=options,
+        client_properties={"connection_name": name},
+    )
+
+
+def _tls_context(settings: RelaySettings) -> ssl.SSLContext:
+    trusted, certificate = settings.ca_file, settings.certificate
+    told = f"ca_file: {trusted}"
+    try:
+        if trusted is None:
+            context = ssl.create_default_context()
+        elif trusted.is_dir():
+            context = ssl.create_default_context(capath=str(trusted))
+        else:
+            context = ssl.create_default_context(cafile=str(trusted))
+        if certificate is not None:
+            told = f"certificate: {certificate}"
+            context.load_cert_chain(certificate, settings.certificate_key, password=_no_password)
+    except OSError as error:  # an ssl.SSLError is one, too
+        raise ConfigurationError(
+            f"[relay] {told} cannot be used: {error.strerror or error}; name PEM files that the worker's user may "
+            "read, a private key without password"
+        ) from error
+    return context
+
+
+def _no_password() -> str:
+    """Otherwise OpenSSL would ask on the terminal."""
+    return ""
+
+
+class Broker:
+    """The connection to RabbitMQ. Its methods may be called from one other thread; `on_change` is called from its own.
+
+    `budget_bytes`, `survey_seconds`: as the constants. `name`: of the connection.
+    """
+
+    def __init__(
+        self,
+        settings: RelaySettings,
+        queues: Sequence[str],
+        *,
+        name: str,
+        on_change: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+        budget_bytes: int = BUDGET_BYTES,
+        survey_seconds: float = SURVEY_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> None:
+        self._settings = settings
+        self._parameters = parameters(settings, name)
+        self._on_change = on_change
+        self._monotonic = monotonic
+        self._budget_bytes = budget_bytes
+        self._survey_seconds = survey_seconds
+        self._retry_seconds = retry_seconds
+        self._consumers = {queue: _Consumer(queue=queue, prefetch=settings.prefetch) for queue in queues}
+        self._lock = threading.Lock()
+        self._changed = threading.Event()
+        self._connection: Any = None
+        self._closing = False
+        self._closed = threading.Event()
+        self._pause = FIRST_PAUSE_SECONDS
+        #: Bodies that were delivered and are not stored yet: their bytes and number
+        self._held_bytes = self._held = 0
+        self._complain_at = 0.0
+        self._was_away = False
+        self._thread = threading.Thread(target=self._run, name="rabbitmq", daemon=True)
+
+    # ---------------------------------------------------------------- for the relay's thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self, *, within_seconds: float = 5.0) -> None:
+        """Ends the connection. What is not acknowledged goes back to its queue."""
+        with self._lock:
+            for consumer in self._consumers.values():
+                consumer.wanted = False
+        self._closing = True
+        self._closed.set()
+        self._wake()
+        self._thread.join(within_seconds)
+
+    def consume(self, queue: str) -> None:
+        """Takes messages of the queue from now on, as soon as RabbitMQ lets us."""
+        self._set(queue, wanted=True)
+
+    def drain(self, queue: str) -> None:
+        """Takes no further messages. Those that were delivered can still be taken and acknowledged."""
+        self._set(queue, wanted=False)
+
+    def give_back(self, queue: str) -> None:
+        """Takes no further messages, and gives back to RabbitMQ all that is not acknowledged."""
+        self._set(queue, wanted=False, give_back=True)
+
+    def _set(self, queue: str, *, wanted: bool, give_back: bool = False) -> None:
+        with self._lock:
+            consumer = self._consumers[queue]
+            changed = consumer.wanted != wanted or give_back
+            consumer.wanted = wanted
+            if give_back:
+                # From now on nothing of this epoch is taken or acknowledged; the thread closes the channel.
+                consumer.give_back = True
+                self._release(consumer.buffer)
+                consumer.buffer.clear()
+                consumer.epoch += 1
+        if changed:
+            self._wake()
+
+    def take(self, queue: str, *, messages: int, size_bytes: int) -> list[Delivery]:
+        """The oldest deliveries of the queue, at least one if there is any. They count as held until `done`."""
+        taken: list[Delivery] = []
+        with self._lock:
+            buffer = self._consumers[queue].buffer
+            while buffer and len(taken) < messages and (not taken or size_bytes >= buffer[0].size):
+                size_bytes -= buffer[0].size
+                taken.append(buffer.popleft())
+        return taken
+
+    def done(self, deliveries: Sequence[Delivery], *, stored: bool) -> None:
+        """The relay holds them no longer. `stored`: acknowledges them, unless RabbitMQ has them back already."""
+        if not deliveries:
+            return
+        last = deliveries[-1]
+        with self._lock:
+            self._release(deliveries)
+            consumer = self._consumers[last.queue]
+            if stored and consumer.epoch == last.epoch:
+                consumer.storable = last.tag
+        self._wake()
+
+    def status(self, queue: str) -> QueueStatus:
+        with self._lock:
+            consumer = self._consumers[queue]
+            return QueueStatus(
+                phase=consumer.phase,
+                why=consumer.why,
+                missing=consumer.missing,
+                ready=consumer.ready,
+                consumers=consumer.consumers,
+                empty=consumer.empty,
+            )
+
+    def settled(self, queue: str) -> bool:
+        """Whether all that was delivered is acknowledged, or RabbitMQ's again."""
+        with self._lock:
+            consumer = self._consumers[queue]
+            return consumer.settled and not consumer.give_back and (consumer.tag is None or consumer.wanted)
+
+    @property
+    def held_bytes(self) -> int:
+        with self._lock:
+            return self._held_bytes
+
+    def _release(self, deliveries: Sequence[Delivery] | deque[Delivery]) -> None:
+        self._held -= len(deliveries)
+        self._held_bytes -= sum(each.size for each in deliveries)
+
+    def _wake(self) -> None:
+        self._changed.set()
+        connection = self._connection
+        if connection is not None:
+            with suppress(AMQPError):  # it has just been closed
+                connection.add_callback_threadsafe(_nothing)
+
+    # ---------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        while not self._closing:
+            try:
+                self._serve()
+            except (AMQPError, OSError) as error:
+                self._away(_connection_problem(error, self._settings))
+            except Exception as error:
+                log.exception("an error in the connection to RabbitMQ", extra={"event": "internal_error"})
+                self._away(f"an error in the worker ({error!r}), see its log")
+            self._on_change()
+            if not self._closing:
+                self._closed.wait(self._pause)
+                self._pause = min(self._retry_seconds, 2 * self._pause)
+
+    def _serve(self) -> None:
+        """One connection, from beginning to end. Raises AMQPError when it is lost."""
+        connection = pika.BlockingConnection(self._parameters)
+        try:
+            connection.add_on_connection_blocked_callback(_on_blocked)
+            self._connection = connection
+            self._back()
+            read_at = 0.0
+            while not self._closing:
+                self._changed.clear()
+                for consumer in self._consumers.values():
+                    self._tend(connection, consumer)
+                if self._room() or self._monotonic() >= read_at:
+                    read_at = self._monotonic() + UNREAD_SECONDS
+                    connection.process_data_events(time_limit=min(0.5, self._survey_seconds))
+                    self._fit_prefetch()
+                else:
+                    self._changed.wait(0.5)
+            for consumer in self._consumers.values():
+                self._tend(connection, consumer)  # acknowledges what was stored last
+                if not consumer.settled:
+                    self._requeue(consumer)
+        finally:
+            self._connection = None
+            with self._lock:
+                for consumer in self._consumers.values():
+                    self._release(consumer.buffer)
+                    consumer.forget()
+            with suppress(AMQPError, OSError):
+                connection.close()
+
+    def _room(self) -> bool:
+        with self._lock:
+            return self._held_bytes < self._budget_bytes
+
+    def _back(self) -> None:
+        self._complain_at, self._pause = 0.0, FIRST_PAUSE_SECONDS
+        if self._was_away:
+            log.info("RabbitMQ is available again", extra={"event": "broker_back"})
+        self._was_away = False
+
+    def _away(self, why: str) -> None:
+        with self._lock:
+            for consumer in self._consumers.values():
+                consumer.phase, consumer.why = Phase.AWAY, why
+                consumer.missing, consumer.ready, consumer.consumers = False, None, None
+                consumer.retry_at = consumer.survey_at = 0.0
+        if self._monotonic() >= self._complain_at:
+            self._complain_at = self._monotonic() + LOG_SECONDS
+            log.warning(
+                "RabbitMQ is not available, waiting for it",
+                extra={"event": "broker_away", "broker": self._settings.host, "detail": why},
+            )
+        self._was_away = True
+
+    # ---------------------------------------------------------------- one queue
+
+    def _tend(self, connection: Any, consumer: _Consumer) -> None:
+        """Does what is asked of a queue, as far as RabbitMQ lets us."""
+        try:
+            self._obey(connection, consumer)
+        except ChannelClosed as error:
+            self._refused(consumer, error)
+        except AMQPError:
+            if connection.is_closed:
+                raise
+            # The channel was closed between two calls, for example because its queue's node has stopped.
+            self._lost(consumer)
+
+    def _obey(self, connection: Any, consumer: _Consumer) -> None:
+        if consumer.channel is not None and consumer.channel.is_closed:
+            self._lost(consumer)
+        with self._lock:
+            # Cleared before it is obeyed, so that one that is asked for meanwhile is obeyed too.
+            give_back, consumer.give_back = consumer.give_back, False
+            storable = consumer.storable
+        if storable > consumer.acknowledged:
+            consumer.channel.basic_ack(storable, multiple=True)
+            with self._lock:
+                consumer.acknowledged = storable
+        if give_back:
+            self._requeue(consumer)
+            self._lost(consumer)
+        with self._lock:
+            wanted = consumer.wanted
+        if consumer.tag is not None and (not wanted or consumer.resize):
+            # What pika has not dispatched yet is rejected: it lies behind all that was delivered and will be stored.
+            consumer.channel.basic_cancel(consumer.tag)
+            consumer.tag, consumer.resize = None, False
+        now = self._monotonic()
+        if now >= consumer.survey_at:
+            consumer.survey_at = now + self._survey_seconds
+            self._survey(connection, consumer)
+            if not wanted:
+                self._enter(consumer, Phase.IDLE)
+        if wanted and consumer.tag is None and now >= consumer.retry_at:
+            self._consume(connection, consumer)
+        elif consumer.tag is None and consumer.phase is not Phase.WAITING:
+            self._enter(consumer, Phase.IDLE)
+
+    def _survey(self, connection: Any, consumer: _Consumer) -> None:
+        self._open(connection, consumer)
+        found = consumer.channel.queue_declare(consumer.queue, passive=True).method
+        # Whatever was delivered before the answer is dispatched now.
+        connection.process_data_events(0)
+        with self._lock:
+            consumer.ready, consumer.consumers, consumer.missing = found.message_count, found.consumer_count, False
+            consumer.empty = found.message_count == 0 and consumer.settled
+            others = found.consumer_count - (consumer.tag is not None)
+        if consumer.tag is not None and others > 0 and self._monotonic() >= consumer.complain_at:
+            consumer.complain_at = self._monotonic() + LOG_SECONDS
+            log.warning(
+                "other consumers take messages of this queue too: what they take is not relayed, and the order is not "
+                "kept; stop the shop's PHP consumers of it",
+                extra={"event": "relay_other_consumers", "queue": consumer.queue, "consumers": others},
+            )
+        if consumer.empty:
+            self._on_change()
+
+    def _open(self, connection: Any, consumer: _Consumer) -> None:
+        if consumer.channel is None:
+            consumer.channel = connection.channel()
+            consumer.channel.add_on_cancel_callback(partial(self._on_cancel, consumer))
+
+    def _consume(self, connection: Any, consumer: _Consumer) -> None:
+        self._open(connection, consumer)
+        channel = consumer.channel
+        channel.basic_qos(prefetch_count=consumer.prefetch)
+        consumer.tag = channel.basic_consume(
+            consumer.queue,
+            partial(self._on_message, consumer, consumer.epoch),
+            exclusive=consumer.exclusive,
+        )
+        consumer.refusals = 0
+        self._enter(consumer, Phase.CONSUMING)
+
+    def _on_message(
+        self, consumer: _Consumer, epoch: int, _channel: Any, method: Any, properties: Any, body: bytes
+    ) -> None:
+        delivery = Delivery(
+            queue=consumer.queue,
+            epoch=epoch,
+            tag=method.delivery_tag,
+            message_id=properties.message_id or "",
+            routing_key=method.routing_key,
+            body=body,
+        )
+        with self._lock:
+            if consumer.epoch != epoch:
+                return
+            consumer.buffer.append(delivery)
+            consumer.delivered = delivery.tag
+            consumer.empty = False
+            consumer.since_full += 1
+            self._held += 1
+            self._held_bytes += delivery.size
+            first = len(consumer.buffer) == 1
+        if first:
+            self._on_change()
+
+    def _on_cancel(self, consumer: _Consumer, _frame: Any) -> None:
+        """RabbitMQ ended the consumer: the queue was deleted, or its node has stopped. What was delivered stays good:
+        a message that is delivered once more is recognised."""
+        consumer.tag = None
+        consumer.survey_at = consumer.retry_at = 0.0
+
+    def _fit_prefetch(self) -> None:
+        """Asks for fewer messages at a time while bodies are large, so that RabbitMQ does not send ahead what is not
+        read; and for more again when they are small."""
+        with self._lock:
+            held, held_bytes = self._held, self._held_bytes
+        wanted = self._settings.prefetch
+        for consumer in self._consumers.values():
+            if consumer.tag is None:
+                continue
+            if held_bytes >= self._budget_bytes:
+                consumer.since_full = 0
+                fitting = max(1, self._budget_bytes * held // held_bytes // len(self._consumers))
+                if fitting < consumer.prefetch:
+                    consumer.prefetch, consumer.resize = fitting, True
+            elif consumer.prefetch < wanted and consumer.since_full > 4 * consumer.prefetch:
+                consumer.since_full = 0
+                consumer.prefetch, consumer.resize = min(wanted, 2 * consumer.prefetch), True
+
+    # ---------------------------------------------------------------- what goes wrong with one queue
+
+    def _requeue(self, consumer: _Consumer) -> None:
+        """Has RabbitMQ close the channel, which returns everything unacknowledged at once and in its order: it is asked
+        for a queue that does not exist. (See the module's docstring for why the channel is not closed in order.)"""
+        channel = consumer.channel
+        if channel is None or channel.is_closed:
+            return
+        reason = f"zithara-worker gives unacknowledged messages back ({secrets.token_hex(4)})"
+        with suppress(ChannelClosed):
+            channel.queue_declare(reason, passive=True)
+
+    def _lost(self, consumer: _Consumer) -> None:
+        """The channel is gone, and what was delivered over it with it."""
+        with self._lock:
+            self._release(consumer.buffer)
+            consumer.forget()
+
+    def _refused(self, consumer: _Consumer, error: ChannelClosed) -> None:
+        code, text = (error.reply_code, error.reply_text)
+        self._lost(consumer)
+        consumer.retry_at = consumer.survey_at = self._monotonic() + self._retry_seconds
+        queue, settings = consumer.queue, self._settings
+        held = code == _RESOURCE_LOCKED or (code == _ACCESS_REFUSED and "exclusive" in text)
+        missing = code == _NOT_FOUND
+        if missing:
+            why = (
+                f"RabbitMQ has no queue {queue} in virtual host {settings.vhost}: the shop declares it (bin/magento "
+                "setup:upgrade); if it is in another virtual host, correct [relay] vhost"
+            )
+        elif held:
+            why = (
+                f"another consumer holds queue {queue}, or takes messages of it ({consumer.consumers} consumers): stop "
+                "the shop's PHP consumers of it, or other relays"
+            )
+            self._consider_sharing(consumer)
+        elif code == _ACCESS_REFUSED:
+            why = (
+                f"RabbitMQ refuses user {settings.user} the queue {queue} ({text}): grant it with 'rabbitmqctl "
+                f'set_permissions -p {settings.vhost} {settings.user} "" "" "^{queue}$"\''
+            )
+        else:
+            why = f"RabbitMQ closed the channel of queue {queue} ({code} {text}); it is opened again"
+        with self._lock:
+            consumer.missing = missing
+            if missing:
+                consumer.ready = None
+        self._enter(consumer, Phase.WAITING, why)
+
+    def _consider_sharing(self, consumer: _Consumer) -> None:
+        """A queue with a single active consumer refuses exclusive ones, also while it has none. It is then consumed
+        like the queue wants it, which is exclusive all the same."""
+        consumer.refusals = consumer.refusals + 1 if not consumer.consumers else 0
+        if consumer.refusals >= 2:
+            consumer.exclusive = False
+        consumer.retry_at = consumer.survey_at = self._monotonic() + min(1.0, self._retry_seconds)
+
+    def _enter(self, consumer: _Consumer, phase: Phase, why: str = "") -> None:
+        with self._lock:
+            changed = (consumer.phase, consumer.why) != (phase, why)
+            was, consumer.phase, consumer.why = consumer.phase, phase, why
+        if phase is Phase.WAITING and (was is not phase or self._monotonic() >= consumer.complain_at):
+            consumer.complain_at = self._monotonic() + LOG_SECONDS
+            log.warning(
+                "waiting for a queue in RabbitMQ",
+                extra={"event": "relay_waiting", "queue": consumer.queue, "detail": why},
+            )
+        if changed:
+            self._on_change()
+
+
+def _nothing() -> None:
+    """Only ends the wait of `process_data_events`."""
+
+
+def _on_blocked(_connection: Any, method: Any) -> None:
+    log.warning(
+        "RabbitMQ takes no messages of publishers, because it has too little memory or disk space; what waits there is "
+        "relayed all the same",
+        extra={"event": "broker_blocked", "detail": str(getattr(getattr(method, "method", None), "reason", ""))},
+    )
+
+
+def _connection_problem(error: BaseException, settings: RelaySettings) -> str:
+    """What is wrong with the connection, and what to do."""
+    where = f"{settings.host}:{settings.port or (5671 if settings.ssl else 5672)}"
+    causes = list(_causes(error))
+    names = {type(each).__name__ for each in causes}
+    told = next((str(each) for each in reversed(causes) if str(each)), repr(error))
+    closed = next((each for each in causes if isinstance(each, ConnectionClosedByBroker)), None)
+    code = closed.reply_code if closed else None
+    if "ProbableAuthenticationError" in names or code == _ACCESS_REFUSED:
+        return f"RabbitMQ at {where} refuses user {settings.user} ({told}): correct [relay] user and password"
+    if "ProbableAccessDeniedError" in names or code == _NOT_ALLOWED:
+        return (
+            f"RabbitMQ at {where} refuses user {settings.user} the virtual host {settings.vhost}, or has no such one "
+            f"({told}): correct [relay] vhost, or grant it with 'rabbitmqctl set_permissions -p {settings.vhost} "
+            f'{settings.user} "" "" "^zithara_.*_queue$"\''
+        )
+    if any(isinstance(each, ssl.SSLError) for each in causes):
+        return (
+            f"TLS with RabbitMQ at {where} fails ({told}): correct [relay] host and port, or name the authority of its "
+            "certificate in [relay] ca_file"
+        )
+    if "IncompatibleProtocolError" in names and not settings.ssl:
+        return f"RabbitMQ at {where} does not answer without TLS ({told}): set [relay] ssl = true, or correct the port"
+    return f"RabbitMQ at {where}: {told}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and those within it: pika wraps what the system or the server said."""
+    seen = 0
+    while error is not None and seen < 10:
+        yield error
+        seen += 1
+        inner = [each for each in (getattr(error, "exception", None), *error.args) if isinstance(each, BaseException)]
+        error = inner[0] if inner else error.__cause__
+
+
+# ---------------------------------------------------------------- counting, for other commands
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What RabbitMQ has of a queue."""
+
+    messages: int
+    consumers: int
+
+
+def count_waiting(settings: RelaySettings, queues: Sequence[str]) -> Mapping[str, Waiting | None]:
+    """The messages that RabbitMQ holds ready in each of these queues, and their consumers. None: no such queue.
+
+    Messages that a consumer holds unacknowledged are not counted. Raises BrokerUnavailable.
+    """
+    found: dict[str, Waiting | None] = {}
+    with _connected(settings) as connection:
+        for queue in queues:
+            channel = connection.channel()
+            try:
+                declared = channel.queue_declare(queue, passive=True).method
+            except ChannelClosedByBroker as error:
+                if error.reply_code != _NOT_FOUND:
+                    raise
+                found[queue] = None
+            else:
+                found[queue] = Waiting(messages=declared.message_count, consumers=declared.consumer_count)
+                channel.close()
+    return found
+
+
+@contextmanager
+def _connected(settings: RelaySettings) -> Iterator[Any]:
+    connection = None
+    try:
+        connection = pika.BlockingConnection(parameters(settings, "zithara-worker"))
+        yield connection
+    except (AMQPError, OSError) as error:
+        raise BrokerUnavailable(_connection_problem(error, settings)) from error
+    finally:
+        if connection is not None and connection.is_open:
+            with suppress(AMQPError, OSError):
+                connection.close()
