@@ -55,7 +55,10 @@ def _rebuilt(quote: Row, items: Sequence[Row], addresses: Mapping[str, Row]) -> 
 
 
 def _number(telephone: str, country: str) -> str:
-    """An Indian number as the observers write it, which the processor repairs; of any other country with its code."""
+    """An Indian number as the observers write it, which the processor repairs; of any other country with its code. ""
+    for a text without a digit, of which the observers make "91"."""
+    if not re.search("[0-9]", telephone):
+        return ""
     digits = international(telephone, country)
     return f"+{digits}" if country != INDIA and digits.isdecimal() else _observers_number(telephone)
 
