@@ -28,6 +28,7 @@ def test_a_wheel_carries_the_sql_files_and_finds_them(tmp_path: Path) -> None:
         archive.extractall(tmp_path / "site")
     assert {f"zithara_worker/sql/{path.name}" for path in (ROOT / "sql").glob("*.sql")} <= names
     assert "zithara_worker/py.typed" in names
+    assert {f"zithara_worker/sandbox/real_shop/{name}" for name in ("tables.json", "messages.jsonl")} <= names
     code = (
         "import zithara_worker.sql, zithara_worker.database.statements as s; "
         "print(zithara_worker.sql.__file__); print(len(s.queries()), len(s.script('schema.sql', prefix='')))"

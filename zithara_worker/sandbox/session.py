@@ -19,6 +19,7 @@ from zithara_worker.errors import ConfigurationError
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.shop_tables import ShopTables
 
 Sections = Mapping[str, Mapping[str, str]]
 
@@ -27,6 +28,8 @@ Sections = Mapping[str, Mapping[str, str]]
 class Sandbox:
     server: MariaDbServer
     shop: Shop
+    #: Its orders, customers and carts
+    tables: ShopTables
     api: FakeZithara
     #: The worker's configuration file, with the least-privilege user
     config: Path
@@ -56,11 +59,14 @@ def open_sandbox(*, prefix: str = "", sections: Sections | None = None) -> Itera
     """
     with MariaDbServer() as server, Shop(server, prefix=prefix) as shop, FakeZithara() as api:
         shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
+        tables = ShopTables(shop)
+        tables.create()
         as_root = {**(sections or {}), "database": {"user": "root", "password": ""}}
         # In the server's directory, which is removed even if this process is killed.
         yield Sandbox(
             server=server,
             shop=shop,
+            tables=tables,
             api=api,
             config=write_config(server.directory / "zithara-worker.conf", shop, api, sections),
             operator_config=write_config(server.directory / "operator.conf", shop, api, as_root),
