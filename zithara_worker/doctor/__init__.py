@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zithara_worker.database.session import Database
-from zithara_worker.doctor import api, cluster, database, host, ledger, queues, shop
+from zithara_worker.doctor import api, cluster, database, host, ledger, queues, routing, shop
 from zithara_worker.doctor.finding import Finding, Level, failed, warning
 from zithara_worker.doctor.shop import unreadable
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
@@ -100,7 +100,12 @@ class Doctor:
             now = fleet.now_utc(self.database)
         except ZitharaWorkerError:
             return  # The finding "queues" has the error.
-        yield from self._guarded("published", lambda: queues.published(self.database, present, now))
+        yield from self._guarded(
+            "published",
+            lambda: routing.checks(
+                self.configured, self.database, present, now, worker_tables_usable=worker_tables_usable
+            ),
+        )
         yield from self._guarded("published.unlinked", lambda: queues.unlinked(self.database))
         if found is not None:
             lifetime = found.new_messages_lifetime_minutes

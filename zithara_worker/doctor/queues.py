@@ -1,4 +1,4 @@
-"""Checks of the four queues: that the shop publishes to them, and that only workers take messages from them."""
+"""Checks of the four queues: that messages are linked to them, and that only workers take messages from them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.doctor.routing import MODULE
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.monitor import fleet
 from zithara_worker.queue import operator
@@ -22,7 +23,6 @@ from zithara_worker.units import duration
 LOOK_BACK = 50_000
 #: Rows that a check reads at most.
 LIMIT = 5000
-_MODULE = "enable the module of /usr/share/zithara-worker/magento (its README has the commands)"
 
 
 def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
@@ -36,22 +36,6 @@ def rows(database: Database, overrides: Mapping[str, str]) -> Iterator[Finding]:
         )
     else:
         yield ok("queues", ", ".join(queue.name for queue in found))
-
-
-def published(database: Database, queues: Sequence[QueueRow], now: float) -> Iterator[Finding]:
-    """Whether the PHP side publishes to the database queue at all, and when it last did."""
-    for queue in queues:
-        check = f"published.{short_name(queue.topic)}"
-        newest = database.rows("newest_of_queue", queue_id=queue.queue_id)
-        if not newest:
-            yield warning(
-                check,
-                f"no message in {queue.name}: none was ever published to the database, or Magento has cleaned up",
-                f"if the shop has had such events, it publishes elsewhere (RabbitMQ): {_MODULE}",
-            )
-        else:
-            age = duration(now - float(newest[0]["updated_at"]))
-            yield ok(check, f"newest message {newest[0]['message_id']}, last touched {age} ago")
 
 
 def unlinked(database: Database) -> Iterator[Finding]:
@@ -75,7 +59,7 @@ def unlinked(database: Database) -> Iterator[Finding]:
         "published.unlinked",
         f"{len(lost)} messages of {topics} are linked to no queue (ids {min(lost)} to {max(lost)}): Magento's cleanup "
         "deletes them undelivered",
-        f"the topology has no binding on the database exchange: {_MODULE}; to save these, see published.unlinked in "
+        f"the topology has no binding on the database exchange: {MODULE}; to save these, see published.unlinked in "
         "docs/operations.md",
     )
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 
 from zithara_worker.errors import ConfigurationError
@@ -225,6 +226,51 @@ def _at(value: Value, *way: str | int) -> Value:
             return None
         value = value.get(step)
     return value
+
+
+# ---------------------------------------------------------------- where the topics are published
+
+#: The module of packaging/magento, which routes all topics to the database.
+_ROUTING_MODULE = "Zithara_DatabaseQueue"
+
+
+class Connection(Enum):
+    """Where Magento publishes a topic."""
+
+    DATABASE = "db"
+    RABBITMQ = "amqp"
+    #: Each publish fails: the topic's connection is RabbitMQ, and none is configured
+    NONE = "none"
+
+
+def published_to(root: Path) -> Mapping[str, Connection]:
+    """Topic -> where the shop at `root` publishes it, as far as its two files tell; another module may say otherwise.
+
+    Raises ConfigurationError where env.php cannot be read.
+    Source: `queue/config/publishers/TOPIC/connections` of env.php stands above the publishers of all modules
+    (Magento\\Framework\\MessageQueue\\Publisher\\Config\\RemoteService and Env); `modules` of config.php: 1 is enabled.
+    """
+    env = read_returned_array(root / ENV_PHP)
+    try:
+        routed = _at(read_returned_array(root / _CONFIG_PHP), "modules", _ROUTING_MODULE) in (1, "1", True)
+    except ConfigurationError:
+        routed = None
+    otherwise = Connection.RABBITMQ if _at(env, *_AMQP_PLAIN["host"]) else Connection.NONE
+    found = {}
+    for topic in TOPIC_TABLE:
+        connections = _at(env, "queue", "config", "publishers", topic, "connections")
+        enabled = [
+            name
+            for name in ("db", "amqp")
+            if isinstance(connections, dict)
+            and isinstance(told := connections.get(name), dict)
+            and told.get("disabled") in (None, False, 0, "0", "false")
+        ]
+        if enabled == ["db"] or (not enabled and routed):
+            found[topic] = Connection.DATABASE
+        elif enabled == ["amqp"] or (not enabled and routed is False):
+            found[topic] = otherwise
+    return found
 
 
 # ---------------------------------------------------------------- PHP consumers started by cron
