@@ -11,12 +11,16 @@ VALUES (%(id)s, %(host)s, %(pid)s, %(role)s, %(version)s, %(topics)s, NOW(3), NO
 ON DUPLICATE KEY UPDATE last_seen_at = VALUES(last_seen_at), in_flight = VALUES(in_flight), state = VALUES(state),
   minutes = VALUES(minutes), metrics_address = VALUES(metrics_address)
 
--- worker_gone --
-DELETE FROM {prefix}zithara_worker WHERE id = %(id)s
+-- worker_stopped --
+-- It serves no topic any more; its minutes go on counting for the last hour.
+UPDATE {prefix}zithara_worker
+SET last_seen_at = NOW(3), topics = '', metrics_address = NULL, in_flight = 0, state = '{}', minutes = %(minutes)s
+WHERE id = %(id)s
 
 -- workers_forget --
--- In slices, as every statement that changes any number of rows: clusters certify whole transactions. Served by KEY seen.
-DELETE FROM {prefix}zithara_worker WHERE last_seen_at < NOW(3) - INTERVAL 1 DAY LIMIT %(limit)s
+-- Those that stopped in order after an hour, dead ones after a day. In slices, as every statement that changes any number of rows: clusters certify whole transactions. Served by KEY seen.
+DELETE FROM {prefix}zithara_worker
+WHERE last_seen_at < NOW(3) - INTERVAL 1 HOUR AND (topics = '' OR last_seen_at < NOW(3) - INTERVAL 1 DAY) LIMIT %(limit)s
 
 -- ============================== the fleet, as it is read ==============================
 

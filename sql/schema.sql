@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_worker (
   pid             INT UNSIGNED NOT NULL,
   role            VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL DEFAULT 'consume' COMMENT 'consume or relay',
   version         VARCHAR(32) CHARACTER SET ascii NOT NULL,
-  topics          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL COMMENT 'comma-separated',
+  topics          VARCHAR(1000) CHARACTER SET utf8mb4 NOT NULL COMMENT 'comma-separated',  -- empty where it stopped in order
   started_at      DATETIME(3) NOT NULL,
   last_seen_at    DATETIME(3) NOT NULL,
   metrics_address VARCHAR(255) CHARACTER SET ascii NULL,

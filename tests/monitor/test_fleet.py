@@ -152,6 +152,24 @@ def test_rates_are_those_of_all_workers_together(shop: Shop, database: Database)
     assert sum(minute.retried for minute in found.history) == 10
 
 
+def test_what_a_stopped_worker_did_goes_on_counting_for_an_hour(shop: Shop, database: Database) -> None:
+    registry = register(database, "old", minutes=counted({OutcomeKind.DELIVERED: 1}))
+    registry.stopped(counted({OutcomeKind.DELIVERED: 30}))
+    register(database, "new", minutes=counted({OutcomeKind.DELIVERED: 10}))
+    found = read_fleet(database, {})
+    assert [worker.id for worker in found.workers] == ["new"]
+    assert sum(minute.done for minute in found.history) == 40
+    assert topic(found, TOPIC_ORDER).workers == 1
+
+    age = "UPDATE {prefix}zithara_worker SET last_seen_at = last_seen_at - INTERVAL 59 MINUTE"
+    shop.query(age)
+    registry.remove_stale()
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_worker") == [(2,)]
+    shop.query(age)
+    registry.remove_stale()
+    assert shop.query("SELECT id FROM {prefix}zithara_worker") == [("new",)], "that of a dead one is kept for a day"
+
+
 def test_what_was_not_sent_within_the_hour_is_told_by_reason(shop: Shop, database: Database) -> None:
     counters = MinuteCounters(time.time)
     for reason in ("overtaken", "unchanged", "unchanged"):

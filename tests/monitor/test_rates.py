@@ -87,8 +87,8 @@ def test_the_history_is_the_last_hour_with_this_minute() -> None:
 
 @pytest.mark.parametrize(
     ("age", "per_minute"),
-    [(3600.0, 40 / 4.5), (90.0, 40 / 1.5), (0.0, 40 * 60.0)],
-    ids=["five minutes, of this one the half", "since the oldest worker started", "never less than a second"],
+    [(3600.0, 40 / 4.5), (90.0, 40 / 1.5), (5.0, 40.0)],
+    ids=["five minutes, of this one the half", "since the oldest worker started", "never less than a minute"],
 )
 def test_rates_are_those_of_the_last_five_minutes(age: float, per_minute: float) -> None:
     minutes = [Minute(minute=number, answered=10) for number in (10_000, 9_999, 9_998, 9_996)]

@@ -149,6 +149,8 @@ class WorkerStatus:
     started_utc: float | None
     last_seen_seconds: float
     alive: bool
+    #: It stopped in order, and only its minutes count
+    stopped: bool = False
     #: False: it holds leases and has no row of its own any more
     registered: bool
     in_flight: int
@@ -212,11 +214,11 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
     complete = _count_complete(database, ids) if full else {}
     pauses = paused(database)
     processes = read_workers(database, queues, now)
-    workers = [each for each in processes if each.role != RELAY]
-    relays = [each for each in processes if each.role == RELAY]
+    workers = [each for each in processes if each.role != RELAY and not each.stopped]
+    relays = [each for each in processes if each.role == RELAY and not each.stopped]
     living = living_by_topic(workers)
     aside = {str(row["topic_name"]): int(row["messages"]) for row in database.rows("relay_aside_counts")}
-    # Also of processes that have died within the hour.
+    # Also of processes that stopped or died within the hour.
     minutes = read_minutes(each.minutes for each in processes)
     started = min((worker.started_utc for worker in processes if worker.started_utc is not None), default=now)
     topics = []
@@ -365,7 +367,8 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 topics=tuple(topic for topic in str(row["topics"]).split(",") if topic),
                 started_utc=float(row["started_at"]),
                 last_seen_seconds=max(0.0, now - float(row["last_seen_at"])),
-                alive=now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
+                alive=bool(row["topics"]) and now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
+                stopped=not row["topics"],
                 registered=True,
                 in_flight=int(row["in_flight"]),
                 held=held.pop(str(row["id"]), {}),

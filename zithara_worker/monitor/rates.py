@@ -107,8 +107,9 @@ def history(minutes: Iterable[Minute], now: float) -> tuple[Minute, ...]:
 
 
 def rates(hour: Sequence[Minute], now: float, started_utc: float) -> Rates:
-    """`hour`: of `history`. `started_utc`: when the oldest worker started; the time before it does not count."""
-    seconds = max(1.0, min((RATE_MINUTES - 1) * 60 + now % 60, now - started_utc))
+    """`hour`: of `history`. `started_utc`: when the oldest worker started; the time before it does not count, but less
+    than a minute counts as one: two messages in five seconds are no 24 a minute."""
+    seconds = max(60.0, min((RATE_MINUTES - 1) * 60 + now % 60, now - started_utc))
     recent = total(hour[-RATE_MINUTES:])
     return Rates(
         done_per_minute=round(recent.done * 60 / seconds, 2),

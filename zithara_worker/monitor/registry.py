@@ -119,14 +119,18 @@ class Registry:
             topics=",".join(me.topics)[:1000],
             metrics_address=metrics_address,
             in_flight=in_flight,
-            state=json.dumps(state, separators=(",", ":")),
-            minutes=json.dumps(minutes, separators=(",", ":")),
+            state=_compact(state),
+            minutes=_compact(minutes),
         )
 
-    def remove(self) -> None:
-        """Deletes the row of a worker that stops."""
-        self._database.execute("worker_gone", id=self._identity.id)
+    def stopped(self, minutes: Mapping[str, Any]) -> None:
+        """Writes that the process has stopped, and what it did in the last hour, which goes on counting."""
+        self._database.execute("worker_stopped", id=self._identity.id, minutes=_compact(minutes))
 
     def remove_stale(self) -> None:
-        """Deletes rows of workers that were not updated for a day, FORGOTTEN_AT_ONCE at a time."""
+        """Deletes rows of processes that stopped an hour ago, or were not updated for a day, in slices."""
         self._database.execute("workers_forget", limit=FORGOTTEN_AT_ONCE)
+
+
+def _compact(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, separators=(",", ":"))

@@ -479,7 +479,7 @@ class RelayLoop:
             for stream in self._streams:
                 if stream.holds:
                     locks.free(self._database, self._source(stream).lock, owner=self._owner)
-            self._registry.remove()
+            self._registry.stopped(self._minute_counters.minutes())
         except ZitharaWorkerError as error:
             log.info(
                 "the database is not available at the end: the locks of this relay end by themselves",

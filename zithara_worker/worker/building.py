@@ -148,7 +148,7 @@ def running_loop(prepared: Prepared, lasting: Lasting, limits: Limits, arrivals:
     try:
         lasting.endpoints.attach(parts.monitored)
         yield parts.loop
-        _leave(parts.registry)
+        _leave(parts.registry, lasting.minute_counters)
     finally:
         lasting.endpoints.detach()
         parts.courier.shutdown()
@@ -422,13 +422,13 @@ class Parts:
         )
 
 
-def _leave(registry: Registry) -> None:
-    """Deletes this worker's row in zithara_worker."""
+def _leave(registry: Registry, minute_counters: MinuteCounters) -> None:
+    """Writes in this worker's row in zithara_worker that it has stopped."""
     try:
-        registry.remove()
+        registry.stopped(minute_counters.minutes())
     except ZitharaWorkerError as error:
         log.info(
-            "could not delete this worker's row in zithara_worker, because the database is not available; `status` "
-            "shows the worker as dead until another worker removes the row after a day",
+            "could not write in zithara_worker that this worker stops, because the database is not available; `status` "
+            "shows it as dead until another worker removes the row after a day",
             extra={"event": "registry_away", "detail": str(error)},
         )
