@@ -22,6 +22,13 @@ FROM information_schema.statistics
 WHERE table_schema = DATABASE() AND table_name = %(table)s
 GROUP BY index_name
 
+-- index_progress --
+-- MariaDB's InnoDB, in hundredths of a percent; MySQL has no such variable.
+SHOW GLOBAL STATUS WHERE Variable_name = 'Innodb_onlineddl_pct_progress'
+
+-- end_session --
+KILL %(id)s
+
 -- cipher --
 SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher'
 

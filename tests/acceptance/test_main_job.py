@@ -305,6 +305,9 @@ def test_a_shop_without_the_workers_tables_is_told_what_to_run(
     assert installed.returncode == 0, installed.stderr
     again = run("--config", str(config), "install")
     assert again.stdout == installed.stdout
+    for said in ("index: built", "index: there"):
+        indexed = run("--config", str(config), "install", "--index")
+        assert indexed.returncode == 0 and said in indexed.stdout
     published = run("--config", str(config), "publish", TOPIC_ORDER, stdin='{"order": {}}')
     assert published.returncode == 0, published.stderr
     assert shop.rows()[0].message_id == int(published.stdout)

@@ -14,9 +14,9 @@ from worker.test_outage import running, settings_for
 
 from zithara_worker import Worker
 from zithara_worker.database import schema, statements
-from zithara_worker.database.schema import TABLES, install, script_text
+from zithara_worker.database.schema import TABLES, build_index, install, script_text
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ShopError
+from zithara_worker.errors import Contention, ShopError
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import MessageRow, Shop
 from zithara_worker.settings.values import Secret
@@ -265,3 +265,68 @@ def test_each_takes_over_what_the_other_left_and_fences_it_off(
         assert shop.statuses() == [3]
         old.complete(shop.row(row.relation_id), "order:A")
     assert (shop.statuses(), groups_of(shop)) == ([4], {})
+
+
+# ---------------------------------------------------------------- the optional index
+
+
+@pytest.fixture
+def sessions(shop: Shop) -> Iterator[tuple[Database, Database]]:
+    """One that builds the index and one that watches, of a user who may."""
+    root = settings_of(shop, user="root", password=Secret(""))
+    with closing(Database(root, statement_limit=False)) as builder, closing(Database(root)) as watcher:
+        yield builder, watcher
+
+
+def test_the_optional_index_is_built_and_used_by_the_next_session(
+    shop: Shop, sessions: tuple[Database, Database]
+) -> None:
+    builder, watcher = sessions
+    assert variable_of(builder, "max_statement_time", "max_execution_time") == 0
+    assert not watcher.has_pending_index
+    build_index(*sessions, lambda share: None)
+    with closing(Database(settings_of(shop))) as database:
+        assert database.has_pending_index
+
+
+def variable_of(database: Database, *names: str) -> float:
+    with database._open().cursor() as cursor:
+        cursor.execute("SHOW SESSION VARIABLES WHERE Variable_name IN %s", (names,))
+        return float(cursor.fetchone()[1])
+
+
+def test_a_transaction_that_holds_the_table_ends_the_build_and_not_the_other_way_round(
+    shop: Shop, sessions: tuple[Database, Database]
+) -> None:
+    """The server lets everybody else wait behind the ALTER, so it gives up soon."""
+    builder, _ = sessions
+    builder.run_script(["SET SESSION lock_wait_timeout = 1"])
+    with closing(shop.connect(autocommit=False)) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM queue_message_status")
+        sent = builder.statements_sent
+        with pytest.raises(Contention):
+            build_index(*sessions, lambda share: None)
+        assert builder.statements_sent == sent + 1, "it is not begun again without a word"
+    with closing(Database(settings_of(shop))) as database:
+        assert not database.has_pending_index
+
+
+def test_a_build_that_is_interrupted_goes_on_nowhere(
+    shop: Shop, sessions: tuple[Database, Database], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "PROGRESS_SECONDS", 0.05)
+    builder, _ = sessions
+    builder.run_script(["SET SESSION lock_wait_timeout = 60"])
+    session_id = builder.session_id
+
+    def interrupted(share: float) -> None:
+        raise KeyboardInterrupt
+
+    with closing(shop.connect(autocommit=False)) as holder, holder.cursor() as cursor:
+        cursor.execute("SELECT COUNT(*) FROM queue_message_status")
+        with pytest.raises(KeyboardInterrupt):
+            build_index(*sessions, interrupted)
+        alive = "SELECT id FROM information_schema.processlist WHERE id = %s"
+        eventually(lambda: shop.query(alive, (session_id,)) == [])
+    with closing(Database(settings_of(shop))) as database:
+        assert not database.has_pending_index

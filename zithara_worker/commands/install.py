@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 
 from zithara_worker.commands.root import Context
+from zithara_worker.commands.terminal import progress
 from zithara_worker.database import schema
+from zithara_worker.errors import Contention, ShopError
 
 
 @click.command()
@@ -17,9 +19,11 @@ from zithara_worker.database import schema
     metavar="N",
     help="With --print: only the upgrade from schema N.",
 )
+@click.option("--index", is_flag=True, help="Also build the optional index, while the shop publishes.")
+@click.option("--yes", is_flag=True, help="With --index: do not ask, on a cluster either.")
 @click.option("--user", default="'zithara_worker'@'localhost'", metavar="ACCOUNT", help="The account that grants name.")
 @click.pass_obj
-def install(context: Context, only_print: bool, upgrade_from: int | None, user: str) -> None:
+def install(context: Context, only_print: bool, upgrade_from: int | None, index: bool, yes: bool, user: str) -> None:
     """Create the worker's tables and register the four queues. Running it again changes nothing.
 
     Tables of an older version are upgraded in place while workers run.
@@ -29,11 +33,14 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
     \b
     Examples:
       zithara-worker install
+      zithara-worker install --index
       zithara-worker install --print --user "'zithara_worker'@'10.0.0.5'"
       zithara-worker install --print --from 1
     """
     if upgrade_from is not None and not only_print:
         raise click.UsageError("--from needs --print: without --print, install finds out which schema is there")
+    if index and only_print:
+        raise click.UsageError("--print has the optional index at its end: leave out --index")
     settings = context.configured.settings
     if only_print:
         click.echo(
@@ -54,8 +61,47 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, user: 
         click.echo(f"table {table}")
     for name, queue_id in installed.queues:
         click.echo(f"queue {name} (id {queue_id})")
-    if not installed.optional_index:
+    if index and not installed.optional_index:
+        _build_index(context, yes=yes)
+    elif not installed.optional_index:
         click.echo(
-            "index: none over (queue_id, status, message_id); it is optional, "
-            "see the end of 'zithara-worker install --print'"
+            "index: none over (queue_id, status, message_id); it is optional, see 'zithara-worker install --index'"
         )
+    else:
+        click.echo("index: there")
+
+
+def _build_index(context: Context, *, yes: bool) -> None:
+    with (
+        context.database() as watcher,
+        context.database(addresses=watcher.addresses, statement_limit=False) as builder,
+    ):
+        cluster = watcher.rows("cluster_variables")
+        if any(row["Variable_name"] == "group_replication_group_name" and row["Value"] for row in cluster):
+            click.echo("the other members build the index afterwards, and lag for so long", err=True)
+        if watcher.is_galera:
+            click.echo(
+                "This is a Galera cluster: while the index is built, no node takes writes to any table, for about as "
+                "long as a single server would need. Node by node (wsrep_OSU_method = RSU) nobody waits: "
+                "docs/databases.md has the steps.",
+                err=True,
+            )
+            if not yes:
+                click.confirm("Build it at once on all nodes?", abort=True, err=True)
+        with progress(100, "building the index") as on_percent:
+            done = 0
+
+            def on_progress(share: float) -> None:
+                nonlocal done
+                percent = min(99, int(share * 100))
+                on_percent(percent - done)
+                done = percent
+
+            try:
+                schema.build_index(builder, watcher, on_progress)
+            except Contention as error:
+                raise ShopError(
+                    f"the index was not built: a transaction held the table for too long ({error}); nothing changed. "
+                    "Run it again, at a quieter hour"
+                ) from error
+    click.echo("index: built; running workers use it once they are reloaded (SIGHUP) or restarted")

@@ -74,11 +74,12 @@ class Context:
         logs.warn_of(self.configured.warnings)
 
     @contextmanager
-    def database(self) -> Iterator[Database]:
-        """A session on the shop's database, closed at the end. It connects with its first statement."""
+    def database(self, **options: Any) -> Iterator[Database]:
+        """A session on the shop's database, closed at the end. It connects with its first statement. `options`: of
+        Database."""
         from zithara_worker.database.session import Database
 
-        database = Database(self.configured.settings.database)
+        database = Database(self.configured.settings.database, **options)
         try:
             yield database
         finally:

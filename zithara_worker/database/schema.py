@@ -6,12 +6,15 @@ Knows no table's meaning.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from zithara_worker.database import statements
 from zithara_worker.database.session import Database
-from zithara_worker.errors import SchemaOutdated, ShopError
+from zithara_worker.errors import SchemaOutdated, ShopError, ZitharaWorkerError
 from zithara_worker.topics import TOPIC_TABLE
 
 #: The version that sql/schema.sql creates. A worker uses tables of a newer version, and waits where they are older.
@@ -27,6 +30,8 @@ TABLES = (
     "zithara_relayed",
     "zithara_relay_aside",
 )
+#: Seconds between two looks at how far the index is built.
+PROGRESS_SECONDS = 0.5
 #: The table whose comment carries the version.
 _MARKED = "zithara_message_group"
 _MARK = re.compile(r"zithara-worker schema (\d+)\Z")
@@ -93,6 +98,31 @@ def install(database: Database) -> Installed:
         optional_index=database.has_pending_index,
         upgraded_from=before if 0 < before < VERSION else None,
     )
+
+
+def build_index(builder: Database, watcher: Database, on_progress: Callable[[float], object]) -> None:
+    """Builds the optional index while the shop publishes.
+
+    `builder`: a session without limits, of a user who may ALTER; it runs in a thread of its own. `watcher`: another
+    session of that user, which asks how far it is, and ends the statement if this function is interrupted.
+    `on_progress` is called with the share that is done, twice a second; MySQL does not tell it.
+    The server takes the table for itself at the beginning and at the end, and gives up after LOCK_WAIT_TIMEOUT: nobody
+    waits longer. Raises ShopError if the server refuses, Contention if a long transaction held the table.
+    """
+    script = statements.script("optional_index.sql", prefix=builder.prefix)
+    session_id = builder.session_id
+    with ThreadPoolExecutor(1) as threads:
+        # Not again after contention: a build of minutes would begin anew without a word.
+        building = threads.submit(partial(builder.run_script, script, again=False))
+        try:
+            while not wait([building], PROGRESS_SECONDS).done:
+                rows = watcher.rows("index_progress")
+                on_progress(int(rows[0]["Value"]) / 10_000 if rows else 0.0)
+        except BaseException:
+            with suppress(ZitharaWorkerError):
+                watcher.execute("end_session", id=session_id)
+            raise
+        building.result()
 
 
 def _upgrade(database: Database) -> int:

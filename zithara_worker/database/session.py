@@ -108,6 +108,7 @@ class Database:
 
     `addresses`: those of another session of the same settings, so that both use the same server. `clock`: seconds since
     the epoch, which every statement then sees as NOW() instead of the server's time, for tests and simulations.
+    `statement_limit`: whether a statement is given up after STATEMENT_TIMEOUT.
     """
 
     def __init__(
@@ -117,10 +118,12 @@ class Database:
         addresses: Addresses | None = None,
         clock: Callable[[], float] | None = None,
         sleep: Callable[[float], None] = time.sleep,
+        statement_limit: bool = True,
     ) -> None:
         self._settings = settings
         self.addresses = addresses or Addresses(settings)
         self._clock = clock
+        self._limited = statement_limit
         self._sleep = sleep
         self._connection: _Connection | None = None
         self._texts = statements.queries()
@@ -160,6 +163,11 @@ class Database:
     def is_local(self) -> bool:
         """Whether the server is on this host, so that no network needs encryption."""
         return all(address.is_local for address in self.addresses.all)
+
+    @property
+    def session_id(self) -> int:
+        """The number by which the server knows the session. Opens it, if it is not open."""
+        return int(self._open().thread_id())  # type: ignore[no-untyped-call]  # pymysql leaves it untyped
 
     def log_in_as(self, settings: DatabaseSettings) -> None:
         """Uses the user and password of these settings from the next connection on.
@@ -230,7 +238,7 @@ class Database:
             # PyMySQL 1.2 encrypts wherever the server offers TLS. Over a socket that would protect nothing.
             ssl_disabled=bool(unix_socket) and not settings.ssl_ca,
             connect_timeout=CONNECT_TIMEOUT,
-            read_timeout=ANSWER_TIMEOUT,
+            read_timeout=ANSWER_TIMEOUT if self._limited else None,
             write_timeout=ANSWER_TIMEOUT,
             defer_connect=True,
         )
@@ -239,6 +247,7 @@ class Database:
             # for MySQL 8 with RSA, and the server, which trusts a socket, would take that for the password itself.
             connection._secure = True
         connection.connect(_connected_socket(address, unix_socket))
+        limit = STATEMENT_TIMEOUT if self._limited else 0
         with connection.cursor(Cursor) as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(
@@ -247,7 +256,7 @@ class Database:
                 # Each server executes its own kind of comment. MariaDB takes seconds, MySQL milliseconds.
                 " /*M! , max_statement_time = %s */"
                 " /*!80000 , max_execution_time = %s, information_schema_stats_expiry = 0 */",
-                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, STATEMENT_TIMEOUT, round(STATEMENT_TIMEOUT * 1000)),
+                (LOCK_WAIT_TIMEOUT, LOCK_WAIT_TIMEOUT, limit, round(limit * 1000)),
             )
         return connection
 
@@ -339,10 +348,14 @@ class Database:
 
         return self._run(write)
 
-    def run_script(self, texts: Sequence[str]) -> None:
-        """Runs the statements of a script of `sql/` as they stand."""
+    def run_script(self, texts: Sequence[str], *, again: bool = True) -> None:
+        """Runs the statements of a script of `sql/` as they stand. `again`: after contention too."""
         for text in texts:
-            self._run(partial(Cursor.execute, query=text))
+            run = partial(Cursor.execute, query=text)
+            if again:
+                self._run(run)
+            else:
+                self._run_once(run, Cursor)
 
     @contextmanager
     def transaction(self) -> Iterator[None]:

@@ -210,4 +210,4 @@ def optional_index(database: Database) -> Iterator[Finding]:
     if database.has_pending_index:
         yield ok("database.index", "the optional index is there")
     else:
-        yield ok("database.index", "without the optional index; see the end of 'zithara-worker install --print'")
+        yield ok("database.index", "without the optional index; 'zithara-worker install --index' builds it")
