@@ -11,15 +11,19 @@ WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s AND destination = %
 
 -- ledger_record --
 -- A request was accepted. A row of another destination is written over; while a request of the entity may still arrive, its
--- digest is not kept. Assignments run from left to right: destination comes last.
+-- digest is not kept. What reconcile publishes told a state that had been settled for 15 minutes: whatever a transaction of the
+-- shop published since then is later, even if its id is lower. Assignments run from left to right: destination comes last.
 INSERT INTO {prefix}zithara_delivery
   (topic_name, group_key, destination, message_id, published_at, create_id, covers, request, content, entity_updated_at,
    first_accepted_at, last_accepted_at, accepted)
 VALUES (%(topic)s, %s, %(destination)s, %s, %s, %s, %s, %s, %s, %s, NOW(3), NOW(3), 1)
 ON DUPLICATE KEY UPDATE
-  message_id = VALUES(message_id), published_at = VALUES(published_at), covers = VALUES(covers),
+  message_id = VALUES(message_id),
+  published_at = IF(VALUES(message_id) = reconcile_id, VALUES(published_at) - INTERVAL 15 MINUTE, VALUES(published_at)),
+  covers = VALUES(covers),
   create_id = IF(destination = VALUES(destination), GREATEST(create_id, VALUES(create_id)), VALUES(create_id)),
   request = IF(doubt_until > NOW(3), NULL, VALUES(request)),
+  compared_at = IF(content = VALUES(content) AND destination = VALUES(destination), compared_at, NULL),
   content = VALUES(content), entity_updated_at = VALUES(entity_updated_at),
   first_accepted_at = IF(destination = VALUES(destination), first_accepted_at, VALUES(first_accepted_at)),
   accepted = IF(destination = VALUES(destination), accepted + 1, 1),
@@ -28,8 +32,8 @@ ON DUPLICATE KEY UPDATE
 -- ledger_record_older --
 -- An older message was accepted after a newer one, since the newer one did not tell all of it: what the CRM holds is a mixture.
 UPDATE {prefix}zithara_delivery FORCE INDEX (PRIMARY)
-SET create_id = GREATEST(create_id, %(create_id)s), request = NULL, content = NULL, last_accepted_at = NOW(3),
-    accepted = accepted + 1, stale = 1
+SET create_id = GREATEST(create_id, %(create_id)s), request = NULL, content = NULL, compared_at = NULL,
+    last_accepted_at = NOW(3), accepted = accepted + 1, stale = 1
 WHERE topic_name = %(topic)s AND group_key = %(group_key)s AND destination = %(destination)s
 
 -- ledger_lock --
@@ -44,7 +48,7 @@ INSERT INTO {prefix}zithara_delivery
   (topic_name, group_key, destination, message_id, published_at, covers, first_accepted_at, last_accepted_at, accepted)
 VALUES (%(topic)s, %s, %(destination)s, %s, %s, '', NOW(3), NOW(3), 0)
 ON DUPLICATE KEY UPDATE
-  published_at = IF(VALUES(message_id) > message_id, VALUES(published_at), published_at),
+  published_at = IF(VALUES(message_id) > message_id AND VALUES(message_id) <> reconcile_id, VALUES(published_at), published_at),
   message_id = GREATEST(message_id, VALUES(message_id))
 
 -- ledger_doubt --

@@ -77,3 +77,8 @@ ORDER BY host, started_at, id
 -- relay_aside_counts --
 -- Messages from RabbitMQ that are kept aside: a few rows, whose contents InnoDB stores on pages of their own.
 SELECT topic_name, COUNT(*) AS messages FROM {prefix}zithara_relay_aside WHERE piece = 0 GROUP BY topic_name
+
+-- reconciliations --
+-- The last result of each kind that `reconcile` compared.
+SELECT kind, UNIX_TIMESTAMP(started_at) AS started_at, UNIX_TIMESTAMP(finished_at) AS finished_at, result
+FROM {prefix}zithara_reconciliation

@@ -48,7 +48,7 @@ WRITES = re.compile(r"\s*(UPDATE|DELETE)\b", re.IGNORECASE)
 #: Conditions that name the rows by the first column of a primary key or by all of it: the number of rows is that of the
 #: caller's list.
 BY_KEY = re.compile(
-    r"\bWHERE\s+(?:\w+\.)?(?:id|config_id|topic|name) (?:=|IN) %\(\w+\)s"
+    r"\bWHERE\s+(?:\w+\.)?(?:id|config_id|topic|name|kind) (?:=|IN) %\(\w+\)s"
     r"|\bWHERE queue_id = %\(queue_id\)s AND group_key (?:=|IN) %\(\w+\)s"
     r"|\bWHERE topic_name (?:=|IN) %\(\w+\)s\s+AND group_key (?:=|IN) %\(\w+\)s"
     r"|\bWHERE 1 = 0"

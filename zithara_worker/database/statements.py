@@ -15,6 +15,7 @@ QUERIES = (
     "queue.sql",
     "ledger.sql",
     "operator.sql",
+    "reconcile.sql",
     "trace.sql",
     "monitor.sql",
     "shop.sql",

@@ -63,13 +63,19 @@ def body_text(body: str | bytes | None) -> str:
 
 
 def put_message(database: Database, *, topic: str, queue_id: int, body: str) -> int:
-    """Stores one message (Magento\\MysqlMq\\Model\\Driver\\Queue::push); returns its queue_message.id.
+    """Stores one message in a transaction of its own; returns its queue_message.id."""
+    with database.transaction():
+        return store_message(database, topic=topic, queue_id=queue_id, body=body)
+
+
+def store_message(database: Database, *, topic: str, queue_id: int, body: str) -> int:
+    """Stores one message in the caller's transaction (Magento\\MysqlMq\\Model\\Driver\\Queue::push); returns its
+    queue_message.id.
 
     Needs INSERT on queue_message and queue_message_status, which the worker's own database user does not have.
     """
-    with database.transaction():
-        message_id = database.insert("publish_message", topic=topic, body=body)
-        database.execute("publish_status", queue_id=queue_id, message_id=message_id, status=int(Status.NEW))
+    message_id = database.insert("publish_message", topic=topic, body=body)
+    database.execute("publish_status", queue_id=queue_id, message_id=message_id, status=int(Status.NEW))
     return message_id
 
 

@@ -1,0 +1,524 @@
+"""reconcile on a real server: each class, and each rule that keeps it from putting older over newer."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import pytest
+from support.reconcile import MemoryShop, Reconciler, ago
+from support.workers import settings_of
+
+from zithara_worker import Settings
+from zithara_worker.completeness.compare import Verdict
+from zithara_worker.completeness.pending import PendingMessages
+from zithara_worker.completeness.reconcile import LEASE_SECONDS, STUCK_SECONDS, AlreadyAtWork, Window
+from zithara_worker.database import locks
+from zithara_worker.database.session import Database
+from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.monitor.reconciliations import read_results
+from zithara_worker.sandbox import examples
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings.values import Secret
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
+
+
+@pytest.fixture
+def administrator(shop: Shop) -> Iterator[Database]:
+    """A session with the rights of the shop's own user."""
+    opened = Database(settings_of(shop, user="root", password=Secret("")))
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def rows() -> MemoryShop:
+    return MemoryShop()
+
+
+@pytest.fixture
+def reconciler(administrator: Database, rows: MemoryShop, settings: Settings) -> Reconciler:
+    return Reconciler(administrator, rows, settings)
+
+
+def counts(**found: int) -> Counter[Verdict]:
+    return Counter({Verdict(name): number for name, number in found.items()})
+
+
+def sent(api: FakeZithara) -> list[tuple[str, Any]]:
+    return [(request.method, order_of(request.json)["platform_order_id"]) for request in api.requests()]
+
+
+def order_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    order: Mapping[str, Any] = body.get("order", body)
+    return order
+
+
+# ---------------------------------------------------------------- the classes
+
+
+def test_what_was_delivered_is_complete_and_is_not_rebuilt_again(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    for id in range(1, 6):
+        shop.publish(TOPIC_ORDER, rows.order(id))
+    consume()
+    assert reconciler.compare().counts == counts(complete=5)
+    assert rows.calls["build"] == 1
+    assert reconciler.compare().counts == counts(complete=5)
+    assert rows.calls["build"] == 1, "times spare the work"
+
+
+def test_a_time_that_moved_without_news_is_looked_at_and_complete(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    """Magento touches an order when it notes that its mail was sent."""
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    reconciler.compare()
+    rows.touch(1, ago(minutes=20))
+    assert reconciler.verdict() is Verdict.COMPLETE
+    assert rows.calls["build"] == 2
+
+
+def test_two_saves_within_a_second_are_told_apart_by_content(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    rows.order(1, grand_total=7.0)  # the second message never came
+    assert reconciler.verdict() is Verdict.STALE
+
+
+def test_what_was_never_published_is_missing(rows: MemoryShop, reconciler: Reconciler) -> None:
+    rows.order(1)
+    found = reconciler.compare()
+    assert found.counts == counts(missing=1)
+    assert found.named == {Verdict.MISSING: [("000000001", "")]}
+    assert not found.is_complete
+
+
+def test_what_changed_a_moment_ago_is_not_judged(rows: MemoryShop, reconciler: Reconciler) -> None:
+    rows.order(1, updated_at=ago(minutes=14))
+    rows.order(2, updated_at=ago(minutes=16))
+    found = reconciler.compare()
+    assert found.counts == counts(unsettled=1, missing=1)
+
+
+def test_a_message_on_the_queue_is_waiting(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in (1, 2, 3, 4):
+        shop.publish(TOPIC_ORDER, rows.order(id))
+    for id, status in enumerate((2, 3, 5, 4), start=1):
+        shop.query("UPDATE {prefix}queue_message_status SET status = %s WHERE message_id = %s", (status, id))
+    assert reconciler.compare().counts == counts(waiting=3, missing=1)
+
+
+def test_an_error_is_failed_until_something_newer_is_delivered(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], refused: set[str]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    refused.add("000000001")
+    consume()
+    assert reconciler.verdict() is Verdict.FAILED
+    refused.clear()
+    shop.publish(TOPIC_ORDER, rows.order(1, grand_total=5.0))
+    consume()
+    assert reconciler.verdict() is Verdict.COMPLETE
+    rows.order(1, grand_total=6.0, updated_at=ago(minutes=30))
+    assert reconciler.verdict() is Verdict.STALE, "the old failure is no longer its newest message"
+
+
+def test_one_number_in_two_stores_is_ambiguous_and_never_published(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1, label="000000007"))
+    consume()
+    rows.order(2, label="000000007", grand_total=9.0)
+    assert reconciler.publish().counts == counts(ambiguous=2)
+    assert len(shop.rows()) == 1
+
+
+def test_what_makes_no_message_is_invalid_and_stops_nothing(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler
+) -> None:
+    rows.order(1, items=[])
+    rows.order(2)
+    rows.order(3)
+    rows.broken = {3}
+    found = reconciler.publish()
+    assert found.counts == counts(invalid=2, missing=1)
+    assert found.named[Verdict.INVALID] == [("000000001", "order_without_items"), ("000000003", "internal_error")]
+    assert (found.published, len(shop.rows())) == (1, 1)
+
+
+def test_a_row_of_another_account_counts_as_absent(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    reconciler.compare()
+    found = reconciler.publish(destination="b" * 64)
+    assert found.counts == counts(missing=1)
+    assert '\\"is_update\\":false' in str(shop.body(2)), "this account has no create of it"
+
+
+def test_what_tells_less_of_the_same_state_is_complete(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    delivered = rows.order(1)
+    shop.publish(TOPIC_ORDER, delivered)
+    consume()
+    rows.order(1, grand_total=8.0)
+    rows.also[1] = (delivered,)
+    assert reconciler.verdict() is Verdict.COMPLETE
+
+
+def test_content_accepted_since_the_last_comparison_is_compared_again(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    """An operator forces an old message after the rows were found equal: their time has not moved."""
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    assert reconciler.verdict() is Verdict.COMPLETE
+    shop.publish(TOPIC_ORDER, examples.order("000000001", grand_total=1.0, updated_at=rows.rows[1].updated_at))
+    consume()
+    assert reconciler.verdict() is Verdict.STALE
+
+
+def test_a_stale_mark_makes_it_look_and_is_cleared_where_all_is_well(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    reconciler.compare()
+    shop.query("UPDATE {prefix}zithara_delivery SET stale = 1")
+    assert reconciler.verdict() is Verdict.COMPLETE
+    assert rows.calls["build"] == 2
+    assert shop.query("SELECT stale FROM {prefix}zithara_delivery") == [(0,)]
+
+
+def test_a_request_that_may_still_arrive_leaves_it_unsettled(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    reconciler.compare()
+    shop.query("UPDATE {prefix}zithara_delivery SET request = NULL, doubt_until = NOW() + INTERVAL 60 SECOND")
+    assert reconciler.verdict() is Verdict.UNSETTLED
+
+
+# ---------------------------------------------------------------- publish
+
+
+def test_what_is_missing_or_stale_is_published_once_and_then_complete(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(2))
+    consume()
+    rows.order(1)
+    rows.order(2, state="complete", status="complete")
+    rows.order(3)
+    api.forget_requests()
+    found = reconciler.publish()
+    assert (found.published, found.counts) == (3, counts(missing=2, stale=1))
+    assert found.is_complete
+    assert reconciler.publish().counts == counts(waiting=3), "a second run publishes nothing that is pending"
+    consume()
+    assert sorted(sent(api)) == [("PATCH", "000000002"), ("POST", "000000001"), ("POST", "000000003")]
+    assert reconciler.compare().counts == counts(complete=3)
+
+
+def test_the_oldest_goes_first_and_a_limit_is_kept(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(40, 0, -1):
+        rows.order(id)
+    found = reconciler.publish(limit=20)
+    assert found.published == 20 and not found.is_complete
+    bodies = [str(shop.body(row.message_id)) for row in shop.rows()]
+    assert [f"{id:09d}" in body for id, body in enumerate(bodies, start=1)] == [True] * 20
+
+
+def test_a_stored_message_is_what_magento_would_store(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    state = rows.order(1, customer_firstname="Zoë/\x7f")
+    reconciler.publish()
+    shop.publish(TOPIC_ORDER, state)
+    ours, magentos = (str(shop.body(row.message_id)) for row in shop.rows())
+    assert json.loads(json.loads(ours)) == json.loads(json.loads(magentos))
+    assert ours.isascii() and "/" not in ours.replace("\\/", "")
+
+
+def test_what_the_shop_changes_before_the_commit_is_rolled_back(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler
+) -> None:
+    rows.order(1)
+    rows.order(2)
+
+    def change(call: str) -> None:
+        if call == "times" and shop.query("SELECT 1 FROM {prefix}queue_message_status") == []:
+            seen = rows.calls["times"]
+            if seen == 3:  # of the comparison, of the judging before the transaction, and this: after the INSERTs
+                rows.touch(1, ago(minutes=1))
+
+    rows.before = change
+    found = reconciler.publish()
+    assert found.published == 1
+    [row] = shop.rows()
+    assert "000000002" in str(shop.body(row.message_id))
+    assert shop.query("SELECT group_key FROM {prefix}zithara_delivery WHERE reconcile_id > 0") == [("order:000000002",)]
+
+
+def test_what_changes_while_it_is_read_is_unsettled(rows: MemoryShop, reconciler: Reconciler) -> None:
+    rows.order(1)
+    rows.before = lambda call: rows.touch(1, ago(minutes=1)) if call == "build" else None
+    assert reconciler.verdict() is Verdict.UNSETTLED
+
+
+def test_what_was_discarded_is_not_published_again(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    consume()
+    reconciler.compare()
+    [(content,)] = shop.query("SELECT content FROM {prefix}zithara_delivery")
+    shop.query("UPDATE {prefix}zithara_delivery SET refused = content, content = NULL, compared_at = NULL")
+    assert reconciler.publish().counts == counts(refused=1)
+    shop.query("UPDATE {prefix}zithara_delivery SET content = %s", (content,))
+    assert reconciler.verdict() is Verdict.COMPLETE, "it was accepted all the same"
+
+
+def test_it_gives_way_to_what_the_shop_publishes(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    """With 16 NEW messages it publishes, with 17 it waits until some are taken."""
+    for id in range(1, 4):
+        rows.order(id)
+    others = [shop.publish(TOPIC_ORDER, examples.order(f"9{id}")) for id in range(17)]
+    waited: list[int] = []
+
+    def sleep(seconds: float) -> None:
+        waited.append(len(shop.rows()))
+        if len(waited) == 3:
+            shop.query("UPDATE {prefix}queue_message_status SET status = 3 WHERE id = %s", (others[0].relation_id,))
+
+    assert reconciler.publish(sleep=sleep).published == 3
+    assert waited == [17, 17, 17]
+
+
+def test_it_gives_up_where_no_worker_takes_anything(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    rows.order(1)
+    for id in range(17):
+        shop.publish(TOPIC_ORDER, examples.order(f"9{id}"))
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += 10
+
+    found = reconciler.publish(sleep=sleep, monotonic=lambda: clock[0])
+    assert (found.ended, found.published, found.is_complete) == ("stuck", 0, False)
+    assert clock[0] == pytest.approx(STUCK_SECONDS, abs=11)
+
+
+def test_nothing_is_published_while_rabbitmq_holds_messages(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler
+) -> None:
+    rows.order(1)
+    asked: list[str] = []
+
+    def in_rabbitmq(topic: str) -> int:
+        asked.append(topic)
+        return 3
+
+    found = reconciler.publish(in_rabbitmq=in_rabbitmq)
+    assert (found.in_rabbitmq, found.published, found.ended) == (3, 0, "in_rabbitmq")
+    assert asked == [TOPIC_ORDER] and shop.rows() == []
+
+
+def test_it_stops_when_asked_and_goes_on_later(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 41):
+        rows.order(id)
+    found = reconciler.publish(stopped=lambda: len(shop.rows()) >= 16)
+    assert (found.published, found.ended, found.is_complete) == (16, "stopped", False)
+    found = reconciler.publish(concurrency=100)
+    assert (found.published, found.counts) == (24, counts(waiting=16, missing=24))
+
+
+def test_a_comparison_that_was_stopped_leaves_the_last_result(rows: MemoryShop, reconciler: Reconciler) -> None:
+    rows.order(1)
+    reconciler.compare()
+    rows.order(2)
+    assert reconciler.compare(stopped=lambda: True).ended == "stopped"
+    [kept] = read_results(reconciler.database)
+    assert kept.finished_utc is None and kept.counts["missing"] == 1
+
+
+def test_what_is_kept_counts_the_published_as_waiting(rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 4):
+        rows.order(id)
+    reconciler.publish(limit=2)
+    [kept] = read_results(reconciler.database)
+    assert (kept.counts["missing"], kept.counts["waiting"], kept.wrong) == (1, 2, 1)
+    assert kept.judged_utc is not None
+
+
+# ---------------------------------------------------------------- one at a time
+
+
+def test_one_reconcile_of_a_kind_at_a_time(rows: MemoryShop, reconciler: Reconciler) -> None:
+    second = reconciler.run(owner="b")
+    with reconciler.run(), pytest.raises(AlreadyAtWork, match="another reconcile of orders is at work"), second:
+        pass
+    with reconciler.run(owner="b"):
+        pass
+
+
+def test_a_run_whose_lock_was_taken_publishes_nothing_more(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, database: Database
+) -> None:
+    """It stood still for longer than its lease, and another one began."""
+    rows.order(1)
+
+    def steal(call: str) -> None:
+        if call == "build" and rows.calls["build"] == 2:
+            shop.query("UPDATE {prefix}zithara_lock SET lease_until = NOW(3) - INTERVAL 1 SECOND")
+            assert locks.take(database, "reconcile:orders", owner="b", lease_seconds=LEASE_SECONDS)
+
+    rows.before = steal
+    with pytest.raises(AlreadyAtWork, match="another reconcile of orders has begun"):
+        reconciler.publish()
+    assert shop.rows() == []
+    assert shop.query("SELECT owner FROM {prefix}zithara_lock") == [("b",)], "it frees no lock of others"
+
+
+def test_a_lost_connection_at_commit_leaves_nothing_half_done(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler
+) -> None:
+    rows.order(1)
+
+    def cut(call: str) -> None:
+        if call == "times" and rows.calls["times"] == 3:
+            for (id,) in shop.query("SELECT id FROM information_schema.processlist WHERE id <> CONNECTION_ID()"):
+                if id:
+                    shop.query("KILL %s", (id,))
+
+    rows.before = cut
+    with pytest.raises(DatabaseUnavailable):
+        reconciler.publish()
+    rows.before = lambda call: None
+    shop.query("DELETE FROM {prefix}zithara_lock")
+    assert shop.rows() == []
+    assert reconciler.publish().published == 1
+
+
+# ---------------------------------------------------------------- resend
+
+
+def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    for id in range(1, 41):
+        shop.publish(TOPIC_ORDER, rows.order(id))
+    consume()
+    assert reconciler.compare().counts == counts(complete=40)
+    api.forget_requests()
+    before = len(shop.rows())
+    found = reconciler.publish(resend=True, stopped=lambda: len(shop.rows()) >= before + 16)
+    assert (found.published, found.ended) == (16, "stopped")
+    consume()
+    found = reconciler.publish(resend=True, concurrency=100)
+    assert (found.published, found.counts) == (24, counts(complete=16, stale=24))
+    consume()
+    assert sorted(sent(api)) == [("POST", f"{id:09d}") for id in range(1, 41)], "each once, none skipped as unchanged"
+    assert reconciler.compare().counts == counts(complete=40)
+    assert reconciler.publish(resend=True, concurrency=100).published == 40, "the next resend begins anew"
+
+
+# ---------------------------------------------------------------- with live events
+
+
+def cart(total: float) -> dict[str, Any]:
+    return examples.cart("1", total_price=total)
+
+
+def test_what_a_transaction_of_the_shop_publishes_late_is_not_taken_for_older(
+    shop: Shop, administrator: Database, settings: Settings, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    """A cart is saved in a transaction that stays open while reconcile publishes the state from before it."""
+    rows = MemoryShop(topic=TOPIC_CART, entity="cart")
+    rows.put(1, cart(10))
+    shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (1)")
+    reconciler = Reconciler(administrator, rows, settings)
+    with shop.transaction() as publisher:
+        publisher.publish(TOPIC_CART, cart(20))
+        assert reconciler.publish().published == 1
+        consume()
+    consume()
+    rows.put(1, cart(20), updated_at=ago(minutes=16))
+    assert [request.json["cart"]["total_price"] for request in api.requests()] == [10.0, 20.0]
+    assert reconciler.verdict() is Verdict.COMPLETE
+
+
+def test_a_worker_that_delivers_meanwhile_is_seen(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    """The module's message is delivered between the first and the second pass."""
+    state = rows.order(1)
+
+    def deliver(call: str) -> None:
+        if call == "page" and rows.calls["page"] == 2:
+            shop.publish(TOPIC_ORDER, state)
+            consume()
+
+    rows.before = deliver
+    found = reconciler.publish()
+    assert (found.counts, found.published) == (counts(missing=1), 0)
+    assert len(api.requests()) == 1
+
+
+def test_a_failing_api_leaves_failed_and_not_missing(
+    rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], refused: set[str]
+) -> None:
+    rows.order(1)
+    refused.add("000000001")
+    reconciler.publish()
+    consume()
+    assert reconciler.publish().counts == counts(failed=1)
+
+
+# ---------------------------------------------------------------- windows and pages
+
+
+def test_a_window_is_kept(rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 5):
+        rows.order(id, updated_at=ago(days=id))
+    found = reconciler.compare(Window(since=ago(days=3, hours=1), until=ago(days=1, hours=1)))
+    assert found.named == {Verdict.MISSING: [("000000002", ""), ("000000003", "")]}
+
+
+def test_pages_are_read_until_the_last(rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 1203):
+        rows.order(id)
+    assert reconciler.compare().counts == counts(missing=1202)
+    assert rows.calls["page"] == 3 and rows.calls["build"] == 3
+
+
+# ---------------------------------------------------------------- pending messages
+
+
+def test_pending_messages_are_read_in_slices_and_later_ones_are_found(
+    shop: Shop, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zithara_worker.completeness.pending.SLICE", 3)
+    monkeypatch.setattr("zithara_worker.completeness.pending._RUN", 2)
+    for id in range(1, 9):
+        shop.publish(TOPIC_ORDER, examples.order(str(id)))
+    queue_id = shop.query("SELECT id FROM {prefix}queue WHERE name = 'zithara_order_queue'")[0][0]
+    pending = PendingMessages(database, queue_id=queue_id)
+    pending.refresh()
+    assert all(f"order:{id}" in pending for id in range(1, 9)) and "order:9" not in pending
+    with shop.transaction() as publisher:
+        publisher.publish(TOPIC_ORDER, examples.order("late"))
+        shop.publish(TOPIC_ORDER, examples.order("10"))
+        pending.refresh()
+        assert "order:10" in pending and "order:late" not in pending
+    pending.refresh()
+    assert "order:late" in pending, "committed late, with a lower id"
