@@ -35,3 +35,7 @@ SELECT message_id FROM {prefix}zithara_delivery_failure FORCE INDEX (message_gro
 WHERE queue_id = %(queue_id)s AND group_key = %(group_key)s
 ORDER BY id DESC
 LIMIT %(limit)s
+
+-- entity_of_message --
+-- Of a message that may have been deleted. Served by KEY newest.
+SELECT topic_name, group_key FROM {prefix}zithara_delivery FORCE INDEX (newest) WHERE message_id = %(message_id)s LIMIT 1

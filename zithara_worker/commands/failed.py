@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -234,7 +234,7 @@ def full_record(
     return {
         **as_record(failure, unmasked=unmasked),
         "topic": topic,
-        "group": group if unmasked else _masked_group(group),
+        "group": group if unmasked else masked_group(group),
         "body_characters": len(body),
         "accepted": accepted
         and {
@@ -243,7 +243,7 @@ def full_record(
             "is_newer": accepted.message_id > failure.message_id,
             "same_account": accepted.destination == prospects.destination,
         },
-        "retry": prospects.retry(failure, topic=topic, group_key=group, content=content)
+        "retry": prospects.retry(failure, topic, group, content)
         if failure.status is Status.ERROR or failure.discarded_utc
         else None,
         "later": later,
@@ -263,7 +263,7 @@ def as_record(failure: Failure, *, unmasked: bool = False) -> dict[str, Any]:
         "reason": failure.reason,
         "http_status": failure.http_status,
         "detail": failure.detail if unmasked else masked(failure.detail),
-        "group": group if unmasked or group is None else _masked_group(group),
+        "group": group if unmasked or group is None else masked_group(group),
         "attempts": failure.attempts,
         "number_of_trials": failure.number_of_trials,
         "first_failed_at": iso(failure.first_failed_utc),
@@ -283,7 +283,8 @@ def export_records(database: Database, relation_ids: Sequence[int]) -> Iterator[
         yield {**as_record(failure, unmasked=True), "topic": topic, "body": body}
 
 
-def _masked_group(group: str) -> str:
+def masked_group(group: str) -> str:
+    """A group key, which may hold an email address."""
     kind, _, name = group.partition(":")
     return f"{kind}:{masked(name)}" if "@" in name else group
 
@@ -294,7 +295,7 @@ def _masked_request(request: dict[str, Any]) -> dict[str, Any]:
         address, question, _ = str(shown["url"]).partition("?")
         shown["url"] = f"{address}?***" if question else address
     if "group" in shown:
-        shown["group"] = _masked_group(str(shown["group"]))
+        shown["group"] = masked_group(str(shown["group"]))
     if "error" in shown:
         shown["error"] = {**shown["error"], "detail": masked(shown["error"]["detail"])}
     return shown
@@ -319,12 +320,8 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         yield f"unwitnessed {value['unwitnessed']} attempts: it is not given up until another message succeeds there"
     if value["first_failed_at"]:
         yield f"failed      first {value['first_failed_at']}, last {value['last_failed_at']}"
-    for each in value["history"]:
-        what = f"operator: {each['act']}" if "act" in each else f"{each.get('reason')}"
-        code = f" HTTP {each['http_status']}" if each.get("http_status") else ""
-        who = each.get("operator") or each.get("worker") or ""
-        note = f": {each['note']}" if each.get("note") else ""
-        yield f"  {printable(each.get('at'))}  {printable(what)}{code}  {printable(who + note)}"
+    for line in history_lines(value["history"]):
+        yield f"  {line}"
     if accepted := value["accepted"]:
         by = f"message {accepted['message_id']}" if accepted["message_id"] else "a message of before ids began again"
         newer = ", which is newer" if accepted["is_newer"] else ""
@@ -346,6 +343,16 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         yield f"  none: it would complete as skipped ({request['skip']})"
     else:
         yield f"  none: {request['error']['code']}: {printable(request['error']['detail'])}"
+
+
+def history_lines(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """An attempt or an operator's action a line: when, what, and by whom."""
+    for each in history:
+        what = f"operator: {each['act']}" if "act" in each else f"{each.get('reason')}"
+        code = f" HTTP {each['http_status']}" if each.get("http_status") else ""
+        who = each.get("operator") or each.get("worker") or ""
+        note = f": {each['note']}" if each.get("note") else ""
+        yield f"{printable(each.get('at'))}  {printable(what)}{code}  {printable(who + note)}"
 
 
 @contextmanager

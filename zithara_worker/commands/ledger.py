@@ -41,7 +41,7 @@ def show(context: Context, group: str, as_json: bool) -> None:
     with context.database() as database:
         found = ledger_records.records(database, group)
     if as_json:
-        print_json([_as_json(each) for each in found], indent=2)
+        print_json([as_value(each) for each in found], indent=2)
     elif not found:
         click.echo(f"nothing is known of {printable(group)}: Zithara has accepted no message of it since version 0.3")
     for each in () if as_json else found:
@@ -69,7 +69,8 @@ def _told(record: ledger_records.Record) -> list[tuple[str, str]]:
     return told
 
 
-def _as_json(record: ledger_records.Record) -> dict[str, object]:
+def as_value(record: ledger_records.Record) -> dict[str, object]:
+    """The value that JSON shows."""
     return {
         "topic": record.topic,
         "group": record.group_key,

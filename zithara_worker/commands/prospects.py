@@ -12,7 +12,7 @@ from functools import partial
 from zithara_worker.commands.root import Context
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import Event, Lease, Message, Rejection, Skip
+from zithara_worker.messages import Event, Lease, Message, Rejection, Request, Skip
 from zithara_worker.processors import ShopContext, process
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.ledger import Ledger
@@ -58,6 +58,8 @@ class Prospects:
             invented_phone=zithara.invented_phone,
             now_utc=datetime.now(timezone.utc),
         )
+        #: Whether the shop wants its messages delivered
+        self.enabled = shop.consumable
         #: Of the account that messages are sent to; None: its credentials cannot be read
         self.destination: str | None = None
         with suppress(ConfigurationError):
@@ -70,13 +72,17 @@ class Prospects:
             utc=time.time,
         )
 
+    def process(self, event: Event) -> Request | Skip | Rejection:
+        """The request that an event becomes, or why it becomes none."""
+        return process(event, self.shop)
+
     def accepted(self, topic: str, group_key: str) -> Record | None:
         """What Zithara last accepted of the entity. Of another account, if nothing else is known."""
         return next((each for each in records(self._database, group_key) if each.topic == topic), None)
 
-    def retry(self, message: Failure, *, topic: str, group_key: str, content: Event | Rejection) -> str:
+    def retry(self, message: Failure, topic: str, group_key: str, content: Event | Rejection) -> str:
         """What a retry of a message in ERROR, or of a discarded one, would do; a key of RETRY_TEXTS."""
-        request = process(content, self.shop) if isinstance(content, Event) else content
+        request = self.process(content) if isinstance(content, Event) else content
         if isinstance(request, Rejection):
             return REJECTED
         if message.newer_delivered:

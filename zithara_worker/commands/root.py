@@ -38,6 +38,7 @@ _COMMANDS = {
     "status": "status",
     "failed": "failed",
     "ledger": "ledger",
+    "trace": "trace",
     "pause": "pause",
     "resume": "pause",
     "doctor": "doctor",

@@ -69,6 +69,12 @@ def search(
         limit = max(1, min(fitting, 4 * limit, MOST_ROWS))
 
 
+def bounds(database: Database, queue_id: int) -> tuple[int, int]:
+    """The highest and the lowest message id of a queue; 0 for an empty one. All queues of the shop share the ids."""
+    row = database.rows("search_bounds", queue_id=queue_id)[0]
+    return int(row["newest"] or 0), int(row["oldest"] or 0)
+
+
 def later(database: Database, message: Failure, group_key: str) -> list[Failure]:
     """The messages of this group that came after `message`, in order: those among the newest LATER of its queue."""
     slices = search(database, message.queue_id, group_key, above=message.message_id, rows=LATER)
