@@ -120,6 +120,19 @@ UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
 SET status = 4, updated_at = NOW()
 WHERE id IN %(ids)s AND status = 6
 
+-- release_lock --
+-- Those of the given messages that are IN_PROGRESS, locked by primary key before any row of a group, as a settle does.
+SELECT id FROM {prefix}queue_message_status FORCE INDEX (PRIMARY)
+WHERE id IN %(ids)s AND status = 3
+ORDER BY id
+FOR UPDATE
+
+-- release --
+-- IN_PROGRESS -> RETRY_REQUIRED, as Magento's cron does after a day.
+UPDATE {prefix}queue_message_status FORCE INDEX (PRIMARY)
+SET status = 5, updated_at = NOW()
+WHERE id IN %(ids)s AND status = 3
+
 -- failures_unrecorded --
 -- A failure row for a message that a PHP consumer rejected, so that the operator's decision can be recorded.
 INSERT IGNORE INTO {prefix}zithara_delivery_failure

@@ -19,6 +19,7 @@ from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
+from zithara_worker.sandbox.php_consumer import PhpConsumer
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
@@ -233,6 +234,65 @@ def test_what_is_known_of_a_discarded_message_goes_with_it(
 
 
 # ---------------------------------------------------------------- a retry beside newer messages of its group
+
+
+# ---------------------------------------------------------------- release
+
+
+def orphan(shop: Shop, number: str, *, minutes: int) -> Any:
+    """A message that a PHP consumer took so long ago and did not end."""
+    published = shop.publish_order(number)
+    php = PhpConsumer(shop.operator, TOPIC_ORDER, prefix=shop.prefix)
+    selected = php.select()
+    assert selected is not None and selected.message_id == published.message_id and php.take(selected)
+    shop.make_older(minutes=minutes, relation_ids=[published.relation_id])
+    return published
+
+
+def release(database: Database, published: Any, audit: Any) -> operator.Released:
+    return operator.release(database, [published.relation_id], by="anna@shop1", note="php died", audit=audit)
+
+
+def test_what_a_dead_php_consumer_left_is_released_and_delivered(
+    shop: Shop, database: Database, api: FakeZithara, consume: Consume, audit: Any
+) -> None:
+    left = orphan(shop, "000000777", minutes=11)
+    newer = shop.publish_order("000000777")
+    done = release(database, left, audit)
+    assert (done.released, done.held, done.at_work, done.not_in_progress) == ((left.message_id,), (), (), ())
+    assert [(line["action"], line["message_ids"]) for line in audit.lines] == [("release", [left.message_id])]
+    consume()
+    assert attempts_of(api) == [str(left.message_id), str(newer.message_id)]
+    assert shop.statuses() == [4, 4]
+    assert release(database, left, audit).not_in_progress == (left.message_id,)
+
+
+def test_nothing_is_released_while_a_php_consumer_is_at_work_on_the_queue(
+    shop: Shop, database: Database, audit: Any
+) -> None:
+    left = orphan(shop, "000000777", minutes=60)
+    orphan(shop, "000000778", minutes=9)
+    assert release(database, left, audit).at_work == (left.message_id,)
+    assert shop.statuses() == [3, 3] and audit.lines == []
+
+
+def test_what_a_worker_holds_is_not_released(shop: Shop, database: Database, audit: Any) -> None:
+    left = orphan(shop, "000000777", minutes=60)
+    group_row(shop, left, worker="w1")
+    assert release(database, left, audit).held == (left.message_id,)
+    assert shop.statuses() == [3]
+
+
+def test_what_the_ledger_knows_of_a_released_entity_is_in_doubt(
+    shop: Shop, database: Database, consume: Consume, audit: Any
+) -> None:
+    # The consumer that died may have sent its state: the one that was accepted before would not be unchanged behind it.
+    shop.publish_order("000000777")
+    consume()
+    known = "SELECT request IS NULL FROM {prefix}zithara_delivery"
+    assert shop.query(known) == [(0,)]
+    assert release(database, orphan(shop, "000000777", minutes=60), audit).released
+    assert shop.query(known) == [(1,)]
 
 
 def attempts_of(api: FakeZithara) -> list[str]:

@@ -1,6 +1,6 @@
 """`failed`: the messages that were given up, why they failed, and what would be sent now.
 
-`failed retry` and `failed discard`: `failed_actions.py`.
+`failed retry`, `discard` and `release`: `failed_actions.py`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def failed() -> None:
 
 failed.add_command(failed_actions.retry)
 failed.add_command(failed_actions.discard)
+failed.add_command(failed_actions.release)
 
 
 @failed.command()
@@ -145,6 +146,8 @@ def list_command(context: Context, choice: Choice, waiting: bool, limit: int, as
         left=(1, 2, 6, 7),
     )
     click.echo("\n".join(lines))
+    if total > 1:
+        click.echo("counted by reason, with what to do: zithara-worker failed summary", err=True)
     if total > len(found):
         click.echo(f"{total - len(found)} more; raise --limit, or narrow the list", err=True)
 

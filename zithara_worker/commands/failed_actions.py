@@ -1,4 +1,4 @@
-"""`failed retry` and `failed discard`: put failed messages back on the queue, or give them up for good."""
+"""`failed retry`, `discard` and `release`: put failed messages or orphans back on the queue, or give messages up."""
 
 from __future__ import annotations
 
@@ -133,6 +133,52 @@ def discard(
         click.echo(f"{len(done.discarded)} discarded")
         _warn_not_failed(not_failed, "not in ERROR")
     if not_failed:
+        sys.exit(EXIT_FAILED)
+
+
+@click.command()
+@click.argument("ids", type=int, nargs=-1, required=True, metavar="ID...")
+@click.option("--note", default="", metavar="TEXT", help="Why; kept in the log and the audit file.")
+@click.option(
+    "--json", "as_json", is_flag=True, help='One JSON object: {"released", "held", "at_work", "not_in_progress"}.'
+)
+@click.pass_obj
+def release(context: Context, ids: tuple[int, ...], note: str, as_json: bool) -> None:
+    """Put messages back on the queue that are in progress though nobody works on them.
+
+    A PHP consumer that died leaves its message so; 'zithara-worker doctor' names them. Messages that a worker holds are
+    left alone, and so are those of a queue of which a PHP consumer has taken a message within the last ten minutes.
+    Exit code 1 when a message was left alone.
+
+    \b
+    Example:
+      zithara-worker failed release 1234
+    """
+    with context.database() as database, context.audit() as audit:
+        queue_ids = [queue.queue_id for queue in queues_of(database, context)]
+        found, unknown = failures.find(database, queue_ids, list(dict.fromkeys(ids)))
+        done = operator.release(database, [each.id for each in found], by=operator_name(), note=note, audit=audit)
+    not_in_progress = (*done.not_in_progress, *unknown)
+    if as_json:
+        value = {"released": done.released, "held": done.held, "at_work": done.at_work}
+        print_json({**value, "not_in_progress": not_in_progress})
+    else:
+        click.echo(f"{len(done.released)} put back on the queue")
+        _warn_not_failed(not_in_progress, "not in progress")
+        if done.held:
+            click.echo(
+                f"{len(done.held)} left alone, because a worker holds their order, customer or cart "
+                f"({_some(done.held)}): it takes them over by itself, or see 'zithara-worker status'",
+                err=True,
+            )
+        if done.at_work:
+            click.echo(
+                f"{len(done.at_work)} left alone, because a PHP consumer has taken a message of their queue within the "
+                f"last ten minutes ({_some(done.at_work)}): stop it (see 'zithara-worker doctor'), and give the "
+                "command again ten minutes later",
+                err=True,
+            )
+    if done.held or done.at_work or not_in_progress:
         sys.exit(EXIT_FAILED)
 
 

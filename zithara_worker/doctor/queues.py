@@ -80,7 +80,7 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         yield warning(
             "in_progress",
             f"no worker holds {_described([*found.values()], now)}: a PHP consumer holds them, or died with them",
-            "stop PHP consumers of our queues; what is left then, Magento's cron puts back (when: see shop.cleanup)",
+            f"stop PHP consumers of our queues, then {_release([*found.values()])}; {_CRON}",
         )
         return
     with_php = [row for id, row in found.items() if id in by_php]
@@ -96,8 +96,17 @@ def in_progress(database: Database, queues: Sequence[QueueRow], now: float) -> I
         yield warning(
             "in_progress",
             f"neither a worker nor PHP holds {_described(held_by_none, now)}",
-            "a consumer died with them; Magento's cron puts them back (when: see shop.cleanup)",
+            f"a consumer died with them: {_release(held_by_none)}; {_CRON}",
         )
+
+
+#: What happens without an operator.
+_CRON = "Magento's cron puts them back later (when: see shop.cleanup)"
+
+
+def _release(rows: Sequence[Mapping[str, Any]]) -> str:
+    ids = sorted(int(row["message_id"]) for row in rows)
+    return f"zithara-worker failed release {' '.join(map(str, ids[:5]))}{' ...' if len(ids) > 5 else ''}"
 
 
 def _described(rows: Sequence[Mapping[str, Any]], now: float) -> str:

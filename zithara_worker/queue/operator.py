@@ -1,4 +1,5 @@
-"""What an operator does to a queue: retry and discard failed messages, pause and resume topics, publish messages.
+"""What an operator does to a queue: retry and discard failed messages, release orphans, pause and resume
+topics, publish messages.
 
 Retry and discard change the rows that a worker's settle transaction changes, under the same locks. Every action except
 `publish` writes one line to the audit file and one to the log, with the operator's name.
@@ -198,7 +199,74 @@ def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: st
     return set(wanted)
 
 
-# ---------------------------------------------------------------- what retry and discard share
+# ---------------------------------------------------------------- release
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """The result of a release, as message ids."""
+
+    released: tuple[int, ...]
+    #: Left alone, because a worker holds their group
+    held: tuple[int, ...]
+    #: Left alone, because a PHP consumer has taken a message of their queue within the last ten minutes
+    at_work: tuple[int, ...]
+    #: Not in progress any more
+    not_in_progress: tuple[int, ...]
+
+
+def release(database: Database, relation_ids: Sequence[int], *, by: str, note: str, audit: Audit) -> Released:
+    """Puts messages back that are IN_PROGRESS though nobody is at work on them, as after a PHP consumer that died.
+
+    Magento's cron does so after a day. Whether the consumer has sent its request nobody knows: the delivery ledger
+    takes it for possible.
+    """
+    parts: list[Released] = []
+    for found in _batches(database, relation_ids, int):
+        part = database.again_on_contention(partial(_release, database, found))
+        _tell("release", part.released, by=by, note=note, audit=audit)
+        parts.append(part)
+    return Released(
+        released=tuple(id for part in parts for id in part.released),
+        held=tuple(id for part in parts for id in part.held),
+        at_work=tuple(id for part in parts for id in part.at_work),
+        not_in_progress=tuple(id for part in parts for id in part.not_in_progress),
+    )
+
+
+def _release(database: Database, found: Sequence[Failure]) -> Released:
+    """One transaction: IN_PROGRESS -> RETRY_REQUIRED, where nobody is at work."""
+    with database.transaction():
+        locked = {int(row["id"]) for row in database.rows("release_lock", ids=sorted(each.id for each in found))}
+        orphans = [each for each in found if each.id in locked]
+        queue_ids = sorted({each.queue_id for each in orphans})
+        busy: set[tuple[int, str]] = set()
+        for queue_id in queue_ids:
+            keys = sorted({str(each.group_key) for each in orphans if each.queue_id == queue_id})
+            heads = database.rows("failed_heads", queue_id=queue_id, group_keys=keys)
+            busy |= {(queue_id, row["group_key"]) for row in heads if row["worker_id"] is not None}
+        rows = database.rows("ledger_php_at_work", queue_ids=queue_ids) if queue_ids else []
+        at_work = {int(row["queue_id"]) for row in rows}
+        held = [each for each in orphans if (each.queue_id, each.group_key) in busy]
+        free = [each for each in orphans if each.queue_id not in at_work and each not in held]
+        if free:
+            free.sort(key=lambda each: each.message_id)
+            database.execute("release", ids=sorted(each.id for each in free))
+            database.insert_rows(
+                "failed_wake", [(each.queue_id, each.group_key, each.id, each.message_id) for each in free]
+            )
+            for topic in sorted({str(each.topic) for each in free}):
+                groups = {str(each.group_key) for each in free if each.topic == topic}
+                ledger_records.ask_for(database, topic, groups)
+    return Released(
+        released=tuple(each.message_id for each in found if each in free),
+        held=tuple(each.message_id for each in found if each in held),
+        at_work=tuple(each.message_id for each in orphans if each not in held and each not in free),
+        not_in_progress=tuple(each.message_id for each in found if each.id not in locked),
+    )
+
+
+# ---------------------------------------------------------------- what retry, discard and release share
 
 
 def _batches(
