@@ -161,7 +161,7 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
 
 def _process(worker: WorkerStatus) -> dict[str, Any]:
     value = {**asdict(worker), "started_at": iso(worker.started_utc)}
-    del value["started_utc"], value["minutes"]
+    del value["started_utc"], value["minutes"], value["stopped"]
     return value
 
 
