@@ -13,7 +13,6 @@ FROM (SELECT s.message_id, COALESCE(LENGTH(m.body), 0) AS bytes,
       ORDER BY s.message_id DESC
       LIMIT %(limit)s) AS next_rows
 GROUP BY IF(found, message_id, 0)
-ORDER BY message_id DESC
 
 -- search_bounds --
 -- The newest and the oldest message of a queue. Each part reads one entry of the index.

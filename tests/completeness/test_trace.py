@@ -218,7 +218,9 @@ def test_what_another_account_accepted_is_not_what_this_one_has(
     shop.publish(TOPIC_CART, payload)
     consume()
     shop.query("UPDATE {prefix}zithara_delivery SET destination = REPEAT('0', 64)")
-    assert look("cart", str(cart_id)).in_shop[0].has_latest is False
+    found = look("cart", str(cart_id))
+    assert found.in_shop[0].has_latest is False
+    assert "by another account than the one in use" in "\n".join(report(found, unmasked=False, audit_file=None))
 
 
 # ---------------------------------------------------------------- its messages
@@ -363,7 +365,7 @@ def test_what_waits_is_told_with_its_cause(
     found = look("order", "A")
     assert waits(found) == [(first, "backoff", None), (second, "behind", first)]
     assert found.waits[0].until_utc is not None and 60 < found.waits[0].until_utc - found.at_utc <= 91
-    shop.query("UPDATE {prefix}zithara_message_group SET not_before = NOW(3) - INTERVAL 1 SECOND")
+    shop.query("UPDATE {prefix}zithara_message_group SET not_before = NOW(3) - INTERVAL 1 HOUR")
     assert waits(look("order", "A"))[0] == (first, "due", None)
     [message] = worker.claim()
     shop.query("UPDATE {prefix}zithara_message_group SET lease_until = NOW(3) - INTERVAL 1 SECOND")

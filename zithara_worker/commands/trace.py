@@ -215,7 +215,7 @@ def as_value(found: Traced, *, unmasked: bool) -> dict[str, Any]:
                 for each in found.in_shop
             ],
         },
-        "accepted": found.accepted and accepted_value(found.accepted),
+        "accepted": found.accepted and {**accepted_value(found.accepted), "other_account": found.other_account},
         "messages": [_message_value(each, unmasked=unmasked) for each in found.messages],
         "waits": [
             {
@@ -323,6 +323,8 @@ def _accepted_lines(found: Traced) -> Iterator[str]:
         f"accepted {moment(record.last_accepted_at_utc)} UTC ({ago} ago) by {by}; {record.accepted} requests since "
         f"{moment(record.first_accepted_at_utc)}"
     )
+    if found.other_account:
+        yield "by another account than the one in use, which has nothing of it"
     if record.stale:
         yield "an older message came behind a newer one: the shop may have a newer state"
     if not record.is_sure:

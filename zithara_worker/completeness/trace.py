@@ -115,13 +115,15 @@ class Searched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """Messages and waits: oldest message first. `shop_problem`: why the shop's tables could not be read, or ""."""
+    """Messages and waits: oldest message first. `shop_problem`: why the shop's tables could not be read, or "".
+    `other_account`: whether `accepted` is what another account than the one in use has."""
 
     entity: Entity
     at_utc: float
     in_shop: tuple[InShop, ...]
     shop_problem: str
     accepted: Record | None
+    other_account: bool
     messages: tuple[TracedMessage, ...]
     waits: tuple[Wait, ...]
     blocks: tuple[Block, ...]
@@ -180,7 +182,8 @@ def trace(
     KeyboardInterrupt ends the search, and what was found is returned. Raises ShopError, DatabaseUnavailable.
     """
     accepted = None if entity.kind == WEBHOOK_ORDER else next(iter(records(database, entity.group_key)), None)
-    in_shop, problem = _in_shop(database, reader, entity, accepted, destination, process)
+    here = accepted if accepted is not None and accepted.destination == (destination or accepted.destination) else None
+    in_shop, problem = _in_shop(database, reader, entity, here, process)
     places = _places(entity, queues, in_shop)
     groups = {place: _group(database, place) for place in places}
     found = _by_index(database, groups, accepted, process)
@@ -209,6 +212,7 @@ def trace(
         in_shop=tuple(in_shop),
         shop_problem=problem,
         accepted=accepted,
+        other_account=accepted is not None and accepted is not here,
         messages=tuple(messages),
         waits=tuple(waits),
         blocks=tuple(blocks),
@@ -223,11 +227,10 @@ def _in_shop(
     database: Database,
     reader: EntityReader | None,
     entity: Entity,
-    accepted: Record | None,
-    destination: str | None,
+    here: Record | None,
     process: Process,
 ) -> tuple[list[InShop], str]:
-    """The entities of this name, and why they could not be read."""
+    """The entities of this name, and why they could not be read. `here`: what the account in use has."""
     if reader is None:
         return [], ""
     try:
@@ -236,7 +239,6 @@ def _in_shop(
         rebuilt = reader.build([each.id for each in same])
     except ShopError as error:
         return [], str(error)
-    here = accepted if accepted is not None and accepted.destination == (destination or accepted.destination) else None
     found = []
     for each in same:
         requests = []
