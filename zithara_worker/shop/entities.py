@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, NamedTuple, Protocol
 
 from zithara_worker.database.session import Database
@@ -177,11 +176,10 @@ class TableReader:
 
 
 def text(value: Any) -> str | None:
-    """A column's value as Magento has it after a load: a decimal is text with all its places ('499.0000'). NULL is
-    None."""
+    """A column's value as Magento has it after a load: a decimal is text with its places ('499.0000'). NULL is None."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
-    return None if value is None else f"{value:f}" if isinstance(value, Decimal) else str(value)
+    return None if value is None else str(value)
 
 
 def by_owner(rows: Iterable[Row], owner: str) -> dict[int, list[Row]]:

@@ -258,7 +258,7 @@ def content_digest(entity: Entity) -> str:
     return hashlib.sha256(encoded(_as_stored(entity.state))).hexdigest()
 
 
-def _as_stored(state: Any, levels: int = 4) -> Any:
+def _as_stored(state: Any, levels: int = 3) -> Any:
     """With amounts as the shop's tables have them. The items of a cart are the deepest; what the shop's own attributes
     may hold below is left as it is, because nothing bounds its depth."""
     if isinstance(state, float):
