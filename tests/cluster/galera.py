@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import ClassVar
 
-import pymysql.err
-from support.waiting import eventually
+from chaos.world import Blow
 
-from zithara_worker.errors import DatabaseUnavailable, ShopError
-from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
+from cluster.nodes import Cluster, Node
+from zithara_worker.errors import ShopError
+from zithara_worker.sandbox.mariadb import free_port
 
 #: Where Debian's package galera-4 has the provider.
 PROVIDER = Path("/usr/lib/galera/libgalera_smm.so")
 #: Seconds without an answer after which the others exclude a node. Galera's own defaults are 5 and 15.
 SUSPECT_SECONDS = 2
 INACTIVE_SECONDS = 5
-#: Seconds in which a node must have joined, a copy of the whole data included.
-JOIN_SECONDS = 90.0
 
 
-class Node(MariaDbServer):
+class GaleraNode(Node):
     """One node. `ports`: for each node those of the group, of incremental and of full state transfers."""
 
-    def __init__(self, number: int, ports: Sequence[tuple[int, int, int]], *, creates: bool) -> None:
-        super().__init__(tcp=True, start_timeout_seconds=JOIN_SECONDS)
-        self.number = number
-        self.is_frozen = False
+    def __init__(self, number: int, ports: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__(number)
         group, incremental, full = ports[number]
         provider = {
             "gmcast.listen_addr": f"tcp://127.0.0.1:{group}",
@@ -54,74 +48,56 @@ class Node(MariaDbServer):
             f"--wsrep-cluster-address=gcomm://{','.join(f'127.0.0.1:{each[0]}' for each in ports)}",
             f"--wsrep-provider-options={';'.join(f'{name}={value}' for name, value in provider.items())}",
         )
-        self.options = (*self._joins, "--wsrep-new-cluster") if creates else self._joins
+        # The first start of the first node makes the cluster; every other start joins it.
+        self.options = self._joins if number else (*self._joins, "--wsrep-new-cluster")
 
     def start(self) -> None:
         super().start()
         self.options = self._joins
         self.is_frozen = False
 
-    def freeze(self) -> None:
-        """SIGSTOP: the process keeps its connections and answers nothing."""
-        os.kill(self.pid, signal.SIGSTOP)
-        self.is_frozen = True
-
-    def thaw(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
-        self.is_frozen = False
-
     def status(self, name: str) -> str:
-        """A status variable such as wsrep_cluster_status. Raises DatabaseUnavailable."""
-        with self.connect(read_timeout=5) as connection, connection.cursor() as cursor:
-            cursor.execute("SHOW STATUS WHERE Variable_name = %s", (name,))
-            row = cursor.fetchone()
-            return str(row[1]) if row else ""
+        """A status variable such as wsrep_cluster_status."""
+        found = self.ask("SHOW STATUS WHERE Variable_name = %s", name)
+        return str(found[0][1]) if found else ""
 
-    @property
-    def serves(self) -> bool:
-        """Whether it belongs to the majority and has caught up."""
-        if self.is_frozen or not self.running:
-            return False
-        try:
-            return self.status("wsrep_ready") == "ON" and self.status("wsrep_local_state_comment") == "Synced"
-        except (DatabaseUnavailable, pymysql.err.Error):
-            return False
+    def members(self) -> int:
+        return int(self.status("wsrep_cluster_size") or 0)
+
+    def _serves(self) -> bool:
+        return self.status("wsrep_ready") == "ON" and self.status("wsrep_local_state_comment") == "Synced"
 
 
-class Galera:
-    """Three nodes. As a context manager they run from entry to exit, and leave nothing."""
+class Galera(Cluster):
+    name = "Galera"
+    plan: ClassVar[Mapping[Blow, tuple[int, int]]] = {
+        Blow.KILL: (6, 1),
+        Blow.NODE_KILLED: (3, 0),
+        Blow.NODE_STOPPED: (4, 0),
+        Blow.NO_MAJORITY: (3, 1),
+        Blow.NODE_RESTARTED: (1, 0),
+        Blow.NODE_LAGS: (4, 1),
+        Blow.SWITCH: (2, 1),
+    }
+    nodes: list[GaleraNode]
 
     def __init__(self, count: int = 3) -> None:
         if not PROVIDER.exists():
             raise ShopError(f"there is no {PROVIDER}: install the Debian package galera-4")
         ports = [(free_port(), free_port(), free_port()) for _ in range(count)]
-        self.nodes = [Node(number, ports, creates=number == 0) for number in range(count)]
+        super().__init__([GaleraNode(number, ports) for number in range(count)])
 
-    def __enter__(self) -> Galera:
-        try:
-            first, *others = self.nodes
-            first.start()
-            with ThreadPoolExecutor() as threads:
-                # The first node gives its data to one after the other; making their directories takes as long again.
-                list(threads.map(Node.start, others))
-            self.wait_until_whole()
-        except BaseException:
-            self.close()
-            raise
-        return self
+    def has_majority(self, node: Node) -> bool:
+        return isinstance(node, GaleraNode) and node.status("wsrep_cluster_status") == "Primary"
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
+    def lag(self, node: Node, seconds: float) -> None:
+        with node.connect() as session, session.cursor() as cursor:
+            cursor.execute("SET GLOBAL wsrep_desync = ON")
+            cursor.execute("FLUSH TABLES WITH READ LOCK")
+            time.sleep(seconds)
+            cursor.execute("UNLOCK TABLES")
+            cursor.execute("SET GLOBAL wsrep_desync = OFF")
 
-    def close(self) -> None:
-        for node in self.nodes:
-            node.close()
-
-    def wait_until_whole(self, within: float = JOIN_SECONDS) -> None:
-        """Until every node serves and sees all the others."""
-        size = str(len(self.nodes))
-        eventually(
-            lambda: all(node.serves and node.status("wsrep_cluster_size") == size for node in self.nodes), within=within
-        )
+    def conflicts(self) -> int:
+        names = ("wsrep_local_cert_failures", "wsrep_local_bf_aborts")
+        return sum(int(node.status(name) or 0) for node in self.nodes for name in names)

@@ -9,7 +9,7 @@ import pytest
 from support.waiting import eventually
 from support.workers import StepWorker, settings_of
 
-from cluster.galera import Galera, Node
+from cluster.galera import Galera, GaleraNode
 from zithara_worker.database.session import Database
 from zithara_worker.doctor.cluster import nodes
 from zithara_worker.doctor.finding import Level
@@ -20,13 +20,13 @@ from zithara_worker.sandbox.tcp_proxy import TcpProxy
 
 
 @pytest.fixture(scope="module")
-def node() -> Iterator[Node]:
+def node() -> Iterator[GaleraNode]:
     with Galera(1) as galera:
         yield galera.nodes[0]
 
 
 @pytest.fixture
-def database(node: Node, make_shop: Callable[..., Shop]) -> Iterator[Database]:
+def database(node: GaleraNode, make_shop: Callable[..., Shop]) -> Iterator[Database]:
     with closing(Database(settings_of(make_shop(node)))) as opened:
         yield opened
 
@@ -37,7 +37,9 @@ def sync_wait(database: Database) -> int:
         return int(cursor.fetchone()[0])
 
 
-def test_only_statements_that_need_it_wait_for_what_other_nodes_have_committed(node: Node, database: Database) -> None:
+def test_only_statements_that_need_it_wait_for_what_other_nodes_have_committed(
+    node: GaleraNode, database: Database
+) -> None:
     assert sync_wait(database) == 0
     with database.in_step():
         assert sync_wait(database) == 7
@@ -62,7 +64,10 @@ def test_doctor_reads_the_state_of_the_node(database: Database) -> None:
 
 
 def test_claims_renewals_and_settlements_in_doubt_are_in_step(
-    node: Node, make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    node: GaleraNode,
+    make_shop: Callable[..., Shop],
+    make_worker: Callable[..., StepWorker],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shop = make_shop(node)
     shop.publish_order("A")
@@ -89,7 +94,7 @@ def test_claims_renewals_and_settlements_in_doubt_are_in_step(
 
 
 def test_a_node_outside_the_majority_is_left_for_the_next_address(
-    node: Node, make_shop: Callable[..., Shop], mariadb: MariaDbServer
+    node: GaleraNode, make_shop: Callable[..., Shop], mariadb: MariaDbServer
 ) -> None:
     shop = make_shop(mariadb)
     with closing(node.connect()) as root, root.cursor() as cursor, TcpProxy(mariadb.socket_path) as proxy:

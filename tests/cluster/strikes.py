@@ -1,4 +1,4 @@
-"""Blows to the nodes of a Galera cluster and to the workers on them."""
+"""Blows to the nodes of a cluster and to the workers on them, and the shop that writes to one of the nodes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chaos.fleet import Fleet
 from chaos.world import Blow, World
 from support.waiting import eventually
 
-from cluster.galera import JOIN_SECONDS, Galera, Node
+from cluster.nodes import JOIN_SECONDS, Cluster, Node
 from zithara_worker.errors import DatabaseUnavailable
 
 #: Seconds that a statement of the shop waits for its answer.
@@ -39,8 +39,8 @@ class Writer:
     def connect(self, database: str | None = None, **settings: Any) -> pymysql.connections.Connection[Any]:
         """A session at that node, or at the next one that serves. Raises DatabaseUnavailable."""
         with self._lock:
-            if not self.current.serves:
-                self.current = next((node for node in self._nodes if node.serves), self.current)
+            if not self.current.takes_writes:
+                self.current = next((node for node in self._nodes if node.takes_writes), self.current)
             node = self.current
         limits = {"read_timeout": ANSWER_SECONDS, "write_timeout": ANSWER_SECONDS}
         try:
@@ -48,10 +48,10 @@ class Writer:
         except pymysql.err.Error as error:
             raise DatabaseUnavailable(str(error)) from error
 
-    def switch(self) -> None:
-        """The shop goes to another node with its next connection."""
+    def move(self, node: Node) -> None:
+        """The shop goes to this node with its next connection."""
         with self._lock:
-            self.current = next(node for node in self._nodes if node is not self.current and node.serves)
+            self.current = node
 
     @property
     def running(self) -> bool:
@@ -66,11 +66,11 @@ class Striker:
     """Strikes what `plan` says, in an order drawn from `seed`. After each blow the cluster becomes whole again."""
 
     def __init__(
-        self, world: World, fleet: Fleet, galera: Galera, writer: Writer, plan: Sequence[Blow], *, seed: int
+        self, world: World, fleet: Fleet, cluster: Cluster, writer: Writer, plan: Sequence[Blow], *, seed: int
     ) -> None:
         self._world = world
         self._fleet = fleet
-        self._galera = galera
+        self._cluster = cluster
         self._writer = writer
         self._random = random.Random(seed)
         self._plan = list(plan)
@@ -87,7 +87,7 @@ class Striker:
             Blow.NO_MAJORITY: self._take_the_majority,
             Blow.NODE_RESTARTED: self._restart_all,
             Blow.NODE_LAGS: self._let_a_node_lag,
-            Blow.SWITCH: self._writer.switch,
+            Blow.SWITCH: self._switch,
         }
         started = time.monotonic()
         for blow in self._plan:
@@ -100,7 +100,7 @@ class Striker:
             print(f"{at - started:7.1f} s  {blow.value}", flush=True)
             strikes[blow]()
             struck = time.monotonic()
-            self._galera.wait_until_whole()
+            self._cluster.wait_until_whole()
             until = time.monotonic()
             self._world.befell(blow, None, at, until)
             self.done[blow] += 1
@@ -110,46 +110,39 @@ class Striker:
         self._random.choice(self._fleet.workers).replace()
 
     def _kill_node(self) -> None:
-        node = self._random.choice(self._galera.nodes)
+        node = self._random.choice(self._cluster.nodes)
         node.kill()
         time.sleep(self._random.uniform(*AWAY_SECONDS))  # that long the node is away
         node.start()
 
     def _stop_node(self) -> None:
-        node = self._random.choice(self._galera.nodes)
+        node = self._random.choice(self._cluster.nodes)
         node.freeze()
         time.sleep(self._random.uniform(*STOP_SECONDS))
         node.thaw()
 
     def _take_the_majority(self) -> None:
-        """Two of three are stopped: the third takes neither reads nor writes, error 1047."""
-        stopped = self._random.sample(self._galera.nodes, 2)
-        (left,) = (node for node in self._galera.nodes if node not in stopped)
+        """Two of three are stopped: the third takes no writes."""
+        stopped = self._random.sample(self._cluster.nodes, 2)
+        (left,) = (node for node in self._cluster.nodes if node not in stopped)
         for node in stopped:
             node.freeze()
-        eventually(lambda: left.status("wsrep_cluster_status") != "Primary", within=30)
+        eventually(lambda: not self._cluster.has_majority(left), within=30)
         time.sleep(self._random.uniform(*MINORITY_SECONDS) / 2)
         for node in stopped:
             node.thaw()
 
     def _restart_all(self) -> None:
         """One after the other, in order, as at an upgrade."""
-        for node in self._galera.nodes:
+        for node in self._cluster.nodes:
             node.restart()
             eventually(lambda node=node: node.serves, within=JOIN_SECONDS)
 
     def _let_a_node_lag(self) -> None:
         """It goes on reading, and applies nothing: what others have committed is not there yet."""
-        node = self._random.choice(self._galera.nodes)
-        with node.connect() as session, session.cursor() as cursor:
-            cursor.execute("SET GLOBAL wsrep_desync = ON")
-            cursor.execute("FLUSH TABLES WITH READ LOCK")
-            time.sleep(self._random.uniform(*LAG_SECONDS))
-            cursor.execute("UNLOCK TABLES")
-            cursor.execute("SET GLOBAL wsrep_desync = OFF")
+        self._cluster.lag(self._random.choice(self._cluster.nodes), self._random.uniform(*LAG_SECONDS))
 
-
-def certification_failures(galera: Galera) -> int:
-    """Transactions that lost against one of another node, since each node was started last."""
-    names = ("wsrep_local_cert_failures", "wsrep_local_bf_aborts")
-    return sum(int(node.status(name) or 0) for node in galera.nodes for name in names)
+    def _switch(self) -> None:
+        node = self._random.choice([node for node in self._cluster.nodes if node is not self._writer.current])
+        self._cluster.switch(node)
+        self._writer.move(node)
