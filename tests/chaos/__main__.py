@@ -2,6 +2,7 @@
 
 scripts/chaos --seed 1 --messages 20000
 scripts/chaos --short
+scripts/chaos --relay
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ _SIZES = {
     "publishers": (3, 2),
     "poison": (40, 9),
 }
+#: Starting RabbitMQ again takes a while.
+RELAY_SHORT_KILLS = 8
 #: Small, so that a message can run out of it. Chance alone fails 5 in 100 requests.
 ATTEMPT_LIMIT = 6
 #: Those whose message kills workers: each of its attempts costs a lease. The others take turns.
@@ -45,6 +48,11 @@ def main(arguments: Sequence[str]) -> int:
     options = _options(arguments)
     with interruptible(), tempfile.TemporaryDirectory(prefix="zithara-chaos-") as directory:
         try:
+            if options.relay:
+                # Imported here: it needs pika.
+                from chaos import relay
+
+                return relay.run(options, Path(directory), attempt_limit=ATTEMPT_LIMIT)
             return _run(options, Path(directory))
         except KeyboardInterrupt:
             print("chaos: interrupted; everything is removed", file=sys.stderr)
@@ -56,8 +64,13 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="what is done to whom, and in which order (1)")
     for name, (value, _) in _SIZES.items():
         parser.add_argument(f"--{name}", type=int, help=f"({value})")
+    parser.add_argument(
+        "--relay", action="store_true", help="a shop on RabbitMQ: relays and RabbitMQ are killed too; no poison, no PHP"
+    )
     parser.add_argument("--short", action="store_true", help="about a minute: smaller where nothing else is said")
     options = parser.parse_args(arguments)
+    if options.relay and options.short and options.kills is None:
+        options.kills = RELAY_SHORT_KILLS
     for name, (value, short) in _SIZES.items():
         if getattr(options, name) is None:
             setattr(options, name, short if options.short else value)

@@ -34,14 +34,17 @@ TOKEN_SECONDS = 11.0
 RESET_SECONDS = 4.0
 
 
-def write_config(path: Path, database: Mapping[str, str], *, attempt_limit: int) -> Path:
-    """The configuration of all workers; what differs between them is in their environment."""
+def write_config(
+    path: Path, database: Mapping[str, str], *, attempt_limit: int, relay: Mapping[str, str] | None = None
+) -> Path:
+    """The configuration of all workers and relays; what differs between them is in their environment."""
     sections = {
         "database": database,
         "zithara": {"timeout": f"{TIMEOUT_SECONDS:g}"},
         "worker": {"lease": f"{LEASE_SECONDS:g}", "concurrency": "8", "batch_size": "40", "poll_interval": "0.2"},
         "retry": {"limit": str(attempt_limit), "delay": "0.3", "factor": "1.5", "max_delay": "3"},
         "metrics": {"listen": ""},
+        "relay": relay or {},
     }
     path.touch(mode=0o600)
     path.write_text(
@@ -56,9 +59,11 @@ def write_config(path: Path, database: Mapping[str, str], *, attempt_limit: int)
 class Worker:
     """One place in the fleet: `zithara-worker consume --all`, started again whenever it has been killed."""
 
-    def __init__(self, slot: int, config: Path, log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, slot: int, config: Path, log: Path, environment: Mapping[str, str], command: str = "consume"
+    ) -> None:
         self.slot = slot
-        self._command = [worker_command(), "--config", str(config), "consume", "--all"]
+        self._command = [worker_command(), "--config", str(config), command, "--all"]
         self._log = log
         inherited = {name: value for name, value in os.environ.items() if not name.startswith("ZITHARA_WORKER_")}
         self._environment = {**inherited, **environment}
@@ -121,7 +126,8 @@ class Worker:
 
 
 class Fleet:
-    """All workers; kills what is left of them at the end of the block. `died`: exit codes that nobody asked for.
+    """All workers and relays; kills what is left of them at the end of the block. `died`: exit codes that nobody asked
+    for.
 
     `environment`: what the worker in a place gets in addition.
     """
@@ -133,6 +139,7 @@ class Fleet:
         directory: Path,
         *,
         slots: int,
+        relays: int = 0,
         environment: Callable[[int], Mapping[str, str]] = lambda slot: {},
     ) -> None:
         self.workers = [
@@ -148,22 +155,26 @@ class Fleet:
             )
             for slot in range(slots)
         ]
+        self.relays = [
+            Worker(slots + number, config, directory / f"relay-{number}.log", {}, "relay") for number in range(relays)
+        ]
+        self._everyone = [*self.workers, *self.relays]
         self.died: list[str] = []
 
     def __enter__(self) -> Fleet:
-        for worker in self.workers:
+        for worker in self._everyone:
             worker.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for worker in self.workers:
+        for worker in self._everyone:
             worker.kill()
 
     def look_after(self) -> None:
         """A worker that ended by itself is a finding; it is started again, so that the run can go on."""
-        for worker in self.workers:
+        for worker in self._everyone:
             with worker.lock:
                 code = worker.exit_code
                 if code is not None:
@@ -172,10 +183,10 @@ class Fleet:
 
     def stop(self, *, within: float) -> None:
         """SIGTERM to all, also to those that the killer has started again a moment ago; each must end with 0."""
-        for worker in self.workers:
+        for worker in self._everyone:
             eventually(partial(_started_or_ended, worker), within=within)
             worker.send(signal.SIGTERM)
-        for worker in self.workers:
+        for worker in self._everyone:
             code = worker.wait(within)
             if code != 0:
                 said = f"still ran {within:g} s after" if code is None else f"ended with exit code {code} at"
@@ -199,6 +210,7 @@ class Killer:
         seed: int,
         blows: int,
         stop: threading.Event,
+        shares: Mapping[Blow, float] = BLOWS,
     ) -> None:
         self._world = world
         self._fleet = fleet
@@ -206,7 +218,7 @@ class Killer:
         self._host = host
         self._random = random.Random(seed)
         # The shares hold exactly, in an order by chance: a short run has a bit of everything too.
-        plan = [blow for blow, share in BLOWS.items() for _ in range(max(1, round(blows * share)))]
+        plan = [blow for blow, share in shares.items() for _ in range(max(1, round(blows * share)))]
         self._random.shuffle(plan)
         self._plan = plan
         self._stop = stop
@@ -252,14 +264,20 @@ class Killer:
             if blow is Blow.KILL:
                 worker.replace()
                 self._world.befell(blow, worker.slot, at, time.monotonic())
-            else:
-                with worker.lock:
-                    if worker.stopped:
-                        return  # as well as dead already
-                    worker.send(signal.SIGSTOP)
-                    worker.stopped = True
-                self._resumed.append((at + self._random.uniform(*STOP_SECONDS), worker, at))
+            elif not self._suspend(worker, STOP_SECONDS):
+                return
         self.done[blow] += 1
+
+    def _suspend(self, worker: Worker, seconds: tuple[float, float]) -> bool:
+        """Until `_resume`; False if it was suspended before."""
+        at = time.monotonic()
+        with worker.lock:
+            if worker.stopped:
+                return False  # as well as dead already
+            worker.send(signal.SIGSTOP)
+            worker.stopped = True
+        self._resumed.append((at + self._random.uniform(*seconds), worker, at))
+        return True
 
     def _resume(self, now: float) -> None:
         for each in list(self._resumed):

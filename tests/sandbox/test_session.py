@@ -72,6 +72,16 @@ def test_sandbox_says_what_to_type_and_what_the_api_gets() -> None:
     assert "  POST /hook" in said
 
 
+def test_shop_on_rabbitmq_has_its_messages_there_and_the_commands_for_it() -> None:
+    said: list[str] = []
+    stop = threading.Event()
+    stop.set()
+    run_sandbox(rabbitmq=True, stop=stop, say=said.append)
+    assert said[0] == "7 sample messages are in RabbitMQ."
+    (config,) = re.findall(r"zithara-worker --config (\S+) relay --all --stop-when-empty", said[1])
+    assert f"{config} consume --all" in said[1] and not Path(config).exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_sandbox_that_is_interrupted_removes_everything(number: signal.Signals) -> None:
     program = (
@@ -107,5 +117,5 @@ def test_command_that_is_not_installed_is_told_with_the_remedy(monkeypatch: pyte
 
 def test_demo_needs_its_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo([]) == 2
-    assert demo([str(tmp_path / "none.jsonl")]) == 1
+    assert demo([str(tmp_path / "none.jsonl"), str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl: No such file" in capsys.readouterr().err

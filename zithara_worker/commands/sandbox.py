@@ -7,13 +7,15 @@ import click
 
 @click.command()
 @click.option("--no-samples", is_flag=True, help="Start with empty queues.")
-def sandbox(no_samples: bool) -> None:
+@click.option("--rabbitmq", is_flag=True, help="A shop that publishes to a private RabbitMQ, for 'relay'.")
+def sandbox(no_samples: bool, rabbitmq: bool) -> None:
     """Run a private MariaDB with Magento's queue tables and a local Zithara API, until Ctrl-C.
 
     \b
-    Example:
+    Examples:
       zithara-worker sandbox
+      zithara-worker sandbox --rabbitmq
     """
     from zithara_worker.sandbox.session import run_sandbox
 
-    run_sandbox(samples=not no_samples)
+    run_sandbox(samples=not no_samples, rabbitmq=rabbitmq)

@@ -7,5 +7,6 @@ and benchmarks share the sandbox, and `zithara-worker sandbox` lets an operator 
     publisher     publishes like Magento    php_consumer  consumes like Magento, statement by statement
     api           the Zithara API           session       all of them together, and a configuration file for the worker
     examples      sample payloads           fixtures      recorded messages, and the required outcome of each
+    rabbitmq      a private RabbitMQ, and the shop's queues in it
     tcp_proxy     a network that fails      demo          one run of the whole path, with a report
 """

@@ -1,8 +1,9 @@
 """The whole path in one run: recorded shop events, Magento's tables, the real command, HTTP, and a report.
 
-    python -m zithara_worker.sandbox.demo tests/fixtures/plugin-cases.jsonl
+    python -m zithara_worker.sandbox.demo tests/fixtures/plugin-cases.jsonl tests/fixtures/amqp-samples.jsonl
 
-Exits 0 only if every message had its required outcome.
+The second file has messages as the module publishes them to RabbitMQ: they take the way through a relay. Exits 0 only
+if every message had its required outcome.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -21,8 +22,8 @@ from pathlib import Path
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.api import RecordedRequest
-from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages
-from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, worker_command
+from zithara_worker.sandbox.fixtures import Fate, FixtureMessage, fixture_messages, published_messages
+from zithara_worker.sandbox.session import Sandbox, interruptible, open_sandbox, publish_to_rabbitmq, worker_command
 from zithara_worker.sandbox.shop import MessageRow
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
@@ -72,12 +73,12 @@ class Account:
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1:
-        print("usage: python -m zithara_worker.sandbox.demo PLUGIN-CASES.JSONL", file=sys.stderr)
+    if len(arguments) != 2:
+        print("usage: python -m zithara_worker.sandbox.demo PLUGIN-CASES.JSONL AMQP-SAMPLES.JSONL", file=sys.stderr)
         return 2
     try:
         with interruptible():
-            return _run(fixture_messages(Path(arguments[0])))
+            return _run(fixture_messages(Path(arguments[0]))) or _relayed(published_messages(Path(arguments[1])))
     except ZitharaWorkerError as error:
         print(f"demo: {error}", file=sys.stderr)
         return 1
@@ -138,10 +139,36 @@ def _deliver(sandbox: Sandbox, messages: Iterable[FixtureMessage], webhook_url: 
     return accounts
 
 
-def _consume(sandbox: Sandbox) -> float:
-    """Runs the real command until the queues are empty. Returns when it started, monotonic seconds."""
-    command = [worker_command(), "--config", str(sandbox.config), "consume", "--all", "--stop-when-empty"]
-    print(f"$ zithara-worker --config {sandbox.config.name} consume --all --stop-when-empty")
+def _relayed(messages: Sequence[tuple[str, str]]) -> int:
+    """A shop on RabbitMQ: its messages are there, the relay brings them, a worker delivers them."""
+    with open_sandbox(sections={"worker": {"coalesce": ""}, "metrics": {"listen": ""}}, rabbitmq=True) as sandbox:
+        assert sandbox.virtual_host is not None
+        print(f"\na shop on RabbitMQ {sandbox.virtual_host.server.version}: {len(messages)} messages recorded there")
+        publish_to_rabbitmq(sandbox, messages)
+        _consume(sandbox, "relay")
+        stored = [(row.topic, sandbox.shop.body(row.message_id)) for row in sandbox.shop.rows()]
+        # RabbitMQ keeps the order within a queue.
+        if any(
+            [body for at, body in stored if at == topic] != [b for at, b in messages if at == topic] for topic in TOPICS
+        ):
+            print("WRONG: the database's queue does not hold the same messages in the same order.")
+            return 1
+        _consume(sandbox)
+        statuses = Counter(sandbox.shop.statuses())
+        requests = _by_message(sandbox.api.requests())
+        left = sum(sandbox.virtual_host.unsettled().values())
+    requests.pop("", None)  # those for tokens
+    if left or statuses != {Status.COMPLETE: len(messages)} or any(len(each) != 1 for each in requests.values()):
+        print(f"WRONG: {left} left in RabbitMQ, statuses {dict(statuses)}, or a message was sent twice.")
+        return 1
+    print(f"All {len(messages)} were relayed once and in order, and {len(requests)} of them had something to deliver.")
+    return 0
+
+
+def _consume(sandbox: Sandbox, name: str = "consume") -> float:
+    """Runs the real command until there is nothing left to do. Returns when it started, monotonic seconds."""
+    command = [worker_command(), "--config", str(sandbox.config), name, "--all", "--stop-when-empty"]
+    print(f"$ zithara-worker --config {sandbox.config.name} {name} --all --stop-when-empty")
     started = time.monotonic()
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=_WITHIN)
@@ -152,7 +179,7 @@ def _consume(sandbox: Sandbox) -> float:
     return started
 
 
-def _by_message(requests: Iterable[RecordedRequest]) -> Mapping[str, tuple[RecordedRequest, ...]]:
+def _by_message(requests: Iterable[RecordedRequest]) -> dict[str, tuple[RecordedRequest, ...]]:
     grouped: dict[str, tuple[RecordedRequest, ...]] = {}
     for request in requests:
         grouped[request.message] = (*grouped.get(request.message, ()), request)

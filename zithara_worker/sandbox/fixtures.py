@@ -1,4 +1,5 @@
-"""Reads recorded messages of the PHP module (a plugin-cases.jsonl), with the required outcome of each."""
+"""Reads recorded messages of the PHP module: a plugin-cases.jsonl, with the required outcome of each, and an
+amqp-samples.jsonl."""
 
 from __future__ import annotations
 
@@ -70,13 +71,23 @@ class FixtureMessage:
 
 def fixture_messages(path: Path) -> list[FixtureMessage]:
     """All cases of the file, in its order. Raises ConfigurationError when it cannot be read."""
+    return [_message(case) for case in _lines(path, "plugin-cases.jsonl")]
+
+
+def published_messages(path: Path) -> list[tuple[str, str]]:
+    """Topic and body of the messages in an amqp-samples.jsonl, in its order. Raises ConfigurationError when it cannot
+    be read."""
+    return [(each["routing_key"], each["body"]) for each in _lines(path, "amqp-samples.jsonl")]
+
+
+def _lines(path: Path, name: str) -> list[Mapping[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigurationError(
-            f"no recorded messages in {path}: {error.strerror}; give the path of a plugin-cases.jsonl"
+            f"no recorded messages in {path}: {error.strerror}; give the path of a {name}"
         ) from error
-    return [_message(json.loads(line)) for line in lines if line.strip()]
+    return [json.loads(line) for line in lines if line.strip()]
 
 
 def _message(case: Mapping[str, Any]) -> FixtureMessage:

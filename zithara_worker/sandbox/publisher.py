@@ -88,7 +88,7 @@ class Publisher:
         """Stores `body` as it is. Raises ShopError if the queue has no row; Magento would lose the message then."""
         name = queue or _queue_of(topic)
         with self.publishing_connection().cursor() as cursor:
-            self._save_carts(cursor, topic, [body])
+            self._insert_carts(cursor, topic, [body])
             cursor.execute(f"INSERT INTO {self._prefix}queue_message (topic_name, body) VALUES (%s, %s)", (topic, body))
             message_id = int(cursor.lastrowid)
             cursor.execute(f"SELECT queue.*, id FROM {self._prefix}queue AS queue WHERE queue.name IN (%s)", (name,))
@@ -111,7 +111,7 @@ class Publisher:
             cursor.execute(f"SELECT COALESCE(MAX(id), 0) FROM {self._prefix}queue_message")
             newest = cursor.fetchone()[0]
             stored = list(bodies)
-            self._save_carts(cursor, topic, stored)
+            self._insert_carts(cursor, topic, stored)
             count = cursor.executemany(
                 f"INSERT INTO {self._prefix}queue_message (topic_name, body) VALUES (%s, %s)",
                 [(topic, body) for body in stored],
@@ -124,7 +124,13 @@ class Publisher:
             )
         return int(count or 0)
 
-    def _save_carts(self, cursor: Any, topic: str, bodies: Iterable[str | None]) -> None:
+    def save_carts(self, topic: str, bodies: Iterable[str | None]) -> None:
+        """The rows of `quote` that these messages are about, for messages that are published elsewhere. Nothing for
+        other topics."""
+        with self.publishing_connection().cursor() as cursor:
+            self._insert_carts(cursor, topic, bodies)
+
+    def _insert_carts(self, cursor: Any, topic: str, bodies: Iterable[str | None]) -> None:
         """A message of a cart comes with the cart: its row of `quote`, active unless it was there before."""
         if topic != TOPIC_CART:
             return

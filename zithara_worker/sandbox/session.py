@@ -7,19 +7,24 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from zithara_worker.errors import ConfigurationError
+from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest
 from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.shop_tables import ShopTables
+
+if TYPE_CHECKING:  # it needs pika, which the rest of the sandbox does not
+    from zithara_worker.sandbox.rabbitmq import VirtualHost
 
 Sections = Mapping[str, Mapping[str, str]]
 
@@ -31,6 +36,8 @@ class Sandbox:
     #: Its orders, customers and carts
     tables: ShopTables
     api: FakeZithara
+    #: The shop's part of RabbitMQ, if it has one
+    virtual_host: VirtualHost | None = None
     #: The worker's configuration file, with the least-privilege user
     config: Path
     #: The same with the database's root, for `publish` and `install`
@@ -52,15 +59,27 @@ def write_config(path: Path, shop: Shop, api: FakeZithara, sections: Sections | 
 
 
 @contextmanager
-def open_sandbox(*, prefix: str = "", sections: Sections | None = None) -> Iterator[Sandbox]:
+def open_sandbox(*, prefix: str = "", sections: Sections | None = None, rabbitmq: bool = False) -> Iterator[Sandbox]:
     """A running sandbox, its shop configured for the API and for webhooks. Everything is removed at exit.
 
-    Raises ShopError when the machine has no database server.
+    `rabbitmq`: the shop also has RabbitMQ, with the module's queues. Raises ShopError when the machine has no database
+    server, or no RabbitMQ if it is asked for.
     """
-    with MariaDbServer() as server, Shop(server, prefix=prefix) as shop, FakeZithara() as api:
+    with ExitStack() as stack:
+        server = stack.enter_context(MariaDbServer())
+        shop = stack.enter_context(Shop(server, prefix=prefix))
+        api = stack.enter_context(FakeZithara())
         shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
         tables = ShopTables(shop)
         tables.create()
+        virtual_host = None
+        if rabbitmq:
+            from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
+
+            virtual_host = stack.enter_context(VirtualHost(stack.enter_context(RabbitMqServer())))
+            virtual_host.declare()
+            shop.grant_publishing()
+            sections = {**(sections or {}), "relay": virtual_host.relay_settings}
         as_root = {**(sections or {}), "database": {"user": "root", "password": ""}}
         # In the server's directory, which is removed even if this process is killed.
         yield Sandbox(
@@ -68,36 +87,57 @@ def open_sandbox(*, prefix: str = "", sections: Sections | None = None) -> Itera
             shop=shop,
             tables=tables,
             api=api,
+            virtual_host=virtual_host,
             config=write_config(server.directory / "zithara-worker.conf", shop, api, sections),
             operator_config=write_config(server.directory / "operator.conf", shop, api, as_root),
         )
 
 
+def publish_to_rabbitmq(sandbox: Sandbox, bodies: Sequence[tuple[str, str]]) -> int:
+    """Publishes (topic, body) as a shop with RabbitMQ does: the carts are in its database; how many messages."""
+    assert sandbox.virtual_host is not None, "open_sandbox(rabbitmq=True)"
+    for topic, body in bodies:
+        sandbox.shop.save_carts(topic, [body])
+    return len(sandbox.virtual_host.publish_bodies(bodies))
+
+
 def run_sandbox(
-    *, samples: bool = True, stop: threading.Event | None = None, say: Callable[[str], None] = print
+    *,
+    samples: bool = True,
+    rabbitmq: bool = False,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = print,
 ) -> None:
     """Opens a sandbox, prints how to use it and each request that the API receives, until Ctrl-C, SIGTERM or `stop`.
 
-    `samples`: whether to publish a few messages first. Must run in the main thread.
+    `samples`: whether to publish a few messages first. `rabbitmq`: to RabbitMQ instead of the database's queue. Must
+    run in the main thread.
     """
 
     def tell(request: RecordedRequest) -> None:
         say(f"  {request.method} {request.path}  {request.headers.get('idempotency-key', '')}".rstrip())
 
     try:
-        with interruptible(), open_sandbox() as sandbox:
-            if samples:
+        with interruptible(), open_sandbox(rabbitmq=rabbitmq) as sandbox:
+            if samples and rabbitmq:
+                bodies = [(topic, stored_body(payload)) for topic, payload in examples.SAMPLES]
+                say(f"{publish_to_rabbitmq(sandbox, bodies)} sample messages are in RabbitMQ.")
+            elif samples:
                 say(f"{len(sandbox.shop.publish_samples())} sample messages are on the queue.")
             sandbox.api.responder = tell
-            say(_INTRODUCTION.format(sandbox=sandbox))
+            relay = _RELAY.format(sandbox=sandbox) if rabbitmq else ""
+            say(_INTRODUCTION.format(sandbox=sandbox, relay=relay))
             (stop or threading.Event()).wait()
     except KeyboardInterrupt:
         say("The sandbox has been removed.")
 
 
+_RELAY = """  zithara-worker --config {sandbox.config} relay --all --stop-when-empty
+"""
+
 _INTRODUCTION = """A shop's queue and a Zithara API are running. In another terminal:
 
-  zithara-worker --config {sandbox.config} consume --all --stop-when-empty
+{relay}  zithara-worker --config {sandbox.config} consume --all --stop-when-empty
   zithara-worker --config {sandbox.config} status
   zithara-worker --config {sandbox.config} doctor
   zithara-worker --config {sandbox.operator_config} publish zithara.order.events FILE
