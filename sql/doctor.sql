@@ -77,6 +77,13 @@ SELECT version FROM {prefix}queue_poison_pill WHERE 1 = 0
 -- privilege_core_config_data_select --
 SELECT scope, path, value FROM {prefix}core_config_data WHERE 1 = 0
 
+-- privilege_publish_message --
+-- Of an account that publishes: `relay`, `publish`, and `reconcile --publish`.
+INSERT INTO {prefix}queue_message (topic_name, body) SELECT '', '' FROM DUAL WHERE 1 = 0
+
+-- privilege_publish_status --
+INSERT INTO {prefix}queue_message_status (queue_id, message_id, status) SELECT 1, 1, 2 FROM DUAL WHERE 1 = 0
+
 -- privilege_queue_message_status_select --
 SELECT id, queue_id, message_id, updated_at, status, number_of_trials FROM {prefix}queue_message_status WHERE 1 = 0
 

@@ -22,8 +22,19 @@ from zithara_worker.errors import Contention, ShopError
 @click.option("--index", is_flag=True, help="Also build the optional index, while the shop publishes.")
 @click.option("--yes", is_flag=True, help="With --index: do not ask, on a cluster either.")
 @click.option("--user", default="'zithara_worker'@'localhost'", metavar="ACCOUNT", help="The account that grants name.")
+@click.option(
+    "--operator", metavar="ACCOUNT", help="With --print: only the grants of an operator's account, which may reconcile."
+)
 @click.pass_obj
-def install(context: Context, only_print: bool, upgrade_from: int | None, index: bool, yes: bool, user: str) -> None:
+def install(
+    context: Context,
+    only_print: bool,
+    upgrade_from: int | None,
+    index: bool,
+    yes: bool,
+    user: str,
+    operator: str | None,
+) -> None:
     """Create the worker's tables and register the four queues. Running it again changes nothing.
 
     Tables of an older version are upgraded in place while workers run.
@@ -36,17 +47,28 @@ def install(context: Context, only_print: bool, upgrade_from: int | None, index:
       zithara-worker install --index
       zithara-worker install --print --user "'zithara_worker'@'10.0.0.5'"
       zithara-worker install --print --from 1
+      zithara-worker install --print --operator "'zithara_operator'@'localhost'"
     """
+    if operator is not None and (not only_print or upgrade_from is not None):
+        raise click.UsageError(
+            "--operator needs --print, and no --from: it prints that account's grants and nothing else"
+        )
     if upgrade_from is not None and not only_print:
         raise click.UsageError("--from needs --print: without --print, install finds out which schema is there")
     if index and only_print:
         raise click.UsageError("--print has the optional index at its end: leave out --index")
     settings = context.configured.settings
+    database_name = settings.database.name or "magento"
+    if operator is not None:
+        click.echo(
+            schema.operator_text(prefix=settings.database.table_prefix, database_name=database_name, user=operator)
+        )
+        return
     if only_print:
         click.echo(
             schema.script_text(
                 prefix=settings.database.table_prefix,
-                database_name=settings.database.name or "magento",
+                database_name=database_name,
                 user=user,
                 upgrade_from=upgrade_from,
             )

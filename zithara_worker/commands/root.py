@@ -35,6 +35,7 @@ _COMMANDS = {
     "relay": "relay",
     "publish": "publish",
     "preview": "preview",
+    "reconcile": "reconcile",
     "status": "status",
     "failed": "failed",
     "ledger": "ledger",

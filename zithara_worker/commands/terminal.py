@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import termios
+import time
 import tty
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from typing import Any
 import click
 
 from zithara_worker.logs.escaping import blanked, escaped
+from zithara_worker.units import rate
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _ASCII_BLOCKS = "_.-=+*%#"
@@ -104,12 +106,18 @@ def sparkline(values: Sequence[float], *, plain: bool = False) -> str:
 
 @contextmanager
 def progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
-    """A progress bar on standard error, if that is a terminal and there are many steps; call it with steps done."""
+    """A progress bar on standard error with remaining time and rate, if that is a terminal and there are many steps;
+    call it with steps done."""
     if total < _MANY or not sys.stderr.isatty():
         yield lambda steps: None
         return
-    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True) as bar:
-        yield bar.update
+    started = time.monotonic()
+
+    def shown(done: int | None) -> str:
+        return "" if done is None else f"{rate(done / max(time.monotonic() - started, 0.001))}/s"
+
+    with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True, item_show_func=shown) as bar:
+        yield lambda steps: bar.update(steps, bar.pos + steps)
 
 
 # ---------------------------------------------------------------- the live screen

@@ -194,9 +194,10 @@ class Reconcile:
         for entities in self._pages(window):
             for each in self._judge(entities):
                 result.counts[each.verdict] += 1
-                named = result.named.setdefault(each.verdict, [])
-                if each.verdict is not Verdict.COMPLETE and len(named) < NAMED:
-                    named.append((each.entity.label, each.reason))
+                if each.verdict is not Verdict.COMPLETE:
+                    named = result.named.setdefault(each.verdict, [])
+                    if len(named) < NAMED:
+                        named.append((each.entity.label, each.reason))
                 if each.payload is not None:
                     self._publishable.append(each.entity.id)
                     size += len(each.text)

@@ -150,10 +150,17 @@ def script_text(*, prefix: str, database_name: str, user: str, upgrade_from: int
     if upgrade_from is not None:
         steps = [f"upgrade_{step}.sql" for step in range(upgrade_from + 1, VERSION + 1)]
         parts = [statements.fill(statements.read(name), places) for name in (*steps, "grants.sql")]
-        return "\n".join([*parts, _as_comment("publish_grants.sql", places)])
+        return "\n".join([*parts, *(_as_comment(name, places) for name in ("publish_grants.sql", "entity_grants.sql"))])
     parts = [statements.fill(statements.read(name), places) for name in ("schema.sql", "queues.sql", "grants.sql")]
-    parts += [_as_comment(name, places) for name in ("publish_grants.sql", "optional_index.sql")]
+    parts += [_as_comment(name, places) for name in ("publish_grants.sql", "entity_grants.sql", "optional_index.sql")]
     return "\n".join(parts)
+
+
+def operator_text(*, prefix: str, database_name: str, user: str) -> str:
+    """The grants of an operator's account: those of a worker, and what `reconcile` and `publish` need besides."""
+    places = {"prefix": statements.validated_prefix(prefix), "database": f"`{database_name}`", "user": user}
+    names = ("grants.sql", "entity_grants.sql", "publish_grants.sql")
+    return "\n".join(statements.fill(statements.read(name), places) for name in names)
 
 
 def _as_comment(filename: str, places: Mapping[str, str]) -> str:

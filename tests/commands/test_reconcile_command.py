@@ -1,0 +1,135 @@
+"""`reconcile` as it is typed, with the least rights that it needs, on the tables of a real shop."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from zithara_worker.commands.reconcile import moment_of, waiting_in_rabbitmq
+from zithara_worker.commands.root import command
+from zithara_worker.database.schema import operator_text
+from zithara_worker.errors import ShopError
+from zithara_worker.queue.queues import QueueRow
+from zithara_worker.sandbox.api import FakeZithara
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.shop_tables import ShopTables, published_messages
+from zithara_worker.settings.sections import RelaySettings, Settings
+from zithara_worker.topics import TOPIC_ORDER
+
+Typed = Callable[..., Result]
+
+
+@pytest.fixture
+def tables(shop: Shop) -> ShopTables:
+    made = ShopTables(shop)
+    made.create()
+    shop.query(f"REVOKE ALL PRIVILEGES, GRANT OPTION FROM '{shop.user}'@'%'")
+    grants = operator_text(prefix=shop.prefix, database_name=shop.name, user=f"'{shop.user}'@'%'")
+    for statement in re.sub(r"--[^\n]*", "", grants).split(";"):
+        if statement.strip():
+            shop.query(statement)
+    return made
+
+
+@pytest.fixture
+def typed(worker_config: Callable[..., Path]) -> Typed:
+    config = worker_config()
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(command, ["--config", str(config), "reconcile", *arguments])
+
+    return run
+
+
+def counts(result: Result) -> dict[str, dict[str, int]]:
+    kinds: list[dict[str, Any]] = json.loads(result.stdout)["kinds"]
+    return {each["kind"]: {name: number for name, number in each["counts"].items() if number} for each in kinds}
+
+
+def test_what_a_real_shop_never_told_is_found_published_and_then_complete(
+    shop: Shop, tables: ShopTables, typed: Typed, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    for message in published_messages():
+        shop.publish_body(message.topic, message.body)
+    consume()
+    found = typed("--all", "--json")
+    assert found.exit_code == 1, found.output
+    before = counts(found)
+    assert list(before) == ["customers", "orders", "carts"]
+    assert before["orders"] == {"complete": 10, "missing": 2}
+    told = typed("orders", "--all")
+    assert "missing" in told.stdout and "zithara-worker reconcile orders --all --publish" in told.stdout
+    assert "000000001, 000000011" in told.stdout
+
+    refused = typed("orders", "--all", "--publish")
+    assert refused.exit_code == 2 and "2 orders (about 1 MB) would be published" in refused.output
+    before_publishing = len(shop.rows())
+    done = typed("--all", "--publish", "--yes")
+    assert done.exit_code == 0, done.output
+    assert len(shop.rows()) > before_publishing + 2
+    api.forget_requests()
+    consume()
+    assert ("POST", "000000001") in [
+        (each.method, each.json["order"]["platform_order_id"]) for each in api.requests("/v1/order")
+    ]
+    after = typed("--all", "--json")
+    assert after.exit_code == 0
+    assert [set(each) for each in counts(after).values()] == [{"complete"}] * 3
+
+
+def test_print_writes_what_publish_would_store(shop: Shop, tables: ShopTables, typed: Typed) -> None:
+    printed = typed("orders", "--all", "--print", "--limit", "3")
+    lines = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith("{")]
+    assert [line["group"] for line in lines] == ["order:000000001", "order:000000003", "order:000000005"]
+    assert shop.rows() == []
+    typed("orders", "--all", "--publish", "--yes", "--limit", "3")
+    assert [shop.body(row.message_id) for row in shop.rows()] == [line["body"] for line in lines]
+
+
+def test_without_the_rights_it_says_which(shop: Shop, typed: Typed) -> None:
+    ShopTables(shop).create()
+    account = f"'{shop.user}'@'%'"
+    denied = typed("orders", "--all", "--publish")
+    assert isinstance(denied.exception, ShopError) and "queue_message" in str(denied.exception)
+    shop.run_script("publish_grants.sql", database=shop.name, user=account)
+    denied = typed("orders", "--all")
+    assert isinstance(denied.exception, ShopError) and "install --print" in str(denied.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["boxes"], "'boxes' is not one of"),
+        (["--since", "yesterday"], "'yesterday' is neither an age nor a date"),
+        (["--since", "2026-02-31"], "neither an age nor a date"),
+        (["--since", "1d", "--until", "2d"], "the window ends before it begins"),
+        (["--since", "1d", "--all"], "not both"),
+        (["--print", "--publish"], "leave out --publish"),
+        (["--limit", "5"], "--limit is for"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(typed: Typed, arguments: list[str], complaint: str) -> None:
+    refused = typed(*arguments)
+    assert refused.exit_code == 2 and complaint in refused.output
+
+
+def test_a_moment_is_an_age_or_a_date() -> None:
+    assert moment_of("2026-11-01") == "2026-11-01 00:00:00"
+    assert moment_of("2026-11-01 13:30") == "2026-11-01 13:30:00"
+    assert moment_of("1h") < moment_of("0s")
+
+
+def test_a_rabbitmq_that_cannot_be_asked_stops_publishing_only(capsys: pytest.CaptureFixture[str]) -> None:
+    queue = QueueRow(1, "zithara_order_queue", TOPIC_ORDER)
+    assert waiting_in_rabbitmq(Settings(), queue, needed=True) is None, "there is none"
+    unreachable = Settings(relay=RelaySettings(host="127.0.0.1", port=1))
+    assert waiting_in_rabbitmq(unreachable, queue, needed=False) is None
+    assert "cannot be asked" in capsys.readouterr().err
+    with pytest.raises(ShopError, match="nothing is published before that is known"):
+        waiting_in_rabbitmq(unreachable, queue, needed=True)
