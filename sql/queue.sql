@@ -302,6 +302,11 @@ ON DUPLICATE KEY UPDATE attempts = attempts + VALUES(attempts), unwitnessed = un
 -- failures_gone --
 DELETE FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 
+-- failure_over --
+-- Of a message that is complete and that no worker of ours delivered: a PHP consumer did, or an operator discarded it, who may
+-- take that back.
+DELETE FROM {prefix}zithara_delivery_failure WHERE id = %(id)s AND discarded_at IS NULL
+
 -- failures_of_groups --
 -- The recorded failures of these groups: messages that the newer delivery overtakes, and pending ones, of which the oldest is the
 -- next head. Without those that are overtaken already, unless an operator forced their retry. Served by KEY message_group.

@@ -383,7 +383,7 @@ def test_snapshots_that_complete_with_a_newer_one_and_messages_of_php_are_told(
     assert [message.message_id for message in worker.claim()] == [newer]
     found = look("cart", "7001")
     assert waits(found) == [(by_php.message_id, "php", None), (older, "together", newer), (newer, "held", None)]
-    assert commands(found) == ["zithara-worker doctor"]
+    assert commands(found) == [f"zithara-worker failed release {by_php.message_id}"]
     lines = "\n".join(report(found, unmasked=False, audit_file=None))
     assert f"{older}: completes together with {newer}, which is newer" in lines
     assert ids(look("cart", "7001", newest=1)) == [older, newer], "the group names it"

@@ -9,7 +9,7 @@ from support.workers import StepWorker, failures_of, groups_of, operator_retries
 
 from zithara_worker import reasons
 from zithara_worker.messages import Message, OutcomeKind, Pending, Rejection
-from zithara_worker.queue import failures
+from zithara_worker.queue import failures, operator
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
 
@@ -82,6 +82,23 @@ def test_retried_messages_go_before_a_newer_one_though_php_completed_the_first_o
     assert delivered == [second.message_id, third.message_id]
     assert shop.statuses() == [Status.COMPLETE] * 3
     assert failures_of(shop) == {} and groups_of(shop) == {}
+
+
+@pytest.mark.parametrize("failed_before", [True, False])
+def test_a_head_that_php_rejected_and_an_operator_discarded_can_be_taken_back(
+    shop: Shop, worker: StepWorker, failed_before: bool
+) -> None:
+    """The worker finds its head complete; it was not delivered all the same."""
+    head = shop.publish_order("A")
+    [message] = worker.claim()
+    worker.settle((message, OutcomeKind.RETRY if failed_before else OutcomeKind.RELEASED))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")  # PHP rejects it
+    discarded = operator.discard(worker.database, [head.relation_id], by="anna", note="x", audit=lambda lines: None)
+    assert discarded.discarded == (head.message_id,)
+    worker.poll()
+    assert worker.take(1) == [] and groups_of(shop) == {}
+    assert operator_retries(worker.database, head.relation_id, force=False).retried == (head.message_id,)
+    assert worker.drain() == [head.message_id] and failures_of(shop) == {}
 
 
 def test_the_settle_of_a_retried_message_makes_the_next_retried_one_the_head(shop: Shop, worker: StepWorker) -> None:

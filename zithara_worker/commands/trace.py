@@ -146,11 +146,8 @@ def steps(found: Traced) -> Iterator[tuple[str | None, str]]:
     shop."""
     for block in found.blocks:
         yield _BLOCK_STEPS[block.why](short_name(block.topic))
-    if any(wait.why == "php" for wait in found.waits):
-        yield (
-            "zithara-worker doctor",
-            "whether a PHP consumer is at work, and when Magento's cron puts its messages back",
-        )
+    if of_php := [str(wait.message_id) for wait in found.waits if wait.why == "php"]:
+        yield f"zithara-worker failed release {' '.join(of_php)}", "once no PHP consumer is at work"
     yield from _steps_of_failed([each for each in found.messages if each.ended == "failed"])
     if len(found.in_shop) > 1:
         yield None, "give the orders of one store other numbers: Zithara cannot tell these apart"

@@ -294,8 +294,8 @@ class Candidates:
             replaced = self._database.again_on_contention(partial(self._replace_head, head))
             self.due = self.due or replaced
         if status == Status.COMPLETE:
-            # A PHP consumer delivered it, so the failure that we recorded is over.
-            self._database.execute("failures_gone", ids=[head.message.id])
+            # A PHP consumer delivered it, so the failure that we recorded is over; or an operator discarded it.
+            self._database.execute("failure_over", id=head.message.id)
 
     def _replace_head(self, head: Candidate) -> bool:
         """Gives a known group its next head, or removes its row; whether there is a next head.
