@@ -79,7 +79,7 @@ WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{prefix}queue_message'
 
 -- ledger_renumbered --
 -- Ids have begun again: no row tells any more which message is older. In slices.
-UPDATE {prefix}zithara_delivery SET message_id = 0 WHERE message_id > 0 LIMIT %(limit)s
+UPDATE {prefix}zithara_delivery SET message_id = 0, create_id = 0 WHERE message_id > 0 OR create_id > 0 LIMIT %(limit)s
 
 -- ledger_old --
 -- Carts that nothing was accepted of for so long, in slices.

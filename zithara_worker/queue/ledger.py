@@ -77,10 +77,11 @@ class Ledger:
         late = [
             message.group_key
             for message, outcome in outcomes
-            if outcome.reason == OVERTAKEN and message.status_before == Status.NEW
+            if outcome.reason == OVERTAKEN and (message.status_before == Status.NEW or message.suspect)
         ]
         if late:
-            # It became visible behind a newer one. Its transaction may have committed the newer state all the same.
+            # It became visible behind a newer one: its transaction may have committed the newer state all the same. Or
+            # its worker died with it, and may have sent it.
             self._database.execute("ledger_stale", topic=self._topic, group_keys=sorted(late))
         return asked_for
 

@@ -60,8 +60,8 @@ def overtakes(known: Known, message: Message, entity: Entity, *, ordered_ids: bo
     """
     return (
         message.message_id < known.message_id
-        # Its worker died with it: it may have been sent behind the newer one already, and nobody knows.
-        and not message.suspect
+        # Its worker died with it, and the row no longer tells when it was published: only the ids can.
+        and (ordered_ids or not message.suspect)
         and not is_later(message, entity, known, ordered_ids=ordered_ids)
         and covers(known, entity, message.message_id)
     )
