@@ -2,7 +2,13 @@
 
 Real MariaDB, real statements, one step at a time: publishers (also in long transactions), three workers, PHP consumers,
 Magento's cron, an operator with his real commands, a group whose messages the API never takes, a clock that only the
-machine moves, and a clock of the database that jumps.
+machine moves, and a clock of the database that jumps. Requests that nobody heard of are processed at once, late or
+never; message ids begin again.
+
+What the delivery ledger promises: whatever is complete has reached the CRM, and nothing older stands there in its
+place, unless the ledger says that reconcile has to look at the entity; what it takes for unchanged is what the CRM
+holds, and nothing is on its way that could change that; what it takes for overtaken is told by something newer; and
+what it could know to be overtaken is not sent.
 
 What order means here. Of two messages of a group, the older (by message id) has been dealt with before the newer one is
 delivered, if the older one was visible no later than the newer one. Nothing is promised
@@ -10,12 +16,14 @@ delivered, if the older one was visible no later than the newer one. Nothing is 
 - for messages that an operator has retried with --force;
 - for what is held while the database's clock jumps: other workers may take it for left behind;
 - for snapshots whose replacement arrived without our knowing it and was given up later.
+Nor what the CRM holds where PHP, an operator with --force or a request that was processed late had the last word.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
 from typing import Any
 
 import pytest
@@ -29,21 +37,31 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from support.crm import ITEMS, Crm, How, News
 from support.workers import LEASE_SECONDS, Clock, StepWorker, settings_of
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.messages import Message, OutcomeKind
-from zithara_worker.processors import supersedes
+from zithara_worker.messages import Accepted, Event, Evidence, Message, Outcome, OutcomeKind, Request
+from zithara_worker.processors import ShopContext, process, supersedes
 from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import DOUBT_SECONDS
+from zithara_worker.queue.ledger_rules import Rules
 from zithara_worker.queue.reader import LATELY_SECONDS
+from zithara_worker.queue.settle import Settlement
 from zithara_worker.queue.statuses import Status
+from zithara_worker.reasons import OVERTAKEN, UNCHANGED
+from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer, Selected
-from zithara_worker.sandbox.publisher import Published, Publisher
+from zithara_worker.sandbox.publisher import Published, Publisher, php_json_encode
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_CUSTOMER, TOPIC_ORDER
+from zithara_worker.worker.ledger_duties import OTHERS_SECONDS, LedgerDuties
+from zithara_worker.worker.relevance import Relevance
+from zithara_worker.zithara.api import request_digest
 
 TOPICS = (TOPIC_ORDER, TOPIC_CUSTOMER)
 #: What is sent of the last one always fails.
@@ -55,7 +73,18 @@ SLOTS = (0, 1, 2)
 EXAMPLES, STEPS = 25, 30
 #: Any moment that stays the same
 BEGINNING = 1_790_000_000.0
+#: What messages tell; few, so that the same is told again.
+CONTENTS = (1, 2)
+DAY = 86_400.0
 OURS = ("zithara_message_group", "zithara_delivery_failure")
+MAGENTOS = ("queue_lock", "queue_message", "queue_message_status")
+CONTEXT = ShopContext(
+    webhook_url=None,
+    active_config_id=1,
+    config_ids=None,
+    invented_phone="send",
+    now_utc=datetime.fromtimestamp(BEGINNING, timezone.utc),
+)
 FINAL = (Status.COMPLETE, Status.ERROR)
 
 
@@ -66,6 +95,7 @@ class Fate:
     published: Published
     topic: str
     group: str
+    news: News
     #: When it became visible, in steps of all commits
     visible_at: int
     deliveries: int = 0
@@ -82,6 +112,8 @@ class Fate:
     retried: bool = False
     #: Somebody without groups has had it: its place in the order is not promised any more
     excused: bool = False
+    #: An operator wants it sent behind newer ones, too
+    forced: bool = False
 
 
 @dataclass
@@ -91,8 +123,14 @@ class Hand:
     worker_id: str
     database: Database
     queues: dict[str, StepWorker]
+    relevance: Relevance
+    duties: LedgerDuties
     held: dict[int, Message] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
+    #: Sent, and the answer will not come
+    unanswered: set[int] = field(default_factory=set)
+    #: Outcomes of what need not be sent
+    judged: dict[int, Outcome] = field(default_factory=dict)
     must_sweep: bool = False
 
 
@@ -101,7 +139,7 @@ class Checkout:
     context: Any
     publisher: Publisher
     opened_at: float
-    messages: list[tuple[Published, str, str]] = field(default_factory=list)
+    messages: list[tuple[Published, str, News]] = field(default_factory=list)
 
 
 @dataclass
@@ -117,24 +155,36 @@ class Protocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # Ids and times begin anew, so that an example runs the same way whenever it is run again.
-        self.shop.query("SET SESSION foreign_key_checks = 0")
-        for table in (*OURS, "queue_lock", "queue_message", "queue_message_status"):
-            self.shop.query(f"TRUNCATE {{prefix}}{table}")
-        self.shop.query("SET SESSION foreign_key_checks = 1")
+        self._truncate(*OURS, *MAGENTOS, "zithara_delivery")
         self.clock = Clock()
         self.clock.now = BEGINNING
         self.ahead = 0.0
         self.fates: dict[int, Fate] = {}
         self.commits = 0
+        self.published = 0
+        self.crm = Crm()
+        #: Entities of which an operator wanted a message to be sent, and when
+        self.asked_for: dict[tuple[str, str], float] = {}
+        #: Whether the database's clock has ever gone back: then what was published later may look earlier
+        self.went_back = False
         self.workers_started = 0
         self.hands = {slot: self._start_worker() for slot in SLOTS}
         self.checkouts: list[Checkout] = []
         self.php = {topic: PhpSide(self.shop.php_consumer(topic)) for topic in TOPICS}
+        #: PHP died with these in hand
+        self.orphans: set[int] = set()
         self.freed_by_cron: set[int] = set()
         #: Claims (worker, relation id, claim) that the database's clock has put in doubt
         self.doubtful: set[tuple[str, int, int]] = set()
-        self.operator = Database(settings_of(self.shop), clock=self._database_clock, sleep=lambda _: None)
+        root = settings_of(self.shop, user="root", password=Secret(""))
+        self.operator = Database(root, clock=self._database_clock, sleep=lambda _: None)
         self._tell_the_time()
+
+    def _truncate(self, *tables: str) -> None:
+        self.shop.query("SET SESSION foreign_key_checks = 0")
+        for table in tables:
+            self.shop.query(f"TRUNCATE {{prefix}}{table}")
+        self.shop.query("SET SESSION foreign_key_checks = 1")
 
     def _database_clock(self) -> float:
         return self.clock() + self.ahead
@@ -171,10 +221,28 @@ class Protocol(RuleBasedStateMachine):
                 held=held,
                 attempt_limit=ATTEMPTS,
                 supersedes=supersedes if topic == TOPIC_CUSTOMER else None,
+                destination="a" * 64,
             )
             for topic in TOPICS
         }
-        return Hand(worker_id, database, queues)
+        rules = Rules(digest=request_digest, unchanged_for=DAY)
+        relevance = Relevance(dict.fromkeys(TOPICS, rules), look_at_carts=None, utc=self.clock)
+        duties = LedgerDuties(
+            database,
+            {one.queue_id: topic for topic, one in queues.items()},
+            relevance=relevance,
+            monotonic=self.clock,
+        )
+        hand = Hand(worker_id, database, queues, relevance, duties)
+        duties.look_at_others()
+        self._poll_ledger(hand)
+        return hand
+
+    @staticmethod
+    def _poll_ledger(hand: Hand) -> None:
+        """What the loop does with each poll, before it claims."""
+        rows = hand.database.rows("poll", queue_ids=[one.queue_id for one in hand.queues.values()])
+        hand.duties.polled({int(row["queue_id"]): int(row["newest"] or 0) for row in rows})
 
     # --- the shop ------------------------------------------------------------------------------------------------
 
@@ -182,27 +250,46 @@ class Protocol(RuleBasedStateMachine):
     def begin_with_a_backlog(self, groups: list[str]) -> None:
         for group in groups:
             for topic in TOPICS:
-                self._note(self._publish(self.shop, topic, group, address=False), topic, group)
+                self._note(*self._publish(self.shop, topic, group, content=1, full=topic == TOPIC_ORDER))
 
-    @rule(topic=st.sampled_from(TOPICS), group=st.sampled_from(GROUPS), address=st.booleans())
-    def publish(self, topic: str, group: str, address: bool) -> None:
-        self._note(self._publish(self.shop, topic, group, address=address), topic, group)
+    @rule(
+        topic=st.sampled_from(TOPICS),
+        group=st.sampled_from(GROUPS),
+        content=st.sampled_from(CONTENTS),
+        full=st.booleans(),
+        delivered_by=st.sampled_from([None, *SLOTS]),
+    )
+    def publish(self, topic: str, group: str, content: int, full: bool, delivered_by: int | None) -> None:
+        """`full`: an order's create, a customer with an address. `delivered_by`: the worker that has it at once."""
+        self._note(*self._publish(self.shop, topic, group, content=content, full=full))
+        if delivered_by is not None:
+            self.a_worker_works(slot=delivered_by)
+
+    def _publish_by_hand(self, topic: str, group: str, *, content: int) -> None:
+        payload, news = self._payload(topic, group, content=content, full=True)
+        (message_id,) = operator.publish(self.operator, topic, [php_json_encode(payload)], {})
+        [(id,)] = self.shop.query("SELECT id FROM {prefix}queue_message_status WHERE message_id = %s", (message_id,))
+        self._note(Published(id, message_id), topic, news)
+        self.asked_for[news.entity] = self.clock()
 
     @precondition(lambda self: len(self.checkouts) < 2)
     @rule(
         topic=st.sampled_from(TOPICS),
         group=st.sampled_from(GROUPS),
-        address=st.booleans(),
+        content=st.sampled_from(CONTENTS),
+        full=st.booleans(),
         meanwhile=st.sampled_from([None, *GROUPS]),
     )
-    def publish_in_a_long_transaction(self, topic: str, group: str, address: bool, meanwhile: str | None) -> None:
+    def publish_in_a_long_transaction(
+        self, topic: str, group: str, content: int, full: bool, meanwhile: str | None
+    ) -> None:
         context = self.shop.transaction()
         checkout = Checkout(context, context.__enter__(), self.clock())
         self.checkouts.append(checkout)
         self._tell_the_time()
-        checkout.messages.append((self._publish(checkout.publisher, topic, group, address=address), topic, group))
+        checkout.messages.append(self._publish(checkout.publisher, topic, group, content=content, full=full))
         if meanwhile:
-            self.publish(topic=topic, group=meanwhile, address=False)
+            self._note(*self._publish(self.shop, topic, meanwhile, content=content, full=False))
 
     @precondition(lambda self: self.checkouts)
     @rule(last=st.booleans(), rolled_back=st.sampled_from([False] * 5 + [True]), followed=st.booleans())
@@ -213,29 +300,62 @@ class Protocol(RuleBasedStateMachine):
         checkout.context.__exit__(None, None, None)
         if rolled_back:
             return
-        for published, topic, group in checkout.messages:
-            self._note(published, topic, group)
+        for published, topic, news in checkout.messages:
+            self._note(published, topic, news)
             if followed:
-                self.publish(topic=topic, group=group, address=False)
+                self._note(*self._publish(self.shop, topic, news.entity[1], content=1, full=False))
         if self.clock() - checkout.opened_at >= LATELY_SECONDS:
             for hand in self.hands.values():  # a poll interval later, the sweep has been there
                 hand.must_sweep = True
 
-    def _publish(self, publisher: Publisher, topic: str, group: str, *, address: bool) -> Published:
+    def _publish(
+        self, publisher: Publisher, topic: str, group: str, *, content: int, full: bool
+    ) -> tuple[Published, str, News]:
+        payload, news = self._payload(topic, group, content=content, full=full)
+        return publisher.publish(topic, payload), topic, news
+
+    def _payload(self, topic: str, group: str, *, content: int, full: bool) -> tuple[dict[str, Any], News]:
+        self.published += 1
         if topic == TOPIC_ORDER:
-            return publisher.publish_order(group)
-        attributes = {
-            "mobilenumber": "1",
-            "loyalty_tier": "x",
-            **({"address_data": {"city": "Pune"}} if address else {}),
-        }
-        return publisher.publish_customer(group, custom_attributes=attributes)
+            # Saved in this second or in the one before, as the orders of one second are.
+            saved_at = datetime.fromtimestamp(BEGINNING + self.published // 2, timezone.utc)
+            payload = examples.order(
+                group, is_update=not full, subtotal=float(content), updated_at=f"{saved_at:%Y-%m-%d %H:%M:%S}"
+            )
+            tells = {"order": content, **({ITEMS: content} if full else {})}
+        else:
+            attributes: dict[str, Any] = {"mobilenumber": "1", "loyalty_tier": "x"}
+            if full:
+                attributes["address_data"] = {"city": f"City {content}"}
+            payload = examples.customer(group, last_name=f"Iyer {content}", custom_attributes=attributes)
+            tells = {"name": content, **({"address": content} if full else {})}
+        return payload, News(number=self.published, entity=(topic, group), tells=tells)
 
-    def _note(self, published: Published, topic: str, group: str) -> None:
+    def _note(self, published: Published, topic: str, news: News) -> None:
         self.commits += 1
-        self.fates[published.relation_id] = Fate(published, topic, group, self.commits)
+        self.fates[published.relation_id] = Fate(published, topic, news.entity[1], news, self.commits)
 
-    @rule(seconds=st.sampled_from([1, 6, LEASE_SECONDS + 1]))
+    @precondition(
+        lambda self: (
+            len(self.fates) > len(GROUPS)
+            and not self.checkouts
+            and not any(hand.held for hand in self.hands.values())
+            and not any(side.selected for side in self.php.values())
+        )
+    )
+    @rule()
+    def ids_begin_again(self) -> None:
+        """The shop's tables are emptied, and the workers run on."""
+        self._truncate(*OURS, *MAGENTOS)
+        self.fates, self.orphans, self.freed_by_cron = {}, set(), set()
+        self.crm.forget_recorded()
+        self.time_passes(seconds=1)
+        for hand in self.hands.values():
+            self._poll_ledger(hand)
+            for one in hand.queues.values():
+                one.poll()
+
+    @rule(seconds=st.sampled_from([1, 6, LEASE_SECONDS + 1, DOUBT_SECONDS + 1]))
     def time_passes(self, seconds: float) -> None:
         self.clock.pass_by(seconds)
         self._tell_the_time()
@@ -243,6 +363,10 @@ class Protocol(RuleBasedStateMachine):
     @rule(seconds=st.sampled_from([JUMP_SECONDS, -JUMP_SECONDS]))
     def the_databases_clock_jumps(self, seconds: float) -> None:
         self.ahead += seconds
+        self.went_back = self.went_back or seconds < 0
+        # Nothing is promised of what is under way; and the ten minutes that a request may take are the database's.
+        self.crm.on_their_way.clear()
+        self.asked_for.clear()
         for hand in self.hands.values():
             for message in hand.held.values():
                 self.doubtful.add((hand.worker_id, message.id, message.claim))
@@ -251,6 +375,11 @@ class Protocol(RuleBasedStateMachine):
         self._tell_the_time()
 
     # --- workers ---------------------------------------------------------------------------------------------------
+
+    @rule(slot=st.sampled_from(SLOTS))
+    def a_worker_works(self, slot: int) -> None:
+        self.claim(slot=slot, limit=10, sweep=True, answer_lost=False, send=True)
+        self.settle(slot=slot, count=10, kind=OutcomeKind.RELEASED, unheard=False, delay=0.0, answer_lost=False)
 
     @rule(
         slot=st.sampled_from(SLOTS),
@@ -282,19 +411,54 @@ class Protocol(RuleBasedStateMachine):
                 groups = {(each.topic, each.group_key) for each in hand.held.values()}
                 assert (message.topic, message.group_key) not in groups, f"{message} is claimed beside one of its group"
                 hand.held[message.id] = message
-                hand.sent.discard(message.id)
+                for known in (hand.sent, hand.unanswered):
+                    known.discard(message.id)
+            requests = [(message, self._request(one, message)) for message in messages if not one.rejects(message)]
+            hand.judged |= hand.relevance.outcomes(requests)
         if send:
-            self.deliver(slot=slot, count=10)
+            self.deliver(slot=slot, count=10, fate="arrives")
 
-    @rule(slot=st.sampled_from(SLOTS), count=st.integers(1, 10))
-    def deliver(self, slot: int, count: int) -> None:
+    @staticmethod
+    def _request(one: StepWorker, message: Message) -> Request:
+        content = one.contents[message.id]
+        assert isinstance(content, Event)
+        request = process(content, CONTEXT)
+        assert isinstance(request, Request)
+        return request
+
+    @rule(
+        slot=st.sampled_from(SLOTS),
+        count=st.integers(1, 10),
+        fate=st.sampled_from(["arrives", "arrives", "arrives late", "is lost"]),
+    )
+    def deliver(self, slot: int, count: int, fate: str) -> None:
         hand = self.hands[slot]
         for message in list(hand.held.values())[:count]:
             if hand.queues[message.topic].rejects(message) or message.lease.valid_until <= self.clock():
                 continue  # the courier does not send it
+            if message.id in hand.judged:
+                continue
             self._check_order(message)
-            self.fates[message.id].deliveries += 1
+            self._check_news(hand, message)
+            mine = self.fates[message.id]
+            mine.deliveries += 1
             hand.sent.add(message.id)
+            if fate != "arrives":
+                hand.unanswered.add(message.id)
+            if mine.group == POISON or fate == "is lost":
+                continue
+            if fate == "arrives late":
+                self.crm.on_their_way.append((mine.news, self.clock() + DOUBT_SECONDS))
+            elif mine.forced:
+                self.crm.process(mine.news, How.FORCED)
+            else:
+                doubtful = (hand.worker_id, message.id, message.claim) in self.doubtful or self._looks_later(message)
+                self.crm.process(mine.news, How.LATE if doubtful else How.SENT)
+
+    @precondition(lambda self: self.crm.on_their_way)
+    @rule(last=st.booleans())
+    def a_request_is_processed_late(self, last: bool) -> None:
+        self.crm.process_late(last=last, now=self.clock())
 
     @rule(
         slot=st.sampled_from(SLOTS),
@@ -308,48 +472,65 @@ class Protocol(RuleBasedStateMachine):
         """What was sent was delivered, unless its answer was `unheard`: then it is what the others are."""
         hand = self.hands[slot]
         for topic, one in hand.queues.items():
-            outcomes = [
-                (message, self._outcome(hand, message, kind, unheard))
+            settlements = [
+                Settlement(message=message, outcome=self._outcome(hand, message, kind, unheard), delay_seconds=delay)
                 for message in list(hand.held.values())
                 if message.topic == topic
             ][:count]
-            if not outcomes:
+            if not settlements:
                 continue
             if answer_lost:
                 self._lose_answer(hand)
             try:
-                settled = one.settle(*outcomes, delay=delay)
+                settled = one.queue.settle(settlements)
             except DatabaseUnavailable:
-                settled = one.settle(*outcomes, delay=delay, in_doubt=True)
+                settled = one.queue.settle(settlements, in_doubt=True)
             finally:
                 self._hear_answers_again(hand)
-            assert len(settled.done) + len(settled.lost) == len(outcomes)
+            assert len(settled.done) + len(settled.lost) == len(settlements)
             for each in settled.done:
-                self._note_settled(hand, each.message, each.outcome.kind)
-            for message, _ in outcomes:
-                del hand.held[message.id]
-                hand.sent.discard(message.id)
+                self._note_settled(hand, each.message, each.outcome)
+            for each in settlements:
+                del hand.held[each.message.id]
+                hand.judged.pop(each.message.id, None)
+                for known in (hand.sent, hand.unanswered):
+                    known.discard(each.message.id)
 
-    def _outcome(self, hand: Hand, message: Message, kind: OutcomeKind, unheard: bool) -> OutcomeKind:
-        if hand.queues[message.topic].rejects(message):
-            return OutcomeKind.FAILED
-        if message.id in hand.sent and self.fates[message.id].group == POISON:
-            return OutcomeKind.FAILED if message.attempts + 1 >= ATTEMPTS else OutcomeKind.RETRY
-        if message.id in hand.sent:
-            return (OutcomeKind.RETRY if kind is OutcomeKind.SKIPPED else kind) if unheard else OutcomeKind.DELIVERED
-        if message.lease.valid_until <= self.clock():
-            return OutcomeKind.LEASE_LOST
-        return kind
+    def _outcome(self, hand: Hand, message: Message, kind: OutcomeKind, unheard: bool) -> Outcome:
+        one = hand.queues[message.topic]
+        if message.id in hand.judged:
+            return hand.judged[message.id]
+        if one.rejects(message):
+            return one.outcome(OutcomeKind.FAILED)
+        if message.id not in hand.sent:
+            lost = message.lease.valid_until <= self.clock()
+            return one.outcome(OutcomeKind.LEASE_LOST if lost else kind)
+        if self.fates[message.id].group == POISON:
+            failed = message.attempts + 1 >= ATTEMPTS
+            return Outcome(
+                kind=OutcomeKind.FAILED if failed else OutcomeKind.RETRY, reason="test", evidence=Evidence.PATH
+            )
+        if unheard or message.id in hand.unanswered:
+            given_up = OutcomeKind.RETRY if kind is OutcomeKind.SKIPPED else kind
+            return Outcome(kind=given_up, reason="test", evidence=Evidence.PATH)
+        request = self._request(one, message)
+        assert request.entity is not None
+        accepted = Accepted(entity=request.entity, request=request_digest(request), content="c" * 64)
+        return Outcome(kind=OutcomeKind.DELIVERED, accepted=accepted)
 
-    def _note_settled(self, hand: Hand, message: Message, kind: OutcomeKind) -> None:
-        fate = self.fates[message.id]
+    def _note_settled(self, hand: Hand, message: Message, outcome: Outcome) -> None:
+        kind, fate = outcome.kind, self.fates[message.id]
         older = [self.fates[each.id] for each in message.supersedes]
         fate.settled = fate.settled or kind in (OutcomeKind.DELIVERED, OutcomeKind.SKIPPED)
-        if kind is OutcomeKind.DELIVERED:
+        if kind is OutcomeKind.DELIVERED or outcome.reason == UNCHANGED:
+            self.crm.note_complete(fate.news)
+            self.crm.note_recorded(fate.news)
             for each in older:
                 each.superseded = True
-        elif kind is OutcomeKind.SKIPPED:
+                self.crm.note_complete(each.news)
+        if kind is OutcomeKind.SKIPPED:
             fate.skipped = True
+            self._check_unsent(fate.news, outcome.reason)
         elif kind is OutcomeKind.FAILED:
             fate.failed = fate.recorded = True
             attempts = self.shop.query(
@@ -391,31 +572,38 @@ class Protocol(RuleBasedStateMachine):
 
     # --- PHP, cron, operator -----------------------------------------------------------------------------------------
 
-    @rule(topic=st.sampled_from(TOPICS), again=st.booleans())
-    def php_selects(self, topic: str, again: bool) -> None:
+    @rule(
+        topic=st.sampled_from(TOPICS),
+        act=st.sampled_from(["select", "select again", "take", "complete", "reject", "requeue", "take and die"]),
+    )
+    def php_acts(self, topic: str, act: str) -> None:
         side = self.php[topic]
-        if side.taken or (side.selected and not again):
-            return
-        side.selected = side.consumer.select()
+        if act in ("select", "take and die") and side.selected is None:
+            side.selected = side.consumer.select()
+        if act == "select again" and not side.taken:
+            side.selected = side.consumer.select()
+        if act in ("take", "take and die") and not side.taken:
+            self._php_takes(side)
+        if act in ("complete", "reject", "requeue", "take and die") and side.taken:
+            self._php_finishes(side, act)
 
-    @rule(topic=st.sampled_from(TOPICS))
-    def php_takes(self, topic: str) -> None:
-        side = self.php[topic]
-        if side.selected is None or side.taken or self.fates[side.selected.relation_id].deleted:
+    def _php_takes(self, side: PhpSide) -> None:
+        if side.selected is None or self.fates[side.selected.relation_id].deleted:
             return
         side.taken = side.consumer.take(side.selected)
         if side.taken:
             self.fates[side.selected.relation_id].excused = True
+            for hand in self.hands.values():
+                hand.duties.look_at_others()
         else:
             side.selected = None
 
-    @rule(topic=st.sampled_from(TOPICS), way=st.sampled_from(["complete", "complete", "reject", "requeue"]))
-    def php_finishes(self, topic: str, way: str) -> None:
-        side = self.php[topic]
-        if side.selected is None or not side.taken:
-            return
+    def _php_finishes(self, side: PhpSide, way: str) -> None:
+        assert side.selected is not None
         fate = self.fates[side.selected.relation_id]
-        if way == "requeue":
+        if way == "take and die":
+            self.orphans.add(side.selected.relation_id)
+        elif way == "requeue":
             side.consumer.requeue(side.selected)
         elif not side.consumer.lock(side.selected):
             side.consumer.complete(side.selected)
@@ -423,25 +611,36 @@ class Protocol(RuleBasedStateMachine):
         else:
             assert not fate.settled, f"PHP handles {fate}, which is done"
             fate.php_handled = fate.php_handled or way == "complete"
+            if way == "complete" and fate.group != POISON:
+                self.crm.process(fate.news, How.PHP)
             fate.failed = fate.failed or way == "reject"
             (side.consumer.complete if way == "complete" else side.consumer.reject)(side.selected)
         side.selected, side.taken = None, False
 
     @precondition(lambda self: not self.checkouts)  # Magento's DELETE would wait for them, and we for it
-    @rule()
-    def cron_frees_what_is_in_progress_for_a_day(self) -> None:
+    @rule(what=st.sampled_from([Status.IN_PROGRESS, Status.IN_PROGRESS, *FINAL]))
+    def cron_works(self, what: Status) -> None:
+        if what is Status.IN_PROGRESS:
+            self._cron_frees_what_is_in_progress_for_a_day()
+        else:
+            self._cron_deletes_what_is_old(what)
+
+    def _cron_frees_what_is_in_progress_for_a_day(self) -> None:
         php_holds = {side.selected.relation_id for side in self.php.values() if side.selected and side.taken}
         rows = [row.relation_id for row in self.shop.rows() if row.status == Status.IN_PROGRESS]
-        freed = [id for id in rows if id not in php_holds][:1]
+        freed = [id for id in sorted(rows, key=lambda id: id not in self.orphans) if id not in php_holds][:1]
         self.shop.make_older(minutes=3000, relation_ids=freed)
         assert self.shop.run_cleanup_cron()["retried"] == len(freed)
         for id in freed:
             self.fates[id].excused = True
         self.freed_by_cron.update(freed)
+        self.orphans.difference_update(freed)
+        # A day later. Of PHP consumers nothing was seen since.
+        self.time_passes(seconds=OTHERS_SECONDS + 1)
+        for hand in self.hands.values():
+            hand.duties.look_at_others()
 
-    @precondition(lambda self: not self.checkouts)  # Magento's DELETE would wait for them, and we for it
-    @rule(status=st.sampled_from(FINAL))
-    def cron_deletes_what_is_old(self, status: Status) -> None:
+    def _cron_deletes_what_is_old(self, status: Status) -> None:
         selected = {side.selected.relation_id for side in self.php.values() if side.selected}
         old = [row.relation_id for row in self.shop.rows() if row.status == status and row.relation_id not in selected]
         self.shop.make_older(minutes=20_000, relation_ids=old[:1])
@@ -456,8 +655,22 @@ class Protocol(RuleBasedStateMachine):
             wanted |= {id for id, fate in self.fates.items() if fate.discarded and not fate.deleted}
         return [self.fates[id] for id in sorted(wanted)]
 
-    @rule(last=st.booleans(), force=st.booleans())
-    def operator_retries_a_failed_message(self, last: bool, force: bool) -> None:
+    @rule(
+        act=st.sampled_from(["retry", "retry", "force", "discard", "publish"]),
+        last=st.booleans(),
+        topic=st.sampled_from(TOPICS),
+        group=st.sampled_from(GROUPS),
+        content=st.sampled_from(CONTENTS),
+    )
+    def the_operator_acts(self, act: str, last: bool, topic: str, group: str, content: int) -> None:
+        if act == "publish":
+            self._publish_by_hand(topic, group, content=content)
+        elif act == "discard":
+            self._discard(last=last)
+        else:
+            self._retry(last=last, force=act == "force")
+
+    def _retry(self, *, last: bool, force: bool) -> None:
         for fate in self._given_up(discarded=True)[-1 if last else 0 :][:1]:
             ids = [fate.published.relation_id]
             done = operator.retry(self.operator, ids, by="me", force=force, audit=lambda lines: None)
@@ -465,9 +678,12 @@ class Protocol(RuleBasedStateMachine):
                 fate.recorded = fate.discarded = False
                 fate.retried = True
                 fate.excused = fate.excused or force
+                fate.forced = fate.forced or force
+                self.asked_for[fate.news.entity] = self.clock()
+                if force:
+                    self.crm.forget_recorded(fate.news.entity)
 
-    @rule(last=st.booleans())
-    def operator_discards_a_failed_message(self, last: bool) -> None:
+    def _discard(self, *, last: bool) -> None:
         for fate in self._given_up(discarded=False)[-1 if last else 0 :][:1]:
             ids = [fate.published.relation_id]
             assert operator.discard(self.operator, ids, by="me", note="", audit=lambda lines: None).discarded
@@ -491,6 +707,44 @@ class Protocol(RuleBasedStateMachine):
                 # What the operator put before a newer one that failed goes first, and the newer one after it again.
                 passed = other.settled if mine.retried else bool(other.deliveries)
                 assert not passed, f"{mine} is delivered after {other}"
+
+    def _check_news(self, hand: Hand, message: Message) -> None:
+        """Called at the moment of a delivery: what is known to be overtaken is not sent."""
+        mine = self.fates[message.id]
+        if mine.forced or message.topic in hand.relevance.unrecorded:
+            return
+        if not self._looks_later(message):
+            assert not self.crm.is_overtaken(mine.news), f"{mine} goes over {self.crm.recorded[mine.news.entity]}"
+
+    def _looks_later(self, message: Message) -> bool:
+        """Whether the database's clock went back between the publication of this message and that of a newer one."""
+        if message.known is None or message.status_before != Status.NEW:
+            return False
+        return self.went_back and message.updated_at_before > message.known.published_at
+
+    def _check_unsent(self, news: News, reason: str) -> None:
+        """Called at the moment of a settlement."""
+        now = self.clock()
+        if reason == OVERTAKEN:
+            assert not self.crm.not_newer(news), f"{news} is overtaken, and nothing newer tells its news"
+        elif reason == UNCHANGED:
+            differing = self.crm.differing(news, besides=How.PHP)
+            assert not differing, f"{news} is unchanged, and the CRM holds {self.crm.holds.get(news.entity)}"
+            assert not self.crm.may_arrive(news.entity, now=now), f"{news} is unchanged, and older data is on its way"
+            asked_at = self.asked_for.get(news.entity, now - DOUBT_SECONDS)
+            assert now - asked_at >= DOUBT_SECONDS, f"{news} is unchanged, and an operator wanted it to be sent"
+
+    @invariant()
+    def the_crm_holds_what_is_complete_or_something_newer(self) -> None:
+        status = {self.fates[row.relation_id].news.number: row.status for row in self.shop.rows()}
+        stale = set(self.shop.query("SELECT topic_name, group_key FROM {prefix}zithara_delivery WHERE stale"))
+
+        def excused(by: News) -> bool:
+            topic, group = by.entity
+            key = f"{'order' if topic == TOPIC_ORDER else 'customer'}:{group}"
+            return status.get(by.number, Status.COMPLETE) != Status.COMPLETE or (topic, key) in stale
+
+        assert not (found := list(self.crm.outdated(excused))), found
 
     @staticmethod
     def _accounted_for(fate: Fate) -> bool:
@@ -520,7 +774,7 @@ class Protocol(RuleBasedStateMachine):
         leased = {
             id for (id,) in self.shop.query("SELECT id FROM {prefix}zithara_message_group WHERE worker_id IS NOT NULL")
         }
-        assert in_progress - php_holds <= leased, "IN_PROGRESS without a lease"
+        assert in_progress - php_holds - self.orphans <= leased, "IN_PROGRESS without a lease"
         assert leased - in_progress <= self.freed_by_cron, "a lease on a message that is not IN_PROGRESS"
 
     @invariant()
