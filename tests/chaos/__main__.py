@@ -12,20 +12,31 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from chaos.account import judge, report
+from chaos.account import Row, judge, report
 from chaos.ending import DRAIN_SECONDS, drained, leftovers, rows, show_logs
 from chaos.fleet import Fleet, Killer, write_config
 from chaos.host import Host
 from chaos.operator import Operator
 from chaos.php import PhpConsumer
-from chaos.publishers import Published, PublisherThread, groups
+from chaos.publishers import (
+    ORPHAN_SHARE,
+    PUT_BACK,
+    AbandonedCarts,
+    Cron,
+    Group,
+    Published,
+    PublisherThread,
+    groups,
+    publish_again,
+)
 from chaos.world import Blow, Poison, World
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import interruptible
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.topics import TOPIC_WEBHOOK
 
 #: Option -> default, and default with --short. Kills: blows to workers and database.
 _SIZES = {
@@ -35,9 +46,12 @@ _SIZES = {
     "kills": (40, 12),
     "publishers": (3, 2),
     "poison": (40, 9),
+    "carts": (20, 6),
 }
 #: Starting RabbitMQ again takes a while.
 RELAY_SHORT_KILLS = 8
+#: Entities that are published after message ids have begun again.
+AGAIN = 60
 #: Small, so that a message can run out of it. Chance alone fails 5 in 100 requests.
 ATTEMPT_LIMIT = 6
 #: Those whose message kills workers: each of its attempts costs a lease. The others take turns.
@@ -94,32 +108,44 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
             host.kill = lambda slot: fleet.workers[slot].replace()
             killer = Killer(world, fleet, server, host, seed=options.seed, blows=options.kills, stop=stop)
             publishers = _publishers(options, shop, published, killer.seconds, stop)
+            carts = AbandonedCarts(shop, published, carts=options.carts, seed=options.seed, stop=stop)
+            cron = Cron(shop, published, seed=options.seed, stop=stop)
             php = PhpConsumer(shop, seed=options.seed)
             operator = Operator(directory / "zithara-worker.conf", seed=options.seed)
+            judged: list[Row] = []
+            every: set[Group] = set()
+            findings: list[str] = []
             try:
-                for publisher in publishers:
-                    publisher.start()
+                for thread in (*publishers, carts, cron):
+                    thread.start()
                 php.start()
                 operator.start()
                 killer.run()
                 for publisher in publishers:
                     publisher.join()
+                carts.end()
                 host.calm = True
                 operator.end()
                 php.end()
-                _free_what_php_held(shop)
+                cron.end()
+                _put_back_what_php_held(shop)
                 left = drained(shop, published, fleet, stop)
+                judged += rows(shop, published, operator.forced, world.epoch)
+                every.update(published.groups.values())
+                findings += leftovers(shop)
+                for off in (False, True):
+                    left += _begin_again(shop, published, world, fleet, stop, off=off, seed=options.seed)
+                    judged += rows(shop, published, (), world.epoch)
             finally:
                 stop.set()
                 php.end()
                 operator.end()
-            findings = [f"publisher failed: {each.failed!r}" for each in publishers if each.failed]
+            findings += [f"{each.name} failed: {each.failed!r}" for each in (*publishers, carts, cron) if each.failed]
             if left:
                 findings.append(f"{left} messages are not settled {DRAIN_SECONDS:g} s after the last blow")
             fleet.stop(within=30)
             findings += [*fleet.died, *operator.findings]
-        verdict = judge(rows(shop, published, operator.forced), world, php.held, attempt_limit=ATTEMPT_LIMIT)
-        findings += leftovers(shop)
+        verdict = judge(judged, world, php.held, attempt_limit=ATTEMPT_LIMIT, marked=_marked(shop, every))
     killed = sum(each.blow is Blow.POISON for each in world.misfortunes)
     print(report(verdict, {**killer.done, Blow.POISON: killed}))
     print("operator          " + ", ".join(f"{command} {count} x" for command, count in sorted(operator.done.items())))
@@ -130,7 +156,10 @@ def _run(options: argparse.Namespace, directory: Path) -> int:
         show_logs(directory, verdict)
         print(f"\nNot as promised. To play it again: scripts/chaos --seed {options.seed} (and the other options)")
         return 1
-    print("\nNothing lost, nothing out of order, every duplicate explained, every poison in ERROR by its own attempts.")
+    print(
+        "\nNothing lost, nothing out of order, nothing older over newer, no news skipped, every duplicate explained, "
+        "every poison in ERROR by its own attempts."
+    )
     return 0
 
 
@@ -151,18 +180,54 @@ def _publishers(
             seed=options.seed * 1000 + number,
             stop=stop,
             poisons=poison[number :: options.publishers],
+            orphan_share=ORPHAN_SHARE,
         )
         for number in range(options.publishers)
     ]
 
 
-def _free_what_php_held(shop: Shop) -> None:
+def _put_back_what_php_held(shop: Shop) -> None:
     """What Magento's cron does a day later: messages that a PHP consumer died with come back."""
+    shop.query(PUT_BACK)
     shop.query(
         "UPDATE {prefix}queue_message_status s LEFT JOIN {prefix}zithara_message_group g "
         "ON g.id = s.id AND g.worker_id IS NOT NULL SET s.status = 5, s.number_of_trials = s.number_of_trials + 1 "
         "WHERE s.status = 3 AND g.id IS NULL"
     )
+
+
+def _begin_again(
+    shop: Shop, published: Published, world: World, fleet: Fleet, stop: threading.Event, *, off: bool, seed: int
+) -> int:
+    """The queue's tables are emptied while the workers run, or are `off`, and entities that are known are published
+    under low ids, some into the hands of a PHP consumer that dies. How many messages are not settled in the end."""
+    known = list(dict.fromkeys(group for group in published.groups.values() if group.topic != TOPIC_WEBHOOK))
+    if off:
+        fleet.stop(within=30)
+    shop.query("SET SESSION foreign_key_checks = 0")
+    for table in ("queue_lock", "queue_message_status", "queue_message"):
+        shop.query(f"TRUNCATE {{prefix}}{table}")
+    shop.query("SET SESSION foreign_key_checks = 1")
+    published.begin_again()
+    world.epoch += 1
+    ended = threading.Event()
+    cron = Cron(shop, published, seed=seed, stop=ended)
+    cron.start()
+    publish_again(shop, published, [each for each in known if each not in published.ended][:AGAIN], seed=seed)
+    if off:
+        for worker in fleet.workers:
+            worker.replace()
+    try:
+        return drained(shop, published, fleet, stop)
+    finally:
+        ended.set()
+        cron.join()
+
+
+def _marked(shop: Shop, groups: Collection[Group]) -> set[str]:
+    """Groups that the ledger has marked for reconcile."""
+    stale = {key for (key,) in shop.query("SELECT group_key FROM {prefix}zithara_delivery WHERE stale")}
+    return {group.name for group in groups if group.key in stale}
 
 
 if __name__ == "__main__":

@@ -11,13 +11,16 @@ from pathlib import Path
 from chaos.account import FINDINGS, Row, Verdict
 from chaos.fleet import Fleet
 from chaos.publishers import Published, publish_witnesses
+from chaos.world import message_key
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_WEBHOOK
 
 #: Longest time for the last messages once all is calm. The longest way: a lease, a retry's delay, a breaker's pause.
 DRAIN_SECONDS = 120.0
 #: Between two groups of new messages in that time.
 WITNESS_SECONDS = 2.0
+#: Above every message id
+IDS = 10**9
 
 
 def drained(shop: Shop, published: Published, fleet: Fleet, stop: threading.Event) -> int:
@@ -37,7 +40,8 @@ def drained(shop: Shop, published: Published, fleet: Fleet, stop: threading.Even
         stop.wait(0.2)
 
 
-def rows(shop: Shop, published: Published, forced: Collection[int]) -> list[Row]:
+def rows(shop: Shop, published: Published, forced: Collection[int], epoch: int = 0) -> list[Row]:
+    """`epoch`: see `message_key`."""
     told = {
         id: {"failed": reason, "attempts": attempts, "discarded": bool(discarded), "retried": retries > 0}
         for id, reason, attempts, discarded, retries in shop.query(
@@ -46,10 +50,14 @@ def rows(shop: Shop, published: Published, forced: Collection[int]) -> list[Row]
     }
     return [
         Row(
-            key=f"{row.queue}-{row.message_id}",
-            message_id=row.message_id,
+            key=message_key(epoch, row.queue, row.message_id),
+            message_id=epoch * IDS + row.message_id,
             group=published.groups[row.message_id].name,
             coalesced=row.topic in (TOPIC_CART, TOPIC_CUSTOMER),
+            state=row.topic != TOPIC_WEBHOOK,
+            create=row.message_id in published.creates,
+            orphan=row.message_id in published.orphans,
+            ended_at=published.ended.get(published.groups[row.message_id]),
             content=published.contents.get(row.message_id, 0),
             status=row.status,
             committed_at=published.committed_at.get(row.message_id),

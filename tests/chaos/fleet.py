@@ -147,11 +147,7 @@ class Fleet:
                 slot,
                 config,
                 directory / f"worker-{slot}.log",
-                {
-                    "ZITHARA_WORKER_ZITHARA_BASE_URL": host.base_url(slot),
-                    "ZITHARA_WORKER_ZITHARA_WEBHOOK_URL": host.webhook_url(slot),
-                    **environment(slot),
-                },
+                {**host.environment(slot), **environment(slot)},
             )
             for slot in range(slots)
         ]

@@ -1,4 +1,4 @@
-"""The API on its worst day. One address for each worker, one set of tokens for all."""
+"""The API on its worst day. One address for each worker, one name and one set of tokens for all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from chaos.world import Blow, Fate, Poison, World
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, RecordedRequest, Reply
@@ -33,7 +35,8 @@ _LOST = {"reset after reading", "closed after reading", "truncated answer", "ans
 
 
 class Host:
-    """`base_url(slot)` is what the worker in that place is told. Faults are drawn from `seed`."""
+    """`environment(slot)` leads the worker in that place to its address. The `base_url` is the same for all, since the
+    delivery ledger knows an account by it. Faults are drawn from `seed`."""
 
     def __init__(self, world: World, *, slots: int, seed: int) -> None:
         self._world = world
@@ -62,11 +65,14 @@ class Host:
     def client(self) -> tuple[str, str]:
         return self._apis[0].client_id, self._apis[0].client_secret
 
-    def base_url(self, slot: int) -> str:
-        return self._apis[slot].base_url
-
-    def webhook_url(self, slot: int) -> str:
-        return self._apis[slot].webhook_url
+    def environment(self, slot: int) -> dict[str, str]:
+        api = urlsplit(self._apis[slot].base_url)
+        return {
+            "PYTHONPATH": str(Path(__file__).with_name("own_server")),
+            "CHAOS_API_PORT": str(api.port),
+            "ZITHARA_WORKER_ZITHARA_BASE_URL": f"http://127.0.0.1{api.path}",
+            "ZITHARA_WORKER_ZITHARA_WEBHOOK_URL": self._apis[slot].webhook_url,
+        }
 
     def revoke_tokens(self) -> None:
         with self._lock:
@@ -83,7 +89,7 @@ class Host:
     def _respond(self, slot: int, request: RecordedRequest) -> Reply:
         if request.path == TOKEN_PATH:
             return self._issue_token()
-        key = request.message
+        key = f"{self._world.epoch}/{request.message}"
         poison = self._world.poison.get(key)
         with self._lock:
             known = request.path == "/hook" or request.headers.get("authorization") in self._tokens

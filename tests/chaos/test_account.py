@@ -8,7 +8,7 @@ import pytest
 
 from chaos.account import Row, judge, report
 from chaos.php import Held
-from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World
+from chaos.world import Arrival, Blow, Fate, Misfortune, Poison, World, message_key
 from zithara_worker.queue.statuses import Status
 
 
@@ -20,6 +20,7 @@ def row(
     status: Status = Status.COMPLETE,
     **told: Any,
 ) -> Row:
+    told.setdefault("state", coalesced)
     return Row(key=f"q-{message_id}", message_id=message_id, group=group, coalesced=coalesced, status=status, **told)
 
 
@@ -198,3 +199,94 @@ def test_a_retry_goes_before_a_newer_message_only_while_that_was_not_delivered()
     delivered = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED))
     assert judge([row(1, retried=True), row(2)], delivered).out_of_order
     assert judge([row(1, retried=True, forced=True), row(2)], delivered).out_of_order == []
+
+
+def orphan(message_id: int, **told: Any) -> Row:
+    """An order's or, with `coalesced`, a cart's message that a PHP consumer had died with."""
+    return row(message_id, **{"state": True, "orphan": True, **told})
+
+
+def test_what_a_dead_php_consumer_held_need_not_arrive_once_something_newer_tells_all_of_it() -> None:
+    newer = world((2, 1.0, Fate.ANSWERED))
+    verdict = judge([orphan(1), row(2, state=True)], newer)
+    assert (verdict.good, verdict.overtaken, verdict.saved) == (True, 1, 1)
+    assert judge([orphan(1, state=False), row(2)], newer).lost, "an event replaces nothing"
+    assert judge([row(1, state=True), row(2, state=True)], newer).lost, "nobody but PHP lets go of it"
+    assert judge([orphan(2), row(1, state=True)], world((1, 1.0, Fate.ANSWERED))).lost, "an older one tells other news"
+
+
+def test_only_a_newer_create_tells_all_of_a_create() -> None:
+    newer = world((2, 1.0, Fate.ANSWERED))
+    assert judge([orphan(1, create=True), row(2, state=True)], newer).lost
+    assert judge([orphan(1, create=True), row(2, state=True, create=True)], newer).overtaken == 1
+    late = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED))
+    verdict = judge([orphan(1, create=True), row(2, state=True)], late)
+    assert (verdict.good, verdict.behind.total()) == (True, 1)
+    assert judge([orphan(1, create=True), row(2, state=True, create=True)], late).older_over_newer
+
+
+@pytest.mark.parametrize("fate", [Fate.ANSWERED, Fate.REFUSED])
+def test_what_a_dead_php_consumer_held_goes_over_nothing_newer(fate: Fate) -> None:
+    late = world((2, 1.0, Fate.ANSWERED), (1, 2.0, fate))
+    verdict = judge([orphan(1, coalesced=True), row(2, coalesced=True)], late)
+    assert (len(verdict.older_over_newer), verdict.out_of_order, verdict.good) == (1, [], False)
+    assert "OLDER OVER NEWER" in report(verdict, {})
+    assert judge([orphan(1, state=False), row(2)], late).out_of_order, "an event is judged by its place"
+
+
+def test_a_newer_message_that_is_sent_again_mends_what_came_behind_it() -> None:
+    again = world((2, 1.0, Fate.ANSWER_LOST), (1, 2.0, Fate.ANSWERED), (2, 3.0, Fate.ANSWERED))
+    verdict = judge([orphan(1), row(2, state=True)], again)
+    assert (verdict.older_over_newer, verdict.behind.total()) == ([], 1)
+
+
+def test_an_order_whose_last_state_was_not_told_last_has_lost_its_news() -> None:
+    rows = [orphan(1, create=True, content=7), row(2, state=True, content=8)]
+    behind = world((2, 1.0, Fate.ANSWERED), (1, 2.0, Fate.ANSWERED))
+    verdict = judge(rows, behind)
+    assert (len(verdict.outdated), verdict.good) == (1, False)
+    assert "OUTDATED" in report(verdict, {})
+    verdict = judge(rows, behind, marked={"g"})
+    assert (verdict.outdated, verdict.marked, verdict.good) == ([], 1, True)
+    late = [row(1, state=True, content=7), row(2, state=True, content=8)]
+    assert judge(late, behind, marked={"g"}).outdated, "a mark without a dead PHP consumer explains nothing"
+
+
+def test_a_cart_that_is_published_after_it_has_become_an_order_is_never_sent() -> None:
+    after = row(1, coalesced=True, committed_at=2.0, ended_at=1.0)
+    verdict = judge([after], World())
+    assert (verdict.good, verdict.inactive, verdict.saved) == (True, 1, 1)
+    verdict = judge([after], world((1, 3.0, Fate.REFUSED), (1, 4.0, Fate.ANSWERED)))
+    assert (len(verdict.reminded), verdict.good) == (1, False)
+    assert "REMINDED" in report(verdict, {})
+
+
+def test_a_cart_that_was_published_before_it_became_an_order_may_be_sent_or_not() -> None:
+    before = row(1, coalesced=True, committed_at=2.0, ended_at=3.0)
+    assert judge([before], world((1, 2.5, Fate.ANSWERED))).good
+    assert judge([before], World()).inactive == 1
+    assert judge([row(1, coalesced=True, committed_at=2.0)], World()).lost
+
+
+def test_the_last_state_of_a_cart_that_has_become_an_order_is_not_judged() -> None:
+    rows = [row(number, coalesced=True, content=number, committed_at=float(number), ended_at=1.5) for number in (1, 2)]
+    assert judge(rows, world((1, 1.0, Fate.ANSWERED))).good
+
+
+def test_messages_of_one_id_are_told_apart_after_ids_have_begun_again() -> None:
+    assert len({message_key(epoch, "q", 1) for epoch in range(3)}) == 3
+
+
+def test_all_that_was_saved_is_told_by_its_reason() -> None:
+    rows = [
+        row(1, coalesced=True, content=7),
+        row(2, coalesced=True, content=8),
+        row(3, coalesced=True, content=7),
+        row(4, group="h", coalesced=True, committed_at=2.0, ended_at=1.0),
+        orphan(5, group="i"),
+        row(6, group="i", state=True),
+    ]
+    verdict = judge(rows, world((1, 1.0, Fate.ANSWERED), (6, 2.0, Fate.ANSWERED)))
+    assert (verdict.good, verdict.saved) == (True, 4)
+    assert (verdict.superseded, verdict.unchanged, verdict.overtaken, verdict.inactive) == (1, 1, 1, 1)
+    assert "requests saved           4" in report(verdict, {})

@@ -69,15 +69,21 @@ class Misfortune:
     until: float
 
 
+def message_key(epoch: int, queue: str, message_id: int) -> str:
+    """`epoch`: how often message ids had begun again."""
+    return f"{epoch}/{queue}-{message_id}"
+
+
 @dataclass(slots=True)
 class World:
-    """`arrivals`: a message's queue and id -> arrivals in order. `order`: all of them in the order of arrival.
-    `poison`: queue and id -> what happens to the message, known before it is visible."""
+    """`arrivals`: a message's key -> arrivals in order. `order`: all of them in the order of arrival. `poison`: key ->
+    what happens to the message, known before it is visible. `epoch`: see `message_key`."""
 
     arrivals: dict[str, list[Arrival]] = field(default_factory=dict)
     order: list[str] = field(default_factory=list)
     misfortunes: list[Misfortune] = field(default_factory=list)
     poison: dict[str, Poison] = field(default_factory=dict)
+    epoch: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def arrived(self, key: str, slot: int, fate: Fate, fault: str) -> None:
