@@ -142,7 +142,7 @@ WHERE queue_id = %(queue_id)s AND group_key IN %(group_keys)s AND worker_id = %(
 -- claim_failures --
 -- What is recorded of messages that have failed before. `overtaken`: newer data of the group has been delivered since, and no
 -- operator forced the retry.
-SELECT id, attempts, unwitnessed, retries, newer_delivered = 1 AS overtaken,
+SELECT id, group_key, attempts, unwitnessed, retries, newer_delivered = 1 AS overtaken,
        TIMESTAMPDIFF(MICROSECOND, last_failed_at, NOW(3)) / 1000000 AS failed_ago
 FROM {prefix}zithara_delivery_failure WHERE id IN %(ids)s
 

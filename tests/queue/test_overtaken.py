@@ -248,3 +248,19 @@ def test_a_snapshot_that_newer_data_has_passed_is_still_completed_by_a_newer_sna
     assert not worker.rejects(together)
     worker.deliver([together])
     assert shop.statuses() == [Status.COMPLETE] * 3 and failures_of(shop) == {}
+
+
+def test_a_failure_that_another_message_left_under_the_same_id_holds_up_nobody(shop: Shop, worker: StepWorker) -> None:
+    """Ids begin again, as after a restore, and Magento's cron puts back what a PHP consumer had."""
+    shop.publish_order("A")
+    fail(worker)
+    shop.query("UPDATE {prefix}zithara_delivery_failure SET newer_delivered = 1")
+    for table in ("queue_message_status", "queue_message"):
+        shop.query(f"DELETE FROM {{prefix}}{table}")
+        shop.query(f"ALTER TABLE {{prefix}}{table} AUTO_INCREMENT = 1")
+    other = shop.publish_order("B")
+    assert other.relation_id in failures_of(shop)
+    shop.query("UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 1")
+    [message] = worker.claim()
+    assert (message.attempts, worker.rejects(message)) == (0, False)
+    assert failures_of(shop) == {}

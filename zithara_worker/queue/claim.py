@@ -219,8 +219,16 @@ class Claim:
 
     def _failures(self, won: Sequence[_Won]) -> dict[int, dict[str, Any]]:
         """The rows of zithara_delivery_failure of messages that have failed before, by relation id."""
-        ids = [each.id for each in won if int(each.row["number_of_trials"]) > 0 or each.row["status"] != Status.NEW]
-        return {int(row["id"]): row for row in self._database.rows("claim_failures", ids=ids)} if ids else {}
+        groups = {
+            each.id: each.candidate.group
+            for each in won
+            if int(each.row["number_of_trials"]) > 0 or each.row["status"] != Status.NEW
+        }
+        rows = self._database.rows("claim_failures", ids=sorted(groups)) if groups else []
+        # Ids begin again after a restore: a row of another group tells of a message that had this id before.
+        if others := [int(row["id"]) for row in rows if row["group_key"] != groups[int(row["id"])]]:
+            self._database.execute("failures_gone", ids=others)
+        return {int(row["id"]): row for row in rows if int(row["id"]) not in others}
 
     def _pending(self, won: Sequence[_Won]) -> set[int]:
         """Which of the older snapshots are still pending. Their groups are won, so no other worker changes that now.
