@@ -291,10 +291,58 @@ def test_many_complete_messages_are_left_out_of_the_screen_only(shop: Shop, look
     shop.query("UPDATE {prefix}queue_message_status SET status = 4")
     found = look("cart", "7", database=database)
     text = "\n".join(report(found, unmasked=False, audit_file=Path("/var/log/a b.log")))
-    assert "15 older complete ones are left out; --json has them" in text
+    assert "left out here: 15 delivered, or no request was needed; --json has them" in text
     assert re.findall(r"^ +(\d+)  cart ", text, re.MULTILINE) == [str(id) for id in ids(found)[15:]]
     assert """grep -h '"group":"cart:7"' '/var/log/a b.log'*""" in text
     assert len(as_value(found, unmasked=False)["messages"]) == 25
+
+
+def test_a_flood_of_one_cart_fits_on_a_screen_with_one_command_for_all(
+    shop: Shop, consume: Consume, api: FakeZithara, look: Look, database: Database
+) -> None:
+    """What the module's cron publishes of an abandoned cart while the API refuses it, and while nobody takes it."""
+    api.responder = lambda request: Reply.error(422) if request.path.endswith("/cart") else None
+    for number in range(12):
+        shop.publish_cart("7001", total_price=number)
+        consume()
+    pending = [shop.publish_cart("7001", total_price=number).message_id for number in range(30)]
+    found = look("cart", "7001", database=database)
+    lines = list(report(found, unmasked=False, audit_file=None))
+    assert len(lines) < 70 and any("left out here: 2 given up, 20 not ended" in line for line in lines)
+    assert sum(f": message {pending[0]} goes first" in line for line in lines) == 9
+    assert "               20 more go after these" in lines
+    assert "zithara-worker failed retry --all --topic cart --group cart:7001" in commands(found)
+    by_php = shop.publish_cart("7001")
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", [by_php.relation_id])
+    assert any(f" {by_php.message_id}" in str(command) for command in commands(look("cart", "7001", database=database)))
+
+
+def test_the_fields_of_the_json_are_these(shop: Shop, tables: ShopTables, look: Look, consume: Consume) -> None:
+    """Programs read them: a field may be added, none goes away or changes its meaning."""
+    tables.place_order("000000101")
+    shop.publish_order("000000101")
+    consume()
+    shop.publish_order("000000101")
+    value = as_value(look("order", "000000101"), unmasked=False)
+    assert value.keys() == {
+        *("at", "kind", "name", "group", "shop", "accepted", "messages", "waits", "blocks", "next", "searched"),
+    }
+    assert value["shop"].keys() == {"problem", "ambiguous", "entities"}
+    assert value["shop"]["entities"][0].keys() == {
+        *("entity_id", "store_id", "created_at", "updated_at", "zithara_has_it", "request"),
+    }
+    assert {"message_id", "create_id", "last_accepted_at", "accepted", "sure", "stale"} <= value["accepted"].keys()
+    assert value["messages"][0].keys() == {
+        *("id", "relation_id", "queue", "topic", "status", "reason", "http_status", "detail", "attempts", "retries"),
+        *("number_of_trials", "first_failed_at", "last_failed_at", "updated_at", "discarded_at", "history", "endpoint"),
+        *("entity_updated_at", "ended", "retry"),
+    }
+    assert value["messages"][0]["reason"] is None and value["messages"][0]["endpoint"] == "POST /order"
+    assert value["waits"][0].keys() == {"message_id", "why", "until", "other_id", "worker"}
+    assert value["blocks"][0].keys() == {"topic", "why", "detail"}
+    assert value["next"][0].keys() == {"command", "why"}
+    assert value["searched"] == {"messages": 2, "complete": True}
+    assert json.loads(json.dumps(value)) == value
 
 
 def test_ctrl_c_ends_the_search_and_what_was_found_is_shown(shop: Shop, look: Look, operator: Database) -> None:

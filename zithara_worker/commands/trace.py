@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -42,15 +43,16 @@ from zithara_worker.shop.customers import CustomerReader
 from zithara_worker.shop.entities import EntityReader
 from zithara_worker.shop.orders import OrderReader
 from zithara_worker.topics import CART, CUSTOMER, ORDER, short_name
-from zithara_worker.units import duration, iso, moment
+from zithara_worker.units import counts, duration, iso, moment
 
 _READERS: Mapping[str, Callable[[Database], EntityReader]] = {
     ORDER.entity: OrderReader,
     CUSTOMER.entity: CustomerReader,
     CART.entity: CartReader,
 }
-#: Complete messages, and attempts of a message, that are printed: the newest.
-_COMPLETE, _ATTEMPTS = 10, 5
+#: Messages that are printed: of those that have ended the newest, of the others the oldest; and the newest attempts of
+#: each. Ids that a command names one by one.
+_MESSAGES, _ATTEMPTS, _IDS = 10, 5, 10
 #: Seconds of a search before its progress is shown.
 _PATIENCE = 1.0
 
@@ -168,6 +170,10 @@ def _steps_of_failed(failed: Sequence[TracedMessage]) -> Iterator[tuple[str, str
         by_verdict.setdefault(each.retry or SENT, []).append(each)
     for verdict, messages in by_verdict.items():
         ids = " ".join(str(each.row.message_id) for each in messages)
+        # The options select by what is recorded, which it is not of messages that PHP rejected.
+        groups = {(each.row.topic, each.row.group_key) for each in failed}
+        if len(messages) > _IDS and len(by_verdict) == len(groups) == 1 and (None, None) not in groups:
+            ids = f"--all --topic {short_name(messages[0].topic)} --group {shlex.quote(str(messages[0].row.group_key))}"
         if verdict == SENT:
             reason = messages[-1].row.reason
             known = find(reason)
@@ -270,7 +276,9 @@ def report(found: Traced, *, unmasked: bool, audit_file: Path | None) -> Iterato
     yield from _lines("in the shop", _shop_lines(found))
     yield from _lines("at Zithara", _accepted_lines(found))
     yield from _lines("messages", _message_lines(found, unmasked=unmasked, audit_file=audit_file))
-    yield from _lines("waits", [*map(_wait_text, found.waits), *map(_block_text, found.blocks)])
+    more = len(found.waits) - _MESSAGES
+    behind = [f"{more} more go after these"] if more > 0 else []
+    yield from _lines("waits", [*map(_wait_text, found.waits[:_MESSAGES]), *behind, *map(_block_text, found.blocks)])
     if found.is_known:
         told = [line for command, why in steps(found) for line in ((command, f"  {why}") if command else (why,))]
         yield from _lines("next", told or ["nothing is to be done"])
@@ -329,16 +337,15 @@ def _accepted_lines(found: Traced) -> Iterator[str]:
 
 
 def _message_lines(found: Traced, *, unmasked: bool, audit_file: Path | None) -> Iterator[str]:
-    complete = [each for each in found.messages if each.ended == "complete"]
-    left_out = {each.row.id for each in complete[:-_COMPLETE]}
-    shown = [each for each in found.messages if each.row.id not in left_out]
+    ended = [each for each in found.messages if each.ended and each.ended != "accepted"]
+    left_out = [*ended[:-_MESSAGES], *[each for each in found.messages if not each.ended][_MESSAGES:]]
+    hidden = {each.row.id for each in left_out}
+    shown = [each for each in found.messages if each.row.id not in hidden]
     if shown:
         head, *rows = table(
             ("ID", "TOPIC", "STATUS", "SINCE", "TRIES", "BECAME"), map(_cells, shown), left=(1, 2, 3, 5)
         )
         yield head
-        if left_out:
-            yield f"{len(left_out)} older complete ones are left out; --json has them"
         for message, line in zip(shown, rows, strict=True):
             yield line
             for attempt in history_lines(message.row.history[-_ATTEMPTS:]):
@@ -347,9 +354,12 @@ def _message_lines(found: Traced, *, unmasked: bool, audit_file: Path | None) ->
                 yield f"    answer: {printable(as_record(message.row, unmasked=unmasked)['detail'])}"
     else:
         yield "none in the tables"
+    if left_out:
+        told = Counter(_BECAME[each.ended] for each in left_out)
+        yield f"left out here: {counts(told)}; --json has them"
     if not found.searched.complete:
         yield f"only the newest {found.searched.messages} messages were searched: there may be more"
-    if complete and audit_file:
+    if audit_file and any(each.ended == "complete" for each in found.messages):
         line = shlex.quote(f'"group":{json.dumps(found.entity.group_key)}')
         yield f"how each ended: grep -h {line} {shlex.quote(str(audit_file))}*"
 
