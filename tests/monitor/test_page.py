@@ -110,8 +110,10 @@ def test_page_shows_relays_and_what_they_wait_for() -> None:
     queue = RelayedQueue(waiting=1234, state="paused", why=EVIL)
     relay = worker_status(role=RELAY, host="mq1", rabbitmq={TOPIC: queue})
     topic = topic_status(minutes=(Minute(minute=NEWEST, relayed=500),), relays=1, rabbitmq=1234, aside=2)
-    document = rendered(fleet_status((topic,), (worker_status(),), (relay,)))
+    dead = worker_status(role=RELAY, alive=False, rabbitmq={TOPIC: RelayedQueue(waiting=9876, state="active")})
+    document = rendered(fleet_status((topic,), (worker_status(),), (relay, dead)))
     words = " ".join(_Outline(document).text.split())
+    assert "order (dead)" in words and "9876" not in words
     assert "mq1" in words and "1234125/min" in words and "from RabbitMQ kept aside: 2" in words
     assert f"relay mq1 4711 takes nothing of {TOPIC} from RabbitMQ at present, it is paused: <script>" in words
     assert "<script" not in document and "Relays" not in rendered(fleet())

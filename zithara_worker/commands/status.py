@@ -347,7 +347,8 @@ def _relays(found: FleetStatus) -> Iterator[str]:
     rows = []
     for relay in found.relays:
         for topic in relay.topics:
-            queue = relay.rabbitmq.get(topic, RelayedQueue())
+            # What a dead one wrote last is not so any more.
+            queue = relay.rabbitmq.get(topic, RelayedQueue()) if relay.alive else RelayedQueue(state="-")
             rows.append(
                 [
                     printable(relay.host, width=18),

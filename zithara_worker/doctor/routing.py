@@ -96,7 +96,7 @@ def published(database: Database, queues: Sequence[QueueRow], now: float, route:
         newest = database.rows("newest_of_queue", queue_id=queue.queue_id)
         age = now - float(newest[0]["updated_at"]) if newest else None
         arrived = (
-            f"no message in {queue.name}: none was ever published to the database, or Magento has cleaned up"
+            f"no message in {queue.name} of the database"
             if age is None
             else f"newest message {newest[0]['message_id']}, last touched {duration(age)} ago"
         )
@@ -141,7 +141,8 @@ def _published(queue: QueueRow, route: Route, *, arrived: str, age: float | None
         return ok(check, arrived)
     if way is Connection.DATABASE:
         return warning(check, f"the shop publishes to the database; {arrived}", "save a customer in the shop's admin")
-    return warning(check, arrived, f"if the shop has had such events, it publishes elsewhere (RabbitMQ): {MODULE}")
+    text = f"{arrived}: none was ever published there, or Magento has cleaned up"
+    return warning(check, text, f"if the shop has had such events, it publishes elsewhere (RabbitMQ): {MODULE}")
 
 
 def _relayed(check: str, topic: str, relays: Sequence[WorkerStatus], arrived: str) -> Finding:

@@ -172,7 +172,8 @@ def _relays(fleet: FleetStatus) -> str:
 
 
 def _relay(relay: WorkerStatus, topic: str, moved: str, now: float) -> str:
-    queue = relay.rabbitmq.get(topic, RelayedQueue())
+    # What a dead one wrote last is not so any more.
+    queue = relay.rabbitmq.get(topic, RelayedQueue()) if relay.alive else RelayedQueue(state="dead")
     name = short_name(topic)
     address = f"<small>{escape(relay.metrics_address)}</small>" if relay.metrics_address else ""
     return _row(
