@@ -154,6 +154,8 @@ def as_stored(amount: int | float) -> int | float:
     has what PHP calculated: 0.30000000000000004, or a price without tax of a dozen places."""
     if isinstance(amount, int) or not abs(amount) < 2**53:
         return amount
+    if round(amount, 4) == amount:  # nearly always, and much cheaper
+        return _whole(amount)
     return _whole(float(Decimal(repr(amount)).quantize(_FOUR_PLACES, ROUND_HALF_UP)))
 
 
