@@ -94,7 +94,9 @@ SELECT entity_id, email, firstname, lastname, default_billing, default_shipping
 FROM {prefix}customer_entity WHERE entity_id IN %(ids)s
 
 -- customers_addresses --
-SELECT entity_id, parent_id, street, city, region, postcode, country_id, telephone
+-- told_since: when the message of its last save was published, or a little earlier, as clocks may differ by seconds.
+SELECT entity_id, parent_id, street, city, region, postcode, country_id, telephone,
+       CAST(updated_at - INTERVAL 5 SECOND AS CHAR) AS told_since
 FROM {prefix}customer_address_entity WHERE parent_id IN %(ids)s ORDER BY entity_id
 
 -- customers_attributes --

@@ -104,7 +104,7 @@ DELETE FROM {prefix}zithara_delivery LIMIT %(limit)s
 -- ledger_show --
 SELECT topic_name, group_key, destination, message_id, create_id, CAST(entity_updated_at AS CHAR) AS entity_updated_at,
        UNIX_TIMESTAMP(first_accepted_at) AS first_accepted_at_utc, UNIX_TIMESTAMP(last_accepted_at) AS last_accepted_at_utc,
-       accepted, content, request IS NOT NULL AS is_sure, stale
+       accepted, CAST(published_at AS CHAR) AS published_at, content, request IS NOT NULL AS is_sure, stale
 FROM {prefix}zithara_delivery
 WHERE topic_name IN %(topics)s AND group_key = %(group_key)s AND destination <> ''
 

@@ -12,7 +12,7 @@ SELECT CAST(NOW() AS CHAR) AS now, CAST(NOW() - INTERVAL %(seconds)s SECOND AS C
 -- By primary key. A row of another destination tells what an operator refused and what reconcile published, and no more.
 SELECT group_key, destination = %(destination)s AND accepted > 0 AS is_here, message_id, create_id, content, stale,
        CAST(compared_at AS CHAR) AS compared_at, refused, reconcile_id, COALESCE(doubt_until > NOW(3), 0) AS in_doubt,
-       UNIX_TIMESTAMP(last_accepted_at) AS last_accepted_at
+       UNIX_TIMESTAMP(last_accepted_at) AS last_accepted_at, CAST(published_at AS CHAR) AS published_at
 FROM {prefix}zithara_delivery
 WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s
 

@@ -174,6 +174,12 @@ def test_what_tells_less_of_the_same_state_is_complete(
     rows.order(1, grand_total=8.0)
     rows.also[1] = (delivered,)
     assert reconciler.verdict() is Verdict.COMPLETE
+    # Unless it was published before what it leaves out was saved.
+    rows.touch(1, ago(minutes=30))
+    rows.also_since = ago(days=-1)
+    assert reconciler.verdict() is Verdict.STALE
+    shop.query("UPDATE {prefix}zithara_delivery SET refused = content, content = NULL")
+    assert reconciler.verdict() is Verdict.REFUSED
 
 
 def test_content_accepted_since_the_last_comparison_is_compared_again(

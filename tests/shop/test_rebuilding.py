@@ -211,6 +211,22 @@ def test_what_the_module_tells_of_the_same_customer_is_the_same_state(tables: Sh
     assert not accepted(elsewhere)
 
 
+def test_a_message_without_the_address_tells_it_only_if_it_is_newer(tables: ShopTables, operator: Database) -> None:
+    """The save of an address whose message was lost is not taken for told by a CustomerSave before it."""
+    customer = tables.save_customer()
+    [rebuilt] = CustomerReader(operator).build([customer]).values()
+    assert rebuilt.forms("") == (rebuilt.payload,)
+    tables.add_address(customer, updated_at="2026-01-01 12:00:00")
+    tables.add_address(customer, is_default=False, updated_at="2026-01-03 12:00:00")
+    [rebuilt] = CustomerReader(operator).build([customer]).values()
+    everything = (rebuilt.payload, *rebuilt.also)
+    assert len(everything) == 3
+    assert rebuilt.forms("") == rebuilt.forms("2026-01-02 12:00:00") == everything[:1]
+    assert rebuilt.forms("2026-01-03 11:59:50") == everything[:1]
+    # The clock of PHP may be ahead of the database's.
+    assert rebuilt.forms("2026-01-03 11:59:55") == rebuilt.forms("2026-01-03 12:00:00") == everything
+
+
 # ---------------------------------------------------------------- carts
 
 

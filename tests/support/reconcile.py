@@ -36,6 +36,7 @@ class MemoryShop:
         self.rows: dict[int, ShopEntity] = {}
         self.states: dict[int, Mapping[str, Any]] = {}
         self.also: dict[int, tuple[Mapping[str, Any], ...]] = {}
+        self.also_since = ""
         self.calls: Counter[str] = Counter()
         self.before: Callable[[str], object] = lambda call: None
         self.broken: set[int] = set()
@@ -87,7 +88,7 @@ class MemoryShop:
         self._call("build")
         if self.broken & set(ids):
             raise ValueError("a row that cannot be read")
-        return {id: Rebuilt(self.states[id], self.also.get(id, ())) for id in ids if id in self.states}
+        return {id: Rebuilt(self.states[id], self.also.get(id, ()), self.also_since) for id in ids if id in self.states}
 
     def times(self, ids: Collection[int]) -> dict[int, str]:
         self._call("times")

@@ -87,9 +87,11 @@ class _Known(NamedTuple):
     reconcile_id: int
     in_doubt: bool
     last_accepted_at: float
+    #: When the message that was accepted last was published, or a little later
+    published_at: str
 
 
-_NOTHING = _Known(False, 0, 0, "", False, "", "", 0, False, 0.0)
+_NOTHING = _Known(False, 0, 0, "", False, "", "", 0, False, 0.0, "")
 
 
 class Comparison:
@@ -159,7 +161,7 @@ class Comparison:
             if isinstance(rebuilt, str):
                 judged.append(Judged(entity=entity, verdict=Verdict.INVALID, reason=rebuilt))
                 continue
-            reason, digests = self._digests(rebuilt)
+            reason, digests = self._digests(rebuilt.forms(row.published_at))
             if entity.label in several:
                 judged.append(Judged(entity=entity, verdict=Verdict.AMBIGUOUS))
             elif reason:
@@ -170,7 +172,7 @@ class Comparison:
                 else:
                     judged.append(Judged(entity=entity, verdict=Verdict.COMPLETE))
                     equal.append((entity.group_key, row.content, entity.updated_at))
-            elif row.refused in digests:
+            elif row.refused and row.refused in self._digests((rebuilt.payload, *rebuilt.also))[1]:
                 judged.append(Judged(entity=entity, verdict=Verdict.REFUSED))
             else:
                 different.append((entity, rebuilt.payload))
@@ -222,10 +224,10 @@ class Comparison:
             return Verdict.FAILED
         return Verdict.STALE if row.is_here else Verdict.MISSING
 
-    def _digests(self, rebuilt: Rebuilt) -> tuple[str, tuple[str, ...]]:
-        """Why the entity makes no valid message, or ""; the contents that count as its latest state."""
+    def _digests(self, forms: Sequence[Mapping[str, Any]]) -> tuple[str, tuple[str, ...]]:
+        """Why the entity makes no valid message, or ""; the contents of these messages about it."""
         digests: list[str] = []
-        for number, payload in enumerate((rebuilt.payload, *rebuilt.also)):
+        for number, payload in enumerate(forms):
             reason = INTERNAL_ERROR
             try:
                 request = self._process(Event(topic=self._reader.topic, payload=payload))
@@ -281,6 +283,7 @@ class Comparison:
                 reconcile_id=row["reconcile_id"],
                 in_doubt=bool(row["in_doubt"]),
                 last_accepted_at=float(row["last_accepted_at"]),
+                published_at=row["published_at"],
             )
             for row in rows
         }

@@ -243,7 +243,7 @@ def _in_shop(
     for each in same:
         requests = []
         if each.id in rebuilt:
-            payloads = (rebuilt[each.id].payload, *rebuilt[each.id].also)
+            payloads = rebuilt[each.id].forms(here.published_at if here else "")
             requests = [process(Event(topic=reader.topic, payload=payload)) for payload in payloads]
         digests = {content_digest(made.entity) for made in requests if isinstance(made, Request) and made.entity}
         has_latest = (

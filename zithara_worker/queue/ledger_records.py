@@ -29,6 +29,8 @@ class Record:
     first_accepted_at_utc: float
     last_accepted_at_utc: float
     accepted: int
+    #: When the message that was accepted last was published, or a little later; 'YYYY-MM-DD HH:MM:SS' UTC
+    published_at: str
     #: SHA-256, see `messages.Accepted`; "" where it is not sure what Zithara has
     content: str
     is_sure: bool
@@ -48,6 +50,7 @@ def records(database: Database, group_key: str) -> list[Record]:
             first_accepted_at_utc=float(row["first_accepted_at_utc"]),
             last_accepted_at_utc=float(row["last_accepted_at_utc"]),
             accepted=int(row["accepted"]),
+            published_at=str(row["published_at"]),
             content=str(row["content"] or ""),
             is_sure=bool(row["is_sure"]),
             stale=bool(row["stale"]),

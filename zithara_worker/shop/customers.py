@@ -51,7 +51,12 @@ def _rebuilt(customer: Row, addresses: Sequence[Row], attributes: Mapping[str, s
         for own in ((attributes, {}) if attributes else ({},))
         for address in told
     )
-    return Rebuilt(payload, tuple(form for form in forms if form != payload))
+    return Rebuilt(
+        payload,
+        tuple(form for form in forms if form != payload),
+        # The save of an address is published with the address: what was published earlier does not tell it.
+        also_since=max((text(each["told_since"]) or "" for each in addresses), default=""),
+    )
 
 
 def _message(customer: Row, phone_number: str, attributes: Mapping[str, str], address: Row | None) -> dict[str, Any]:

@@ -60,6 +60,14 @@ class Rebuilt(NamedTuple):
     #: address, or with another of its addresses). Where Zithara has accepted one of these last, it has the entity's
     #: latest state
     also: tuple[Mapping[str, Any], ...] = ()
+    #: When what some of `also` leave out was saved last, 'YYYY-MM-DD HH:MM:SS' UTC: they count only if they were
+    #: published then or later. "": always
+    also_since: str = ""
+
+    def forms(self, published_at: str) -> tuple[Mapping[str, Any], ...]:
+        """`payload`, and those of `also` that tell the latest state too if they were published at this time
+        ('YYYY-MM-DD HH:MM:SS' UTC)."""
+        return (self.payload, *self.also) if published_at >= self.also_since else (self.payload,)
 
 
 class EntityReader(Protocol):
