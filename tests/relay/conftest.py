@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import pymysql
+import pymysql.err
 import pytest
 from support.waiting import eventually
 from support.workers import settings_of
@@ -15,7 +17,7 @@ from zithara_worker import Settings
 from zithara_worker.limits import End, Limits
 from zithara_worker.relay.relay import Relay
 from zithara_worker.sandbox.publisher import stored_body
-from zithara_worker.sandbox.rabbitmq import VirtualHost
+from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, RelaySettings
 from zithara_worker.settings.sources import given_by_program
@@ -111,6 +113,17 @@ class Bench:
             bodies[message] = (reason, bodies.get(message, ("", b""))[1] + content)
         return list(bodies.values())
 
+    def kill_sessions(self) -> int:
+        """Kills the relay's sessions at the database server; how many. From any thread."""
+        killed = 0
+        with self.shop.connect() as root, root.cursor() as cursor:
+            cursor.execute("SELECT id FROM information_schema.processlist WHERE user = %s", (self.shop.user,))
+            for (session,) in cursor.fetchall():
+                with suppress(pymysql.err.OperationalError):  # 1094: it has ended already
+                    cursor.execute("KILL %s", (session,))
+                    killed += 1
+        return killed
+
     def wait_until_stored(self, bodies: Sequence[str], *, within: float = 15.0) -> None:
         eventually(lambda: len(self.stored()) >= len(bodies), within=within)
         assert self.stored() == list(bodies)
@@ -118,6 +131,14 @@ class Bench:
     def wait_until_settled(self, *, within: float = 10.0) -> None:
         """RabbitMQ holds nothing any more, neither ready nor unacknowledged."""
         eventually(lambda: not any(self.virtual_host.unsettled().values()), within=within)
+
+
+@pytest.fixture(params=["classic", "quorum"])
+def typed_bench(relay_shop: Shop, rabbitmq: RabbitMqServer, request: pytest.FixtureRequest) -> Iterator[Bench]:
+    """A bench for each type of queue: they return messages to the queue in different ways."""
+    with VirtualHost(rabbitmq) as virtual_host:
+        virtual_host.declare(arguments={"x-queue-type": request.param})
+        yield Bench(relay_shop, virtual_host)
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from relay.conftest import Bench
 from support.waiting import eventually
 
 from zithara_worker.limits import End
-from zithara_worker.sandbox.rabbitmq import VirtualHost
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
@@ -32,14 +30,10 @@ def test_messages_of_a_real_shop_arrive_unchanged_and_in_order(bench: Bench) -> 
     bench.wait_until_settled()
 
 
-@pytest.mark.parametrize("queue_type", ["classic", "quorum"])
-def test_backlog_of_several_batches_keeps_its_order(bench: Bench, queue_type: str) -> None:
-    with VirtualHost(bench.virtual_host.server) as virtual_host:
-        virtual_host.declare(arguments={"x-queue-type": queue_type})
-        other = Bench(bench.shop, virtual_host)
-        bodies = other.publish(1500)
-        other.drain([TOPIC_ORDER])
-        assert other.stored() == bodies
+def test_backlog_of_several_batches_keeps_its_order(typed_bench: Bench) -> None:
+    bodies = typed_bench.publish(1500)
+    typed_bench.drain([TOPIC_ORDER])
+    assert typed_bench.stored() == bodies
 
 
 def test_message_that_is_published_while_the_relay_waits_arrives_at_once(bench: Bench) -> None:
@@ -48,9 +42,9 @@ def test_message_that_is_published_while_the_relay_waits_arrives_at_once(bench: 
         bodies = bench.publish(1)
         bench.wait_until_stored(bodies, within=5)
         bench.wait_until_settled()
-    # It has freed its locks and left the registry.
+    # It has freed its locks, and the registry knows that it stopped in order.
     assert bench.shop.query("SELECT name FROM {prefix}zithara_lock") == []
-    assert bench.shop.query("SELECT id FROM {prefix}zithara_worker") == []
+    assert bench.shop.query("SELECT role, topics FROM {prefix}zithara_worker") == [("relay", "")]
 
 
 def test_only_the_asked_topics_are_relayed(bench: Bench) -> None:

@@ -3,10 +3,12 @@
 The only module that knows pika, through its public interface (1.2 and later). It knows no database. Queues are checked
 passively and never declared: Magento declares them, with arguments of its own.
 
-The thread answers heartbeats whatever the database does, and stops reading while what it has delivered fills its budget
-of bytes. Messages go back to RabbitMQ only so that their order stays: a quorum queue delivers returned messages in the
-order in which they were returned, and pika, which closes a channel in order, would first reject the messages that it
-has not dispatched yet.
+The thread answers heartbeats whatever the database does, and stops reading while what it has delivered fills its
+budget of bytes.
+
+Messages go back to RabbitMQ only in their order. A classic queue puts each in its old place, but a quorum queue
+delivers returned messages in the order in which they were returned: and pika, when it ends a consumer or closes a
+channel, rejects the messages that it has not dispatched yet one by one, before older ones that are unacknowledged.
 """
 
 from __future__ import annotations
@@ -48,6 +50,16 @@ LOG_SECONDS = 60.0
 UNREAD_SECONDS = 10.0
 #: Bytes of bodies that were delivered and are not stored yet, of all queues; one more message may come on top.
 BUDGET_BYTES = 32 * 1024 * 1024
+#: The prefetch of a new consumer; it doubles while messages are stored. What RabbitMQ sent ahead counts as delivered
+#: once more when a relay dies or the database fails, and a quorum queue drops a message that was delivered too often.
+FIRST_PREFETCH = 1
+#: Messages for which a prefetch that was lowered is kept.
+KEEP_SMALL = 100
+#: Seconds in which a quorum queue has what was rejected last; between two looks whether another consumer has ended, and
+#: before that is logged.
+RETURN_SECONDS = 0.5
+HELD_SECONDS = 0.5
+HELD_LOG_SECONDS = 5.0
 #: What a delivery costs beside its body.
 _OVERHEAD_BYTES = 600
 _ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _NOT_ALLOWED = 403, 404, 405, 530
@@ -100,7 +112,7 @@ class _Consumer:
     """One queue. The lock of `Broker` guards all that both threads use."""
 
     queue: str
-    prefetch: int
+    prefetch: int = FIRST_PREFETCH
     wanted: bool = False
     give_back: bool = False
     epoch: int = 1
@@ -124,7 +136,11 @@ class _Consumer:
     retry_at: float = 0.0
     survey_at: float = 0.0
     complain_at: float = 0.0
+    #: The prefetch of the consumer at work
+    window: int = 0
     since_full: int = 0
+    #: Whether nobody else can have messages of the queue that are older than what comes next
+    clean: bool = False
 
     @property
     def settled(self) -> bool:
@@ -137,7 +153,8 @@ class _Consumer:
         self.epoch += 1
         self.delivered = self.storable = self.acknowledged = 0
         self.channel = self.tag = None
-        self.resize = self.empty = False
+        self.prefetch, self.window, self.since_full = FIRST_PREFETCH, 0, 0
+        self.resize = self.empty = self.clean = False
         return dropped
 
 
@@ -211,7 +228,7 @@ class Broker:
         self._budget_bytes = budget_bytes
         self._survey_seconds = survey_seconds
         self._retry_seconds = retry_seconds
-        self._consumers = {queue: _Consumer(queue=queue, prefetch=settings.prefetch) for queue in queues}
+        self._consumers = {queue: _Consumer(queue=queue) for queue in queues}
         self._lock = threading.Lock()
         self._changed = threading.Event()
         self._connection: Any = None
@@ -357,10 +374,12 @@ class Broker:
                     self._changed.wait(0.5)
             for consumer in self._consumers.values():
                 self._tend(connection, consumer)  # acknowledges what was stored last
-                if not consumer.settled:
-                    self._requeue(consumer)
         finally:
             self._connection = None
+            with suppress(AMQPError, OSError):
+                for consumer in self._consumers.values():
+                    if not consumer.settled:
+                        self._requeue(consumer)
             with self._lock:
                 for consumer in self._consumers.values():
                     self._release(consumer.buffer)
@@ -412,7 +431,16 @@ class Broker:
         with self._lock:
             # Cleared before it is obeyed, so that one that is asked for meanwhile is obeyed too.
             give_back, consumer.give_back = consumer.give_back, False
-            storable = consumer.storable
+            storable, wanted = consumer.storable, consumer.wanted
+            # pika rejects, one by one, what arrives until a consumer has ended, and a quorum queue delivers that first
+            # then. So it is ended only when RabbitMQ may send no more, or when nothing older is unacknowledged.
+            is_full = consumer.delivered - consumer.acknowledged >= consumer.window
+            is_complete = not consumer.buffer and storable >= consumer.delivered
+        ends = consumer.tag is not None and not give_back and ((is_full and consumer.resize) or not wanted)
+        if ends and is_full:
+            self._cancel(consumer)
+        elif ends and not is_complete:
+            storable = 0
         if storable > consumer.acknowledged:
             consumer.channel.basic_ack(storable, multiple=True)
             with self._lock:
@@ -420,24 +448,26 @@ class Broker:
         if give_back:
             self._requeue(consumer)
             self._lost(consumer)
-        with self._lock:
-            wanted = consumer.wanted
-        if consumer.tag is not None and (not wanted or consumer.resize):
-            # What pika has not dispatched yet is rejected: it lies behind all that was delivered and will be stored.
-            consumer.channel.basic_cancel(consumer.tag)
-            consumer.tag, consumer.resize = None, False
+        elif ends and consumer.tag is not None and is_complete:
+            self._cancel(consumer)
+            consumer.retry_at = self._monotonic() + RETURN_SECONDS
         now = self._monotonic()
         if now >= consumer.survey_at:
-            consumer.survey_at = now + self._survey_seconds
             self._survey(connection, consumer)
             if not wanted:
                 self._enter(consumer, Phase.IDLE)
-        if wanted and consumer.tag is None and now >= consumer.retry_at:
+        # Unacknowledged messages of two consumers would come back in any order if the channel were lost.
+        if wanted and consumer.tag is None and consumer.settled and now >= consumer.retry_at:
             self._consume(connection, consumer)
         elif consumer.tag is None and consumer.phase is not Phase.WAITING:
             self._enter(consumer, Phase.IDLE)
 
+    def _cancel(self, consumer: _Consumer) -> None:
+        consumer.channel.basic_cancel(consumer.tag)
+        consumer.tag, consumer.resize = None, False
+
     def _survey(self, connection: Any, consumer: _Consumer) -> None:
+        consumer.survey_at = self._monotonic() + self._survey_seconds
         self._open(connection, consumer)
         found = consumer.channel.queue_declare(consumer.queue, passive=True).method
         # Whatever was delivered before the answer is dispatched now.
@@ -462,9 +492,17 @@ class Broker:
             consumer.channel.add_on_cancel_callback(partial(self._on_cancel, consumer))
 
     def _consume(self, connection: Any, consumer: _Consumer) -> None:
-        self._open(connection, consumer)
+        if not consumer.clean:
+            self._survey(connection, consumer)
+            if consumer.consumers:
+                # Perhaps an earlier one of ours whose end RabbitMQ has not noticed: it has older messages. A classic
+                # queue would refuse us by itself; a quorum queue knows no exclusive consumers.
+                self._wait_for_others(consumer)
+                return
+            consumer.clean = True
         channel = consumer.channel
-        channel.basic_qos(prefetch_count=consumer.prefetch)
+        consumer.window = consumer.prefetch
+        channel.basic_qos(prefetch_count=consumer.window)
         consumer.tag = channel.basic_consume(
             consumer.queue,
             partial(self._on_message, consumer, consumer.epoch),
@@ -513,11 +551,13 @@ class Broker:
             if consumer.tag is None:
                 continue
             if held_bytes >= self._budget_bytes:
-                consumer.since_full = 0
                 fitting = max(1, self._budget_bytes * held // held_bytes // len(self._consumers))
-                if fitting < consumer.prefetch:
-                    consumer.prefetch, consumer.resize = fitting, True
-            elif consumer.prefetch < wanted and consumer.since_full > 4 * consumer.prefetch:
+                if fitting < consumer.window:
+                    # Unread messages are on their way, so the consumer cannot end in order.
+                    self._requeue(consumer)
+                    self._lost(consumer)
+                    consumer.prefetch, consumer.since_full = fitting, -KEEP_SMALL
+            elif not consumer.resize and consumer.prefetch < wanted and consumer.since_full >= 2 * consumer.prefetch:
                 consumer.since_full = 0
                 consumer.prefetch, consumer.resize = min(wanted, 2 * consumer.prefetch), True
 
@@ -552,11 +592,9 @@ class Broker:
                 "setup:upgrade); if it is in another virtual host, correct [relay] vhost"
             )
         elif held:
-            why = (
-                f"another consumer holds queue {queue}, or takes messages of it ({consumer.consumers} consumers): stop "
-                "the shop's PHP consumers of it, or other relays"
-            )
             self._consider_sharing(consumer)
+            self._wait_for_others(consumer)
+            return
         elif code == _ACCESS_REFUSED:
             why = (
                 f"RabbitMQ refuses user {settings.user} the queue {queue} ({text}): grant it with 'rabbitmqctl "
@@ -570,19 +608,29 @@ class Broker:
                 consumer.ready = None
         self._enter(consumer, Phase.WAITING, why)
 
+    def _wait_for_others(self, consumer: _Consumer) -> None:
+        consumer.retry_at = self._monotonic() + min(HELD_SECONDS, self._retry_seconds)
+        if consumer.phase is not Phase.WAITING:
+            consumer.complain_at = self._monotonic() + HELD_LOG_SECONDS
+        self._enter(
+            consumer,
+            Phase.WAITING,
+            f"another consumer takes messages of queue {consumer.queue}, or holds it: the relay waits until it has "
+            "ended, so that the order is kept; stop the shop's PHP consumers of it, or other relays",
+        )
+
     def _consider_sharing(self, consumer: _Consumer) -> None:
         """A queue with a single active consumer refuses exclusive ones, also while it has none. It is then consumed
         like the queue wants it, which is exclusive all the same."""
         consumer.refusals = consumer.refusals + 1 if not consumer.consumers else 0
         if consumer.refusals >= 2:
             consumer.exclusive = False
-        consumer.retry_at = consumer.survey_at = self._monotonic() + min(1.0, self._retry_seconds)
 
     def _enter(self, consumer: _Consumer, phase: Phase, why: str = "") -> None:
         with self._lock:
             changed = (consumer.phase, consumer.why) != (phase, why)
-            was, consumer.phase, consumer.why = consumer.phase, phase, why
-        if phase is Phase.WAITING and (was is not phase or self._monotonic() >= consumer.complain_at):
+            consumer.phase, consumer.why = phase, why
+        if phase is Phase.WAITING and self._monotonic() >= consumer.complain_at:
             consumer.complain_at = self._monotonic() + LOG_SECONDS
             log.warning(
                 "waiting for a queue in RabbitMQ",

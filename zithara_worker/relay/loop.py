@@ -25,7 +25,7 @@ from zithara_worker.monitor.health import Health, LoopStatus, relay_health
 from zithara_worker.monitor.registry import MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.queues import find_queues
-from zithara_worker.relay.amqp import RETRY_SECONDS, SURVEY_SECONDS, Broker, Delivery, Phase, QueueStatus
+from zithara_worker.relay.amqp import BUDGET_BYTES, RETRY_SECONDS, SURVEY_SECONDS, Broker, Delivery, Phase, QueueStatus
 from zithara_worker.relay.transfer import LockLost, Source, Transfer, Transferred
 from zithara_worker.settings.reload import Reload
 from zithara_worker.settings.sections import Settings
@@ -64,8 +64,10 @@ class Stream:
     transfer: Transfer | None = None
     #: Whether this relay has the queue's lock
     holds: bool = False
-    #: A failed batch that RabbitMQ has back, and that is stored before anything is consumed again
+    #: What could not be stored and RabbitMQ has back: stored before anything is consumed again
     unwritten: list[Delivery] = field(default_factory=list)
+    #: Whether messages are missing behind `unwritten`, so that none may be added
+    cut: bool = False
     #: Whether too many messages are pending in the database
     paused: bool = False
     #: Messages that may be stored before the pending ones are counted again
@@ -82,6 +84,21 @@ def streams_of(topics: Sequence[str], overrides: Mapping[str, str]) -> list[Stre
     for topic in topics:
         by_queue.setdefault(overrides.get(topic, TOPIC_TABLE[topic].queue), []).append(topic)
     return [Stream(name=name, topics=tuple(belonging)) for name, belonging in by_queue.items()]
+
+
+def with_key(deliveries: Sequence[Delivery]) -> list[Delivery]:
+    """Those before the first one without a message_id, which would get a second row when it is delivered again."""
+    return list(takewhile(lambda each: each.message_id.strip(), deliveries))
+
+
+def first_batch(deliveries: Sequence[Delivery]) -> Sequence[Delivery]:
+    """What one transaction stores of them."""
+    size = 0
+    for place, each in enumerate(deliveries[:BATCH_MESSAGES]):
+        size += each.size
+        if place and size > BATCH_BYTES:
+            return deliveries[:place]
+    return deliveries[:BATCH_MESSAGES]
 
 
 class RelayLoop:
@@ -207,10 +224,11 @@ class RelayLoop:
 
     def _failed(self, error: Exception) -> None:
         """Nothing could be written: RabbitMQ gets back all that is not acknowledged."""
-        for stream in self._streams:
-            if self._prepared:
+        if self._prepared:
+            for stream in self._streams:
+                self._keep_copies(stream)
                 self._broker.give_back(stream.name)
-            stream.paused = False
+                stream.paused = False
         self._problem = str(error) or repr(error)
         self._pause = min(5.0, 2 * self._pause or 0.2)
         self._retry_at = self._monotonic() + self._pause
@@ -227,19 +245,28 @@ class RelayLoop:
             told = "waits for zithara-worker install" if outdated else "waits for the database"
             self._service_manager.waiting(told)
 
+    def _keep_copies(self, stream: Stream) -> None:
+        """Keeps what was delivered beside the batch that failed, in its order."""
+        rest = self._broker.take(stream.name, messages=self._settings.relay.prefetch, size_bytes=BUDGET_BYTES)
+        self._broker.done(rest, stored=False)
+        if stream.holds and not stream.cut:
+            stream.unwritten += with_key(rest)
+
     def _write_first(self) -> None:
         """Shows that messages can be written again, before any is asked for."""
         for stream in self._streams:
             if not stream.holds:
                 continue
             try:
-                if stream.unwritten:
-                    self._count(stream, self._transfer(stream).store(stream.unwritten))
-                elif not self._keep(stream):
+                if not self._keep(stream):
                     raise LockLost(stream.name)
+                while stream.unwritten:
+                    batch = first_batch(stream.unwritten)
+                    self._count(stream, self._transfer(stream).store(batch))
+                    del stream.unwritten[: len(batch)]
             except LockLost:
                 self._lose(stream)
-            stream.unwritten = []
+            stream.cut = False
 
     def _recovered(self) -> None:
         if self._complain_at:
@@ -307,8 +334,8 @@ class RelayLoop:
                 continue
             except BaseException:
                 self._broker.done(batch, stored=False)
-                # One without a message_id would get a second row when RabbitMQ delivers it again.
-                stream.unwritten = list(takewhile(lambda each: each.message_id.strip(), batch))
+                stream.unwritten = with_key(batch)
+                stream.cut = len(stream.unwritten) < len(batch)
                 raise
             self._broker.done(batch, stored=True)
             stream.allowance -= len(batch)

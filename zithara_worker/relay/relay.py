@@ -55,6 +55,8 @@ class Relay:
         self._minute_counters = MinuteCounters(utc)
         self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
         self._next: LoadedSettings | None = None
+        #: The loop at work
+        self.loop: RelayLoop | None = None
 
     def stop(self) -> None:
         """Stores what was delivered, and ends. From any thread, or a signal handler."""
@@ -74,7 +76,7 @@ class Relay:
         while True:
             require_rabbitmq(self._configured)
             started = self._monotonic()
-            loop = self._loop(self._configured, names, limits)
+            loop = self.loop = self._loop(self._configured, names, limits)
             end = loop.run()
             if end is not End.RELOAD or self._stopping.is_set() or self._next is None:
                 log.info("stopped", extra={"event": "stopped", "why": end.value})

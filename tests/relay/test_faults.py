@@ -1,0 +1,148 @@
+"""Exactly one row for each message, in the order of the queue, wherever a connection breaks and whatever is killed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from relay.conftest import Bench
+from support.waiting import eventually
+
+from zithara_worker.relay.amqp import Broker, Delivery
+from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
+from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.tcp_proxy import Cut, TcpProxy
+from zithara_worker.topics import TOPIC_ORDER, TOPICS
+
+
+@pytest.fixture
+def proxy(mariadb: MariaDbServer) -> Iterator[TcpProxy]:
+    with TcpProxy(mariadb.socket_path) as listening:
+        yield listening
+
+
+@pytest.mark.parametrize("where", list(Cut))
+def test_connection_to_the_database_is_cut_at_commit(typed_bench: Bench, proxy: TcpProxy, where: Cut) -> None:
+    bench = typed_bench
+    bench.database = replace(bench.database, unix_socket="", host="127.0.0.1", port=proxy.port)
+    bodies = bench.publish(700)
+    proxy.cut_at_commit(of="zithara_relayed", where=where)
+    bench.drain([TOPIC_ORDER])
+    assert proxy.was_cut.is_set()
+    assert bench.stored() == bodies
+    bench.wait_until_settled()
+
+
+def test_sessions_of_the_database_are_killed_again_and_again(typed_bench: Bench) -> None:
+    """Before the insert, between two statements, before COMMIT: wherever it happens to be."""
+    bench = typed_bench
+    bodies = bench.publish(2000)
+    with bench.running([TOPIC_ORDER]):
+        for part in range(1, 8):
+            eventually(lambda part=part: len(bench.stored()) >= part * len(bodies) // 8, within=20)
+            assert bench.kill_sessions()
+        bench.wait_until_stored(bodies, within=20)
+        bench.wait_until_settled()
+
+
+def test_connection_to_rabbitmq_ends_between_commit_and_acknowledgement(
+    typed_bench: Bench, rabbitmq: RabbitMqServer
+) -> None:
+    bench = typed_bench
+    bodies = bench.publish(700)
+    closed = threading.Event()
+
+    class Cutting(Broker):
+        def done(self, deliveries: Sequence[Delivery], *, stored: bool) -> None:
+            if stored and not closed.is_set():
+                closed.set()
+                rabbitmq.close_connections()
+                eventually(lambda: self._connection is None)
+            super().done(deliveries, stored=stored)
+
+    with bench.running([TOPIC_ORDER], broker=Cutting):
+        eventually(closed.is_set)
+        bench.wait_until_stored(bodies)
+        bench.wait_until_settled()
+    assert bench.stored() == bodies
+
+
+def test_connections_to_rabbitmq_are_closed_again_and_again(typed_bench: Bench, rabbitmq: RabbitMqServer) -> None:
+    bench = typed_bench
+    bodies = bench.publish(2000)
+    with bench.running([TOPIC_ORDER]):
+        for part in range(1, 4):
+            eventually(lambda part=part: len(bench.stored()) >= part * len(bodies) // 5, within=20)
+            rabbitmq.close_connections()
+        bench.wait_until_stored(bodies, within=20)
+        bench.wait_until_settled()
+
+
+def test_nothing_is_unacknowledged_while_the_database_is_away(typed_bench: Bench, proxy: TcpProxy) -> None:
+    """RabbitMQ has an acknowledgement timeout, and other consumers could take what we cannot store."""
+    bench = typed_bench
+    bench.database = replace(bench.database, unix_socket="", host="127.0.0.1", port=proxy.port)
+    first = bench.publish(5)
+    with bench.running([TOPIC_ORDER]) as relay:
+        bench.wait_until_stored(first)
+        bench.shop.query(f"REVOKE INSERT (topic_name, body) ON {{prefix}}queue_message FROM '{bench.shop.user}'@'%'")
+        second = bench.publish(50, first=5)
+        # Everything is ready again, and stays so: nothing is delivered in vain while nothing can be written.
+        eventually(lambda: relay_problem(relay) and bench.virtual_host.waiting()[TOPIC_ORDER] == 50)
+        bench.shop.grant_publishing()
+        bench.wait_until_stored(first + second)
+        bench.wait_until_settled()
+
+
+def relay_problem(relay: Any) -> bool:
+    return relay.loop is not None and not relay.loop.health(configuration_problem=None).ready
+
+
+def test_database_that_comes_and_goes_does_not_use_up_the_delivery_limit(
+    relay_shop: Shop, rabbitmq: RabbitMqServer
+) -> None:
+    with VirtualHost(rabbitmq) as virtual_host:
+        virtual_host.declare(arguments={"x-queue-type": "quorum", "x-delivery-limit": 4})
+        bench = Bench(relay_shop, virtual_host)
+        bodies = bench.publish(60)
+        failures = 12
+
+        class Failing(Broker):
+            """Has the database fail with each batch, and after it."""
+
+            def take(self, queue: str, *, messages: int, size_bytes: int) -> list[Delivery]:
+                nonlocal failures
+                taken = super().take(queue, messages=min(messages, 4), size_bytes=size_bytes)
+                if taken and failures:
+                    failures -= 1
+                    bench.kill_sessions()
+                return taken
+
+        with bench.running([TOPIC_ORDER], broker=Failing):
+            bench.wait_until_stored(bodies, within=30)
+            bench.wait_until_settled()
+        assert failures == 0
+
+
+def test_database_and_rabbitmq_are_killed(make_shop: Callable[..., Shop]) -> None:
+    with MariaDbServer() as server, RabbitMqServer() as node, Shop(server) as shop:
+        shop.grant_publishing()
+        virtual_host = VirtualHost(node)
+        virtual_host.create()
+        virtual_host.declare()
+        bench = Bench(shop, virtual_host)
+        bodies = bench.publish(2000)
+        with bench.running(TOPICS):
+            eventually(lambda: len(bench.stored()) > 200, within=20)
+            server.kill()
+            server.start()
+            eventually(lambda: len(bench.stored()) > 900, within=20)
+            node.kill()
+            node.start()
+            bench.wait_until_stored(bodies, within=30)
+            bench.wait_until_settled()
+        assert bench.stored() == bodies
