@@ -7,6 +7,7 @@ contestants/  what is compared, one program each
 throughput    who delivers how fast, and for how much CPU
 scale         what a claim costs beside millions of other rows
 idleness      latency, idle cost, memory, start
+ledger        what the delivery ledger costs, and what an unchanged snapshot saves
 counted       costs that can be counted and repeat exactly: the guard
 report        tables, JSON, plot
 """

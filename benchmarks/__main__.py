@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import counted, idleness, report, scale, throughput
+from benchmarks import counted, idleness, ledger, report, scale, throughput
 from benchmarks.api_server import ApiProcess
 from benchmarks.quota import Unavailable
 from benchmarks.throughput import Scene
 from zithara_worker.sandbox.mariadb import MariaDbServer
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "scale", "idleness", "counted")
+PARTS = ("throughput", "scale", "idleness", "counted", "ledger")
 LIMITS = ("raw_httpx", "raw_urllib3", "raw_queue")
 WORKERS = ("worker", "two_workers")
 OTHERS = ("php", "huey", "celery")
@@ -63,6 +63,11 @@ def main() -> None:
                 found = counted.count_all(server, api, directory)
                 results["counted"] = [asdict(each) for each in found]
                 tell("## Counted costs\n\n" + _counted_table(found))
+                keep()
+            if "ledger" in options.parts:
+                costs = ledger.measure(server, api, directory, rounds=options.rounds, count=options.messages // 3)
+                results["ledger"] = [asdict(each) for each in costs]
+                tell("## The delivery ledger\n\n" + ledger.table(costs))
                 keep()
             if "idleness" in options.parts:
                 tell("## Latency and idleness\n")
@@ -116,6 +121,7 @@ def _quick(server: MariaDbServer, api: ApiProcess, directory: Path) -> int:
     scene = Scene(latency_ms=50, threads=64, messages=2_000)
     rounds = throughput.rounds(scene, FEW, count=2, server=server, api=api, directory=directory)
     print(report.throughput_table(scene, rounds))
+    print(ledger.table(ledger.measure(server, api, directory, rounds=1, count=1_000)))
     found = counted.count_all(server, api, directory)
     print(_counted_table(found))
     grown = [each for each in found if each.grown]

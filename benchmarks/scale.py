@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from zithara_worker.queue.ledger import Ledger
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
+from zithara_worker.reasons import UNCHANGED
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings
@@ -30,11 +32,14 @@ from zithara_worker.topics import TOPIC_CART
 #: Messages of one batch, and how many batches are timed.
 BATCH = 100
 BATCHES = 20
+#: Messages of which statements are counted: they are the same in each batch.
+COUNTED = 5 * BATCH
 #: Where the numbering of orders begins whose groups are blocked: none of those that are measured.
 _OTHERS = 50_000_000
 #: Claims in vain until something must be wrong.
 _TRIES = 1_000
 _DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
+_UNCHANGED = Outcome(kind=OutcomeKind.SKIPPED, reason=UNCHANGED)
 _ACCEPTED = Accepted(entity=Entity(state=None), request="0" * 64, content="0" * 64)
 
 #: A stored body and a status row for each number of a range (MariaDB's own tables of numbers).
@@ -82,7 +87,22 @@ def measure(server: MariaDbServer, *, large: int, indexed: bool = False) -> list
 
 def plain(server: MariaDbServer, *, recorded: bool = False) -> Cost:
     """On a shop with nothing else. `recorded`: with the delivery ledger."""
-    return _cost(server, "empty shop", recorded=recorded)
+    return _cost(server, "empty shop", recorded=recorded, count=COUNTED)
+
+
+def plain_unchanged(server: MariaDbServer) -> Cost:
+    """The same with the delivery ledger, of messages that tell what was accepted before."""
+    with Shop(server) as shop, closing(_session(shop)) as database:
+        for outcome in (_DELIVERED, _UNCHANGED):
+            shop.publish_bodies(messages.TOPIC, messages.bodies(COUNTED))
+            cost = _drain(database, "unchanged", COUNTED, recorded=True, outcome=outcome)
+        return cost
+
+
+def _session(shop: Shop) -> Database:
+    return Database(
+        DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
+    )
 
 
 def _cost(
@@ -107,16 +127,11 @@ def _cost(
             bodies[: count // 2] = [one] * (count // 2)
         shop.publish_bodies(messages.TOPIC, bodies)
         behind(shop)
-        database = Database(
-            DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
-        )
-        try:
+        with closing(_session(shop)) as database:
             return _drain(database, name, count // 2 if skewed else count, recorded=recorded)
-        finally:
-            database.close()
 
 
-def _drain(database: Database, name: str, wanted: int, *, recorded: bool) -> Cost:
+def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcome: Outcome = _DELIVERED) -> Cost:
     row = find_queues(database, [messages.TOPIC], {})[0]
     queue = MessageQueue(
         database,
@@ -127,7 +142,8 @@ def _drain(database: Database, name: str, wanted: int, *, recorded: bool) -> Cos
         identify=identify,
         ledger=Ledger(database, topic=messages.TOPIC, destination=_ACCEPTED.request) if recorded else None,
     )
-    delivered = replace(_DELIVERED, accepted=_ACCEPTED if recorded else None)
+    if recorded and outcome is _DELIVERED:
+        outcome = replace(outcome, accepted=_ACCEPTED)
     batches: list[float] = []
     empty_handed, began = 0, time.monotonic()
     past_seconds = 0.0
@@ -144,7 +160,7 @@ def _drain(database: Database, name: str, wanted: int, *, recorded: bool) -> Cos
             continue
         if not batches:
             past_seconds = time.monotonic() - began
-        queue.settle([Settlement(message=message, outcome=delivered) for message in taken])
+        queue.settle([Settlement(message=message, outcome=outcome) for message in taken])
         batches.append((time.monotonic() - started) / len(taken) * 1e6)
         done += len(taken)
         _poll(database, queue)

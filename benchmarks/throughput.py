@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks import messages
 from benchmarks.api_server import ApiProcess
@@ -190,12 +191,19 @@ def _shop_of(stage: Stage) -> Iterator[Path]:
 
 
 def write_worker_config(
-    path: Path, shop: Shop, api: ApiProcess, *, threads: int, verify: bool = False, metrics: str = ""
+    path: Path,
+    shop: Shop,
+    api: ApiProcess,
+    *,
+    threads: int,
+    verify: bool = False,
+    metrics: str = "",
+    zithara: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Defaults, with the log where a shop has it: in a file, as JSON. `metrics`: where to listen; '': nowhere."""
     settings = {
         "database": dict(shop.worker_settings),
-        "zithara": {"base_url": api.base_url, "verify": str(verify).lower()},
+        "zithara": {"base_url": api.base_url, "verify": str(verify).lower(), **zithara},
         "worker": {"concurrency": str(threads)},
         "logging": {"file": str(path.with_suffix(".log"))},
         "metrics": {"listen": metrics},
