@@ -26,7 +26,7 @@ from chaos.ending import DRAIN_SECONDS, drained, leftovers, rows, show_logs
 from chaos.fleet import Fleet, Killer, write_config
 from chaos.host import Host
 from chaos.publishers import Group, Published, groups
-from chaos.world import Blow, World
+from chaos.world import Blow, World, message_key
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.fixtures import published_messages
 from zithara_worker.sandbox.mariadb import MariaDbServer
@@ -342,7 +342,7 @@ def _waits(shop: Shop, sent: Mapping[str, Sent], world: World) -> str:
         "SELECT m.id, m.body, q.name FROM {prefix}queue_message m JOIN {prefix}queue_message_status s "
         "ON s.message_id = m.id JOIN {prefix}queue q ON q.id = s.queue_id"
     ):
-        message, arrivals = sent.get(body), world.arrivals.get(f"{queue}-{id}")
+        message, arrivals = sent.get(body), world.arrivals.get(message_key(0, queue, id))
         if message is not None and message.confirmed_at is not None and arrivals:
             seconds.append(arrivals[0].at - message.confirmed_at)
     if not seconds:
