@@ -220,15 +220,15 @@ def test_statements_held_up_for_longer_than_a_lease_cost_neither_message_nor_dup
         with WorkerProcess(config, "consume", TOPIC_ORDER) as process:
             shop.publish_order("first")
             api.wait_for(1)
-            proxy.delay(of=held_up, seconds=4, times=5)
+            proxy.delay(of=held_up, seconds=4, times=2)
             # So many that some are always in hand: without one no lease is renewed.
-            for number in range(150):
-                shop.publish_order(f"N{number % 100}")
+            for number in range(60):
+                shop.publish_order(f"N{number % 40}")
             eventually(lambda: proxy.delays_left == 0, within=60)
-            eventually(lambda: shop.statuses() == [4] * 151, within=30)
+            eventually(lambda: shop.statuses() == [4] * 61, within=30)
             process.terminate()
             assert process.wait() == 0
-    assert len(keys(api)) == len(set(keys(api))) == 151
+    assert len(keys(api)) == len(set(keys(api))) == 61
     assert {row.number_of_trials for row in shop.rows()} == {0}
     assert groups_left(shop) == 0
 
