@@ -186,10 +186,14 @@ def test_the_shops_state_is_compared_by_content(
     consume()
     found = look("cart", str(cart_id))
     assert found.in_shop[0].has_latest is True and commands(found) == []
-    tables.change("quote", cart_id, grand_total="1.0000")
+    tables.change("quote", cart_id, grand_total="1.0000", updated_at="2026-11-24 23:59:59")
     found = look("cart", str(cart_id))
     assert found.in_shop[0].has_latest is False
-    assert commands(found) == ["zithara-worker reconcile carts --publish"]
+    window = "--since '2026-11-24 23:59:59' --until '2026-11-25 00:00:00'"
+    assert commands(found) == [f"zithara-worker reconcile carts {window} --publish"]
+    shop.query("SET SESSION sql_mode = ''")
+    shop.query("UPDATE {prefix}quote SET updated_at = '0000-00-00 00:00:00'")
+    assert commands(look("cart", str(cart_id))) == ["zithara-worker reconcile carts --all --publish"]
     shop.query("UPDATE {prefix}zithara_delivery SET content = NULL")
     assert look("cart", str(cart_id)).in_shop[0].has_latest is None
     tables.change("quote", cart_id, is_active=0)

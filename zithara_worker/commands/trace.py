@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -156,11 +157,19 @@ def steps(found: Traced) -> Iterator[tuple[str | None, str]]:
     elif not any(not each.ended or each.ended == "failed" for each in found.messages):
         for each in found.in_shop:
             if each.has_latest is False:
-                kind = f"{found.entity.kind}s"
                 yield (
-                    f"zithara-worker reconcile {kind} --publish",
-                    "publishes what Zithara has not, once nothing of it has changed for 15 minutes",
+                    f"zithara-worker reconcile {found.entity.kind}s {_window(each.entity.updated_at)} --publish",
+                    "publishes it, once it has not changed for 15 minutes",
                 )
+
+
+def _window(updated_at: str) -> str:
+    """Options of reconcile by which it looks at what changed in that second, or, without a time, at everything."""
+    try:
+        until = datetime.fromisoformat(updated_at) + timedelta(seconds=1)
+    except ValueError:  # old shops have rows with the time 0000-00-00
+        return "--all"
+    return f"--since '{updated_at}' --until '{until}'"
 
 
 def _steps_of_failed(failed: Sequence[TracedMessage]) -> Iterator[tuple[str, str]]:
