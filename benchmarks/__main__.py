@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import counted, idleness, ledger, report, scale, throughput
+from benchmarks import completeness, counted, idleness, ledger, report, scale, throughput
 from benchmarks.api_server import ApiProcess
 from benchmarks.quota import Unavailable
 from benchmarks.throughput import Scene
 from zithara_worker.sandbox.mariadb import MariaDbServer
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "scale", "idleness", "counted", "ledger")
+PARTS = ("throughput", "scale", "idleness", "counted", "ledger", "completeness")
 LIMITS = ("raw_httpx", "raw_urllib3", "raw_queue")
 WORKERS = ("worker", "two_workers")
 OTHERS = ("php", "huey", "celery")
@@ -73,6 +73,15 @@ def main() -> None:
                 tell("## Latency and idleness\n")
                 results["idleness"] = _idleness(server, api, directory, options.memory, tell)
                 keep()
+        if "completeness" in options.parts:
+            tell(f"## reconcile: {options.orders:,} orders\n")
+            with MariaDbServer(options=("--innodb-buffer-pool-size=1G",)) as server, ApiProcess() as api:
+                found, beside = completeness.measure(
+                    server, api, directory, orders=options.orders, missing=options.orders // 100, live_per_second=20
+                )
+            results["completeness"] = completeness.as_json(found, beside)
+            tell(completeness.table(found, beside))
+            keep()
         if "scale" in options.parts:
             tell("## Scale: claim and settle of a message\n")
             # A shop with millions of rows has more memory for them than a test's server.
@@ -94,6 +103,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--memory", type=int, default=50_000, help="messages after which memory is looked at")
     parser.add_argument("--scenes", type=int, default=None, help="only the first so many throughput scenes")
     parser.add_argument("--large", type=int, default=1_000_000, help="rows of the largest table in 'scale'")
+    parser.add_argument("--orders", type=int, default=1_000_000, help="in 'completeness'")
     return parser.parse_args()
 
 

@@ -153,6 +153,19 @@ UPDATE {prefix}zithara_delivery_failure
 SET discarded_at = NOW(3), history = RIGHT(CONCAT(history, %(line)s, '\n'), 8000)
 WHERE id IN %(ids)s
 
+-- failed_refused --
+-- What an operator has discarded of an order, customer or cart, so that reconcile does not publish it again. The ledger keeps it
+-- after Magento's cleanup has deleted the message.
+INSERT INTO {prefix}zithara_delivery
+  (topic_name, group_key, destination, message_id, published_at, covers, first_accepted_at, last_accepted_at, accepted, refused)
+VALUES (%s, %s, '', 0, NOW(), '', NOW(3), NOW(3), 0, %s)
+ON DUPLICATE KEY UPDATE refused = VALUES(refused)
+
+-- failed_wanted --
+-- An operator wants it after all.
+UPDATE {prefix}zithara_delivery FORCE INDEX (PRIMARY) SET refused = NULL
+WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s
+
 -- failures_without_message --
 -- Failure rows of messages that Magento's cleanup has deleted. They are read first and then deleted by primary key, so
 -- that the delete locks nothing else.

@@ -15,10 +15,13 @@ from zithara_worker import Settings
 from zithara_worker.completeness.compare import Verdict
 from zithara_worker.completeness.pending import PendingMessages
 from zithara_worker.completeness.reconcile import LEASE_SECONDS, STUCK_SECONDS, AlreadyAtWork, Window
+from zithara_worker.completeness.requests import content_of
 from zithara_worker.database import locks
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.monitor.reconciliations import read_results
+from zithara_worker.queue import failures, operator
+from zithara_worker.queue.failures import Selection
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
@@ -282,16 +285,63 @@ def test_what_changes_while_it_is_read_is_unsettled(rows: MemoryShop, reconciler
 
 
 def test_what_was_discarded_is_not_published_again(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    settings: Settings,
+    everything: Selection,
+    consume: Callable[[], None],
+    refused: set[str],
 ) -> None:
+    def failed() -> list[int]:
+        return failures.matching(reconciler.database, everything)
+
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    shop.publish(TOPIC_ORDER, rows.order(1, grand_total=4.0))
+    refused.add("000000001")
+    consume()
+    discarded = failed()
+    operator.discard(
+        reconciler.database,
+        discarded,
+        by="anna",
+        note="test",
+        audit=lambda lines: None,
+        content=content_of(settings.zithara),
+    )
+    shop.query("DELETE FROM {prefix}queue_message")  # Magento's cleanup, a week later
+    shop.query("DELETE FROM {prefix}queue_message_status")
+    assert reconciler.publish().counts == counts(refused=1)
+    refused.clear()
     shop.publish(TOPIC_ORDER, rows.order(1))
     consume()
-    reconciler.compare()
-    [(content,)] = shop.query("SELECT content FROM {prefix}zithara_delivery")
-    shop.query("UPDATE {prefix}zithara_delivery SET refused = content, content = NULL, compared_at = NULL")
-    assert reconciler.publish().counts == counts(refused=1)
-    shop.query("UPDATE {prefix}zithara_delivery SET content = %s", (content,))
-    assert reconciler.verdict() is Verdict.COMPLETE, "it was accepted all the same"
+    assert reconciler.verdict() is Verdict.COMPLETE, "the present content was accepted"
+    rows.order(1, grand_total=4.0, updated_at=ago(minutes=30))
+    assert reconciler.verdict() is Verdict.REFUSED
+    rows.order(1, grand_total=3.0, updated_at=ago(minutes=29))
+    assert reconciler.verdict() is Verdict.STALE, "the shop has changed what was refused"
+
+
+def test_what_is_retried_after_all_is_no_longer_refused(
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    settings: Settings,
+    everything: Selection,
+    consume: Callable[[], None],
+    refused: set[str],
+) -> None:
+    shop.publish(TOPIC_ORDER, rows.order(1))
+    refused.add("000000001")
+    consume()
+    ids = failures.matching(reconciler.database, everything)
+    by: dict[str, Any] = {"by": "anna", "audit": lambda lines: None, "note": "test"}
+    operator.discard(reconciler.database, ids, content=content_of(settings.zithara), **by)
+    assert reconciler.verdict() is Verdict.REFUSED
+    operator.retry(reconciler.database, ids, force=False, **by)
+    assert reconciler.verdict() is Verdict.WAITING
+    consume()
+    assert reconciler.verdict() is Verdict.FAILED
 
 
 def test_it_gives_way_to_what_the_shop_publishes(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:

@@ -686,7 +686,9 @@ class Protocol(RuleBasedStateMachine):
     def _discard(self, *, last: bool) -> None:
         for fate in self._given_up(discarded=False)[-1 if last else 0 :][:1]:
             ids = [fate.published.relation_id]
-            assert operator.discard(self.operator, ids, by="me", note="", audit=lambda lines: None).discarded
+            assert operator.discard(
+                self.operator, ids, by="me", note="", audit=lambda lines: None, content=lambda topic, body: ""
+            ).discarded
             fate.recorded, fate.discarded = False, True
 
     # --- what must hold ------------------------------------------------------------------------------------------

@@ -126,7 +126,9 @@ def test_only_messages_in_error_are_retried_or_discarded(
     ids = [done.relation_id, new.relation_id]
     retried = operator.retry(database, ids, by="anna@shop1", force=True, audit=audit)
     assert (retried.retried, retried.not_failed) == ((), (done.message_id, new.message_id))
-    discarded = operator.discard(database, ids, by="anna@shop1", note="test", audit=audit)
+    discarded = operator.discard(
+        database, ids, by="anna@shop1", note="test", audit=audit, content=lambda topic, body: ""
+    )
     assert (discarded.discarded, discarded.not_failed) == ((), (done.message_id, new.message_id))
     assert shop.statuses() == [4, 2] and audit.lines == []
 
@@ -177,7 +179,7 @@ def test_a_discarded_message_can_be_taken_back(
     discard_all(database, everything, audit)
     assert shop.statuses() == [4]
     ids = [published.relation_id]
-    twice = operator.discard(database, ids, by="anna@shop1", note="again", audit=audit)
+    twice = operator.discard(database, ids, by="anna@shop1", note="again", audit=audit, content=lambda topic, body: "")
     assert (twice.discarded, twice.not_failed, len(audit.lines)) == ((), (published.message_id,), 1)
     assert operator.retry(database, ids, by="anna@shop1", force=False, audit=audit).retried == (published.message_id,)
     assert shop.row(published.relation_id).status == 5

@@ -11,6 +11,7 @@ import click
 from zithara_worker.commands.failed_selection import Choice, queues_of, selecting, selection_of, summary_lines
 from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
 from zithara_worker.commands.terminal import print_json, progress
+from zithara_worker.completeness.requests import content_of
 from zithara_worker.database.session import Database
 from zithara_worker.queue import failures, operator
 
@@ -124,7 +125,13 @@ def discard(
         relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
         with progress(len(relation_ids), "discarding") as on_progress:
             done = operator.discard(
-                database, relation_ids, by=operator_name(), note=note, audit=audit, on_progress=on_progress
+                database,
+                relation_ids,
+                by=operator_name(),
+                note=note,
+                audit=audit,
+                content=content_of(context.configured.settings.zithara),
+                on_progress=on_progress,
             )
     not_failed = (*done.not_failed, *unknown)
     if as_json:

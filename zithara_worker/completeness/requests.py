@@ -1,4 +1,4 @@
-"""The request that a message becomes, as a worker of this configuration makes it."""
+"""The request that a message becomes, as a worker of this configuration makes it, and the digest of what it tells."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from datetime import datetime, timezone
 
 from zithara_worker.completeness.compare import Process
 from zithara_worker.messages import Event, Rejection, Request, Skip
-from zithara_worker.processors import ShopContext, process
+from zithara_worker.processors import ShopContext, identify, process
+from zithara_worker.queue.operator import Content
 from zithara_worker.settings.sections import ZitharaSettings
+from zithara_worker.zithara.api import content_digest
 
 
 def request_of(settings: ZitharaSettings) -> Process:
@@ -24,3 +26,15 @@ def request_of(settings: ZitharaSettings) -> Process:
         return process(event, context)
 
     return made
+
+
+def content_of(settings: ZitharaSettings) -> Content:
+    """Topic and stored body -> the digest of what the message tells of its entity; "" if it becomes no request."""
+    made = request_of(settings)
+
+    def digest(topic: str, body: str) -> str:
+        event = identify(topic, 0, body)[1]
+        request = made(event) if isinstance(event, Event) else event
+        return content_digest(request.entity) if isinstance(request, Request) and request.entity is not None else ""
+
+    return digest

@@ -21,6 +21,7 @@ from zithara_worker.logs.audit import Audit, operator_action
 from zithara_worker.processors import identify
 from zithara_worker.queue import failures, ledger_records
 from zithara_worker.queue.failures import Failure
+from zithara_worker.queue.ledger_rules import LEDGER_TOPICS
 from zithara_worker.queue.queues import find_queues, put_message, stored_body
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import UNRECORDED
@@ -108,12 +109,10 @@ def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str,
             # `force` is recorded: without it the claim does not send a message after newer data of its group.
             database.execute("failures_retried", ids=sorted(retried), force=int(force), line=line)
             for topic in {str(each.topic) for each in wanted}:
-                ledger_records.ask_for(
-                    database,
-                    topic,
-                    {str(each.group_key) for each in wanted if each.id in retried and each.topic == topic},
-                    force=force,
-                )
+                groups = {str(each.group_key) for each in wanted if each.id in retried and each.topic == topic}
+                if groups:
+                    database.execute("failed_wanted", topic=topic, group_keys=sorted(groups))
+                ledger_records.ask_for(database, topic, groups, force=force)
     return Retried(
         retried=tuple(each.message_id for each in failed if each.id in retried),
         overtaken=tuple(each.message_id for each in failed if each.id in overtaken),
@@ -163,6 +162,10 @@ class Discarded:
     not_failed: tuple[int, ...]
 
 
+#: Topic and stored body -> the digest of what the message tells, as the delivery ledger has it; "": it tells nothing.
+Content = Callable[[str, str], str]
+
+
 def discard(
     database: Database,
     relation_ids: Sequence[int],
@@ -170,17 +173,19 @@ def discard(
     by: str,
     note: str,
     audit: Audit,
+    content: Content,
     on_progress: Callable[[int], object] = int,
 ) -> Discarded:
     """Sets messages in ERROR to COMPLETE, although they were not delivered.
 
     Their failure rows stay, with who discarded them and why, until Magento's cleanup deletes the messages. Until then
-    `retry` can take them back.
+    `retry` can take them back. What they told stays in the ledger as refused, so that `reconcile` does not publish it.
     """
     discarded: list[int] = []
     not_failed: list[int] = []
     for failed in _batches(database, relation_ids, on_progress):
-        done = database.again_on_contention(partial(_discard, database, failed, by=by, note=note))
+        refused = _contents(database, failed, content)
+        done = database.again_on_contention(partial(_discard, database, failed, refused, by=by, note=note))
         message_ids = [each.message_id for each in failed if each.id in done]
         discarded += message_ids
         not_failed += [each.message_id for each in failed if each.id not in done]
@@ -188,7 +193,21 @@ def discard(
     return Discarded(discarded=tuple(discarded), not_failed=tuple(not_failed))
 
 
-def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: str) -> set[int]:
+def _contents(database: Database, failed: Sequence[Failure], content: Content) -> dict[int, str]:
+    """Relation id -> the digest of what the message tells."""
+    found = {}
+    by_message = {each.message_id: each for each in failed if each.topic in LEDGER_TOPICS}
+    message_ids = sorted(by_message)
+    for start in range(0, len(message_ids), failures.BODIES):
+        for message_id, topic, body in failures.bodies(database, message_ids[start : start + failures.BODIES]):
+            if digest := content(topic, body):
+                found[by_message[message_id].id] = digest
+    return found
+
+
+def _discard(
+    database: Database, failed: Sequence[Failure], refused: Mapping[int, str], *, by: str, note: str
+) -> set[int]:
     """One transaction: ERROR -> COMPLETE. Returns the relation ids that were in ERROR."""
     with database.transaction():
         wanted = sorted(id for id, (status, _) in _lock(database, failed).items() if status is Status.ERROR)
@@ -196,6 +215,14 @@ def _discard(database: Database, failed: Sequence[Failure], *, by: str, note: st
             _record_unrecorded(database, [each for each in failed if each.id in wanted])
             database.execute("failed_discard", ids=wanted)
             database.execute("failures_discarded", ids=wanted, line=_history_line("discard", by, note))
+            # The newest of a group comes last and counts.
+            newest = {
+                (str(each.topic), str(each.group_key)): refused[each.id]
+                for each in sorted(failed, key=lambda each: each.message_id)
+                if each.id in wanted and each.id in refused
+            }
+            if newest:
+                database.insert_rows("failed_refused", [(*entity, digest) for entity, digest in sorted(newest.items())])
     return set(wanted)
 
 
