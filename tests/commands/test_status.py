@@ -6,7 +6,7 @@ import json
 import re
 
 import pytest
-from support.fleet import NOW, counted, fleet_status, register, topic_status, worker_status
+from support.fleet import NOW, counted, fleet_status, reconciliation, register, topic_status, worker_status
 
 from zithara_worker.commands.status import as_json, picture, report
 from zithara_worker.commands.terminal import fit, plain_length, printable, sparkline, table
@@ -18,6 +18,7 @@ from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
+from zithara_worker.units import iso
 
 
 def plain(lines: list[str]) -> list[str]:
@@ -85,7 +86,7 @@ def test_the_fields_of_the_json_are_these() -> None:
     """Programs read them: a field may be added, none goes away or changes its meaning."""
     value = as_json(fleet_status((topic_status(minutes=()),), (worker_status(),)))
     rates = {"done_per_minute", "relayed_per_minute", "failure_rate", "p50_ms", "p95_ms", "p99_ms"}
-    assert value.keys() == {"at", "topics", "workers", "relays", "total"}
+    assert value.keys() == {"at", "topics", "workers", "relays", "reconcile", "total"}
     assert value["topics"][0].keys() == rates | {
         *("topic", "queue", "new", "in_progress", "retry", "error", "complete", "oldest_new_seconds"),
         *("oldest_in_progress_seconds", "oldest_retry_seconds", "oldest_error_seconds", "retry_due_seconds", "workers"),
@@ -97,6 +98,22 @@ def test_the_fields_of_the_json_are_these() -> None:
         *("in_flight", "held", "metrics_address", "targets", "uncompared", "role", "rabbitmq", "is_rate_limited"),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}
+
+
+def test_the_last_result_of_reconcile_is_told() -> None:
+    clean = reconciliation("carts", result={"finished_utc": NOW, "counts": {"complete": 7}})
+    at_work = reconciliation("customers", finished_utc=None, result={})
+    found = fleet_status(reconciliations=(at_work, reconciliation(), clean))
+    lines = plain(report(found, width=80))
+    at = next(number for number, line in enumerate(lines) if line.startswith("RECONCILE"))
+    assert lines[at + 1].split() == [
+        *("orders", "1h00m", "ago", "1000", "984", "0", "12", "missing,", "3", "stale,", "1", "failed")
+    ]
+    assert lines[at + 2].split() == ["carts", "0s", "ago", "7", "7", "-", "nothing"]
+    assert len(lines) == at + 3
+    _, orders, _ = as_json(found)["reconcile"]
+    assert (orders["kind"], orders["total"], orders["wrong"], orders["missing"]) == ("orders", 1000, 16, 12)
+    assert orders["at"] == iso(NOW - 3600)
 
 
 def test_minutes_without_any_outcome_are_left_out_of_the_json() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import ssl
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from zithara_worker.queue.settle import message_code
 from zithara_worker.sandbox.api import FakeZithara, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.shop_tables import ShopTables
 from zithara_worker.settings.sections import LoggingSettings, MagentoSettings, ZitharaSettings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.settings.values import Secret
@@ -502,3 +504,23 @@ def test_log_files_are_checked_for_directory_permission_and_space(
     assert level() is Level.FAILED
     (found,) = log_files(LoggingSettings(audit_file=tmp_path / "missing" / "audit.log"))
     assert found.level is Level.FAILED and "install -d" in found.remedy
+
+
+def test_reconcile_tells_the_last_result_and_the_rights(shop: Shop, examine: Examine) -> None:
+    def finding() -> Finding:
+        return examine()["reconcile"]
+
+    assert finding().level is Level.OK and "it never ran" in finding().found
+    assert "only with more rights: it lacks the shop's tables" in finding().found
+    counts = json.dumps({"finished_utc": 1.0, "counts": {"complete": 7, "missing": 2}})
+    shop.query(
+        "INSERT INTO {prefix}zithara_reconciliation (kind, started_at, result) VALUES ('orders', NOW(3), %s)", [counts]
+    )
+    assert finding().level is Level.WARNING and "2 of 9 orders were not with Zithara" in finding().found
+    shop.query("UPDATE {prefix}zithara_reconciliation SET result = REPLACE(result, '2}', '0}')")
+    ShopTables(shop).create()
+    account = f"'{shop.user}'@'%'"
+    shop.run_script("entity_grants.sql", database=shop.name, user=account)
+    assert "it lacks INSERT on the queue" in finding().found
+    shop.run_script("publish_grants.sql", database=shop.name, user=account)
+    assert finding().found.endswith("this account may run reconcile") and "all 7 orders" in finding().found

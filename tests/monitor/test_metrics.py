@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fleet import topic_status
+from support.fleet import NOW, reconciliation, topic_status
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
@@ -197,6 +197,14 @@ def test_a_relay_is_counted_and_what_it_found_is_shown_by_every_worker(metrics: 
     assert ("rabbitmq_messages", (CART,)) not in seen
 
 
+def test_the_last_result_of_reconcile_is_shown_and_absent_before_the_first(metrics: WorkerMetrics) -> None:
+    at_work = reconciliation("carts", finished_utc=None, result={})
+    seen = samples(metrics, State(reconciliations=(reconciliation(), at_work)))
+    assert seen["reconcile_timestamp_seconds", ("orders",)] == NOW - 3600
+    assert seen["reconcile_entities", ("missing", "orders")] == 12.0
+    assert not [name for name, labels in seen if "carts" in labels]
+
+
 def test_what_is_not_known_is_absent_and_not_zero(metrics: WorkerMetrics) -> None:
     names = {name for name, _ in samples(metrics, State(topics=None, audit_writable=None))}
     assert not names & {"queue_messages", "queue_oldest_age_seconds", "audit_writable"}
@@ -229,6 +237,7 @@ def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetr
         breakers={"api": "open"},
         throttled_seconds={"api": 1.0},
         topics=(topic_status(rabbitmq=3),),
+        reconciliations=[reconciliation()],
         audit_writable=True,
     )
     text = PrometheusMetrics(metrics.values, lambda: state).encoded("text/plain")[0].decode()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fleet import NOW, fleet_status, topic_status, worker_status
+from support.fleet import NOW, fleet_status, reconciliation, topic_status, worker_status
 
 from zithara_worker.monitor import page
 from zithara_worker.monitor.fleet import RELAY, FleetStatus, RelayedQueue
@@ -119,6 +119,14 @@ def test_page_shows_relays_and_what_they_wait_for() -> None:
     assert "<script" not in document and "Relays" not in rendered(fleet())
     gone = rendered(fleet_status((topic_status(relay_missing=True),), (worker_status(),)))
     assert f"the relay of {TOPIC} has ended without stopping in order" in gone
+
+
+def test_page_shows_the_last_result_of_reconcile() -> None:
+    document = rendered(fleet_status((topic_status(),), (worker_status(),), reconciliations=(reconciliation(),)))
+    words = " ".join(_Outline(document).text.split())
+    assert "Is the CRM complete?" in words and "orders1h00m ago1000984012" in words
+    assert "16 of 1000 orders are not with Zithara, as reconcile found 1h00m ago" in words
+    assert "Is the CRM complete?" not in rendered(fleet())
 
 
 def test_nothing_is_loaded_from_elsewhere_and_nothing_is_a_script() -> None:

@@ -134,7 +134,14 @@ def test_only_messages_in_error_are_retried_or_discarded(
 
 
 def discard_all(database: Database, selection: Selection, audit: Any, note: str = "test order") -> operator.Discarded:
-    return operator.discard(database, failures.matching(database, selection), by="anna@shop1", note=note, audit=audit)
+    return operator.discard(
+        database,
+        failures.matching(database, selection),
+        by="anna@shop1",
+        note=note,
+        audit=audit,
+        content=lambda topic, body: "",
+    )
 
 
 def test_a_discarded_message_is_complete_and_what_is_known_of_it_stays(

@@ -10,6 +10,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.monitor.fleet import CONSUME, FleetStatus, TopicStatus, WorkerStatus
 from zithara_worker.monitor.rates import Minute, history, rates
+from zithara_worker.monitor.reconciliations import Reconciliation
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.topics import TOPIC_ORDER, TOPICS
 
@@ -74,11 +75,19 @@ def fleet_status(
     topics: tuple[TopicStatus, ...] = (),
     workers: tuple[WorkerStatus, ...] = (),
     relays: tuple[WorkerStatus, ...] = (),
+    **changes: Any,
 ) -> FleetStatus:
     hour = history((minute for topic in topics for minute in topic.history), NOW)
-    return FleetStatus(
-        at_utc=NOW, topics=topics, workers=workers, relays=relays, rates=rates(hour, NOW, NOW - 3600), history=hour
-    )
+    given: dict[str, Any] = {"at_utc": NOW, "rates": rates(hour, NOW, NOW - 3600), "history": hour}
+    return FleetStatus(topics=topics, workers=workers, relays=relays, **{**given, **changes})
+
+
+def reconciliation(kind: str = "orders", **changes: Any) -> Reconciliation:
+    """Found an hour ago: 1,000 orders, of which 12 are missing, 3 stale and 1 has failed."""
+    counts = {"complete": 984, "waiting": 0, "missing": 12, "stale": 3, "failed": 1}
+    result = {"finished_utc": NOW - 3600, "counts": counts}
+    given: dict[str, Any] = {"started_utc": NOW - 3660, "finished_utc": NOW - 3600, "result": result}
+    return Reconciliation(kind=kind, **{**given, **changes})
 
 
 def register(

@@ -150,6 +150,10 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
         "topics": topics,
         "workers": [_process(worker) for worker in found.workers],
         "relays": [_process(relay) for relay in found.relays],
+        "reconcile": [
+            {"kind": each.kind, "at": iso(each.judged_utc), "total": each.total, "wrong": each.wrong, **each.counts}
+            for each in found.reconciliations
+        ],
         "total": {
             **{name: sum(topic[name] for topic in topics) for name in ("new", "in_progress", "retry", "error")},
             "workers_alive": len(found.alive),
@@ -209,7 +213,31 @@ def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
         "",
         *_workers(found.workers, found.at_utc),
         *_relays(found),
+        *_reconciliations(found),
     ]
+
+
+def _reconciliations(found: FleetStatus) -> list[str]:
+    """The last result of `reconcile`. Nothing where it never ran."""
+    rows = []
+    for each in found.reconciliations:
+        if each.judged_utc is None:
+            continue
+        wrong = [
+            f"{count(each.counts[name])} {name}" for name in ("missing", "stale", "failed") if each.counts.get(name)
+        ]
+        rows.append(
+            [
+                each.kind,
+                f"{duration(found.at_utc - each.judged_utc)} ago",
+                count(each.total),
+                count(each.counts.get("complete")),
+                count(each.counts.get("waiting")),
+                coloured("red", ", ".join(wrong)) if wrong else coloured("green", "nothing"),
+            ]
+        )
+    head = ["RECONCILE", "COMPARED", "IN SHOP", "COMPLETE", "WAITING", "WRONG"]
+    return ["", *table([coloured("bright_black", name) for name in head], rows, left=(0, 5))] if rows else []
 
 
 def _heading(found: FleetStatus, width: int) -> Iterator[str]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zithara_worker.database.session import Database
-from zithara_worker.doctor import api, cluster, database, host, ledger, queues, routing, shop
+from zithara_worker.doctor import api, cluster, completeness, database, host, ledger, queues, routing, shop
 from zithara_worker.doctor.finding import Finding, Level, failed, warning
 from zithara_worker.doctor.shop import unreadable
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
@@ -117,6 +117,7 @@ class Doctor:
         yield from self._guarded("failed", lambda: queues.failures(self.database, present, now))
         yield from self._guarded("workers", lambda: queues.workers(self.database, present, now))
         yield from self._guarded("ledger", lambda: ledger.checks(self.database, present))
+        yield from self._guarded("reconcile", lambda: completeness.checks(self.database, now))
         yield from self._guarded("paused", lambda: queues.paused(self.database, now))
 
     def _api_side(self, found: ShopConfiguration | None) -> Iterator[Finding]:

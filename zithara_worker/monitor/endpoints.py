@@ -235,6 +235,7 @@ class Endpoints:
             token_refreshes=self._earlier_refreshes + worker.token_refreshes(),
             topics=topics if fleet else None,
             read_seconds=fleet.read_seconds if fleet else 0.0,
+            reconciliations=fleet.reconciliations if fleet else (),
             audit_writable=None if worker.audit is None else worker.audit.problem is None,
             audit_lines=worker.audit.lines_written if worker.audit else 0,
             audit_lines_lost=worker.audit.lines_lost if worker.audit else 0,

@@ -15,6 +15,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes, total
+from zithara_worker.monitor.reconciliations import Reconciliation, read_results
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
@@ -192,6 +193,8 @@ class FleetStatus:
     history: tuple[Minute, ...] = field(repr=False)
     #: How long reading it took
     read_seconds: float = 0.0
+    #: The last result of `reconcile`, of each kind that was ever compared
+    reconciliations: tuple[Reconciliation, ...] = ()
 
     @property
     def alive(self) -> list[WorkerStatus]:
@@ -251,6 +254,7 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
         relays=tuple(relays),
         rates=rates(hour, now, started),
         history=hour,
+        reconciliations=tuple(read_results(database)),
     )
 
 

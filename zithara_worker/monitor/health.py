@@ -177,6 +177,13 @@ def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
                 f"every message of {topic.topic} is sent, because others deliver too and do not record it (PHP "
                 "consumers, or workers older than 0.3): see 'zithara-worker doctor'"
             )
+    notes += [
+        f"{count(each.wrong)} of {count(each.total)} {each.kind} are not with Zithara, as reconcile found "
+        f"{duration(fleet.at_utc - (each.judged_utc or fleet.at_utc))} ago: see 'zithara-worker reconcile {each.kind}' "
+        "(--publish sends what is missing)"
+        for each in fleet.reconciliations
+        if each.wrong
+    ]
     for worker in fleet.alive:
         for target in sorted(worker.target_reports, key=lambda each: each.target):
             if target.breaker != "closed":

@@ -55,6 +55,7 @@ def render(
             _charts(fleet, backlog),
             _workers(fleet),
             _relays(fleet),
+            _reconciliations(fleet),
             f"<footer>As of {moment(fleet.at_utc)} UTC · zithara-worker {escape(VERSION)} · "
             '<a href="/healthz">health</a> · <a href="/metrics">metrics</a></footer>',
         ]
@@ -158,6 +159,31 @@ def _worker(worker: WorkerStatus, now: float) -> str:
             ("Topics", escape(topics), ""),
         ),
     )
+
+
+def _reconciliations(fleet: FleetStatus) -> str:
+    """The last result of `reconcile`. Nothing where it never ran."""
+    found = [each for each in fleet.reconciliations if each.judged_utc is not None]
+    if not found:
+        return ""
+    rows = [
+        _row(
+            escape(each.kind),
+            (
+                ("Compared", f"{duration(fleet.at_utc - (each.judged_utc or 0.0))} ago", ""),
+                ("In the shop", count(each.total), ""),
+                ("Complete", count(each.counts.get("complete")), ""),
+                ("Waiting", count(each.counts.get("waiting")), ""),
+                *(
+                    (name.capitalize(), count(each.counts.get(name)), "bad" if each.counts.get(name) else "")
+                    for name in ("missing", "stale", "failed")
+                ),
+            ),
+        )
+        for each in found
+    ]
+    heads = ("Kind", "Compared", "In the shop", "Complete", "Waiting", "Missing", "Stale", "Failed")
+    return f"<h2>Is the CRM complete?</h2>{_table(heads, rows)}"
 
 
 def _relays(fleet: FleetStatus) -> str:

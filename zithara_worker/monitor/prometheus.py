@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 
 from zithara_worker.monitor.counters import Distribution, MetricValues
 from zithara_worker.monitor.fleet import TopicStatus
+from zithara_worker.monitor.reconciliations import Reconciliation
 from zithara_worker.version import VERSION
 
 PREFIX = "zithara_worker"
@@ -46,6 +47,7 @@ class State:
     #: None: the queues could not be read
     topics: Sequence[TopicStatus] | None = None
     read_seconds: float = 0.0
+    reconciliations: Sequence[Reconciliation] = ()
     #: None: no audit file is configured
     audit_writable: bool | None = None
     audit_lines: int = 0
@@ -116,6 +118,19 @@ def _from_state(state: State) -> Iterator[Metric]:
         "Messages from RabbitMQ that the queue cannot hold, kept aside.",
         ["topic"],
         {each.topic: each.aside for each in state.topics or ()},
+    )
+    compared = [each for each in state.reconciliations if each.judged_utc is not None]
+    yield _gauges(
+        "reconcile_timestamp_seconds",
+        "When reconcile last judged all of a kind.",
+        ["kind"],
+        {each.kind: each.judged_utc or 0.0 for each in compared},
+    )
+    yield _gauges(
+        "reconcile_entities",
+        "Orders, customers and carts of the shop by what reconcile found of them.",
+        ["kind", "class"],
+        {(each.kind, name): number for each in compared for name, number in each.counts.items()},
     )
     yield _gauges(
         "breaker_state",

@@ -36,6 +36,10 @@ class Reconciliation:
         return {str(name): int(number) for name, number in found.items()} if isinstance(found, dict) else {}
 
     @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
     def wrong(self) -> int:
         """Entities that Zithara does not have in their latest state, and that are not on their way."""
         return sum(self.counts.get(name, 0) for name in ("missing", "stale", "failed"))
