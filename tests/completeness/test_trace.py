@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from support.fleet import register
 from support.workers import Clock, StepWorker, settings_of
@@ -16,11 +17,13 @@ from support.workers import Clock, StepWorker, settings_of
 from zithara_worker.commands.failed_selection import queues_of
 from zithara_worker.commands.prospects import Prospects
 from zithara_worker.commands.root import Context
-from zithara_worker.commands.trace import _READERS, as_value, report, steps
+from zithara_worker.commands.trace import _READERS, _entity, as_value, report, steps
 from zithara_worker.completeness.trace import Entity, Traced, entity_of_message, trace
 from zithara_worker.database.session import Database
+from zithara_worker.errors import ShopError
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.queue.operator import pause
+from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.session import worker_command, write_config
@@ -140,10 +143,19 @@ def test_an_operator_sees_the_life_of_an_order_and_what_to_do(
 
     poor = run(worker_config(), "order", "000000101")
     assert poor.returncode == 0 and "cannot be read" in poor.stdout and "given up (http_422" in poor.stdout
-    assert run(privileged, "order", "000000999").returncode == 1
-    missing = run(privileged, "message", "999")
-    assert missing.returncode == 1 and "there is no message 999" in missing.stderr
-    assert run(privileged, "message", "x").returncode == run(privileged, "quote", "1").returncode == 2
+    nothing = run(privileged, "order", "000000999")
+    assert nothing.returncode == 1 and "not there: deleted, or never committed" in nothing.stdout
+
+
+def test_what_cannot_be_traced_is_refused_with_what_to_give(database: Database, shop: Shop) -> None:
+    queues = find_queues(database, [TOPIC_ORDER], {})
+    with pytest.raises(click.UsageError, match=r"which order\? Give its number"):
+        _entity(database, "order", "", queues)
+    with pytest.raises(click.UsageError, match="'x' is no message id: give the number that the log"):
+        _entity(database, "message", "x", queues)
+    with pytest.raises(ShopError, match="there is no message 999 in the queues zithara_order_queue"):
+        _entity(database, "message", "999", queues)
+    assert _entity(database, "order", "#7/b", queues).group_key == "order:#7/b"
 
 
 def test_a_customer_a_cart_and_a_message_are_traced_as_they_are_typed(
