@@ -70,16 +70,16 @@ def measure(server: MariaDbServer, *, large: int, indexed: bool = False) -> list
     """Each surrounding on a shop of its own. `large`: rows of the largest, e.g. 1,000,000."""
     surroundings: Mapping[str, Callable[[Shop], None]] = {
         "empty shop": lambda shop: None,
-        f"{large // 10:,} completed rows": lambda shop: _fill(shop, messages.TOPIC, large // 10, status=4),
-        f"{large:,} completed rows": lambda shop: _fill(shop, messages.TOPIC, large, status=4),
-        f"{large:,} rows of another queue": lambda shop: _fill(shop, TOPIC_CART, large, status=2),
+        f"{large // 10:,} completed rows": lambda shop: fill(shop, messages.TOPIC, large // 10, status=4),
+        f"{large:,} completed rows": lambda shop: fill(shop, messages.TOPIC, large, status=4),
+        f"{large:,} rows of another queue": lambda shop: fill(shop, TOPIC_CART, large, status=2),
         f"{large:,} completed and {large:,} of another queue": _both(large),
         f"{large // 100:,} blocked groups ahead": lambda shop: _block(shop, large // 100),
     }
     costs = [_cost(server, name, fill, indexed=indexed) for name, fill in surroundings.items()]
     costs.append(_cost(server, "empty shop, again", indexed=indexed))
     costs.append(_cost(server, "own backlog of 1,000", indexed=indexed, count=1_000))
-    behind = partial(_fill, topic=messages.TOPIC, count=large, status=2, body=_ORDER)
+    behind = partial(fill, topic=messages.TOPIC, count=large, status=2, body=_ORDER)
     costs.append(_cost(server, f"own backlog of {large:,}", behind=behind, indexed=indexed))
     costs.append(_cost(server, "half of the messages in one group", indexed=indexed, skewed=True))
     return costs
@@ -148,7 +148,7 @@ def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcom
     empty_handed, began = 0, time.monotonic()
     past_seconds = 0.0
     done, statements = 0, database.statements_sent
-    _poll(database, queue)
+    poll(database, queue)
     while done < wanted:
         started = time.monotonic()
         taken = [message for message, _ in queue.claim(BATCH)]
@@ -163,7 +163,7 @@ def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcom
         queue.settle([Settlement(message=message, outcome=outcome) for message in taken])
         batches.append((time.monotonic() - started) / len(taken) * 1e6)
         done += len(taken)
-        _poll(database, queue)
+        poll(database, queue)
     return Cost(
         surroundings=name,
         microseconds=statistics.median(batches),
@@ -173,14 +173,14 @@ def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcom
     )
 
 
-def _poll(database: Database, queue: MessageQueue) -> None:
+def poll(database: Database, queue: MessageQueue) -> None:
     """What the loop does four times a second."""
     row = database.rows("poll", queue_ids=[queue.queue_id])[0]
     queue.update_from_poll(newest=int(row["newest"] or 0), due=bool(row["due"]), expired=bool(row["expired"]))
     queue.recheck()
 
 
-def _fill(shop: Shop, topic: str, count: int, *, status: int, body: str = _EMPTY) -> None:
+def fill(shop: Shop, topic: str, count: int, *, status: int, body: str = _EMPTY) -> None:
     newest = shop.query("SELECT COALESCE(MAX(id), 0) FROM {prefix}queue_message")[0][0]
     shop.query(_FILL_MESSAGES.replace("seq_1_to_%s", f"seq_1_to_{count}").replace("%body", body), (topic,))
     queue = shop.query("SELECT name FROM {prefix}queue WHERE name LIKE %s", (f"zithara_{topic.split('.')[1]}_queue",))
@@ -188,11 +188,11 @@ def _fill(shop: Shop, topic: str, count: int, *, status: int, body: str = _EMPTY
 
 
 def _both(large: int) -> Callable[[Shop], None]:
-    def fill(shop: Shop) -> None:
-        _fill(shop, messages.TOPIC, large, status=4)
-        _fill(shop, TOPIC_CART, large, status=2)
+    def fill_both(shop: Shop) -> None:
+        fill(shop, messages.TOPIC, large, status=4)
+        fill(shop, TOPIC_CART, large, status=2)
 
-    return fill
+    return fill_both
 
 
 def _block(shop: Shop, groups: int) -> None:
