@@ -14,7 +14,7 @@ from support import waiting
 from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
-from zithara_worker.database.session import Database
+from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.limits import Limits
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
@@ -43,6 +43,15 @@ def mariadb() -> Iterator[MariaDbServer]:
     """The run's database server. Tests that kill or reconfigure a server start their own."""
     with MariaDbServer() as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def left_out_without_skip_locked(request: pytest.FixtureRequest) -> None:
+    """What a test says of its server, see the marker; everything else holds on every server."""
+    if request.node.get_closest_marker("assumes_skip_locked"):
+        version = request.getfixturevalue("mariadb").version
+        if not knows_skip_locked(version):
+            pytest.skip(f"{version} has no SKIP LOCKED")
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_an_open_settle_keeps_nobody_waiting(shop: Shop, worker: StepWorker, pro
         worker.settle(*((message, kinds[number % 4]) for number, message in enumerate(messages)))
 
 
+@pytest.mark.assumes_skip_locked
 def test_the_probes_notice_a_claim_that_locks_too_much(shop: Shop, probe: Probe) -> None:
     """The way not to do it: one locking search, SKIP LOCKED and READ COMMITTED though it has."""
     with shop.connect(autocommit=False) as claiming, claiming.cursor() as cursor:

@@ -132,6 +132,7 @@ def test_a_head_that_is_gone_is_followed_by_the_oldest_of_what_its_row_names_and
     assert other.drain() == [published[each].message_id for each in left]
 
 
+@pytest.mark.assumes_skip_locked
 def test_a_group_row_that_somebody_has_locked_is_left_alone(shop: Shop, worker: StepWorker) -> None:
     """It may be an operator's retry, which is about to put another message there."""
     gone = shop.publish_order("A")

@@ -142,6 +142,7 @@ def test_heads_that_are_due_and_fresh_ones_share_every_few_claims(
     assert min(kinds.count("due"), kinds.count("fresh")) >= 10
 
 
+@pytest.mark.assumes_skip_locked
 @pytest.mark.parametrize("waited", [True, False], ids=["a head that is due", "a fresh head"])
 def test_a_head_whose_row_somebody_has_locked_stops_nothing_else(
     shop: Shop, clock: Clock, worker: StepWorker, waited: bool
