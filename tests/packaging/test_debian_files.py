@@ -6,10 +6,12 @@ import re
 from configparser import ConfigParser
 from pathlib import Path
 
+import click
 import pytest
 
 from sample_configuration import PASSWORD_FILE, packaged_configuration
 from zithara_worker.commands.config import sample_file
+from zithara_worker.commands.root import command
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import KEYS, WorkerSettings
 from zithara_worker.settings.sources import load
@@ -144,7 +146,7 @@ def test_every_unit_and_program_is_known_to_installation_upgrade_removal_and_pur
         (DEBIAN / f"zithara-worker.{name}").read_text(encoding="utf-8")
         for name in ("install", "postinst", "prerm", "postrm")
     )
-    for unit in (DEBIAN / "systemd").iterdir():
+    for unit in (DEBIAN / "systemd").glob("*@.service"):
         instances = unit.name.replace("@.service", "@*.service")
         assert f"debian/systemd/{unit.name} usr/lib/systemd/system" in installed
         assert f"'{instances}'" in postinst and f"'{instances}'" in prerm and f"*.wants/{instances}" in postrm
@@ -158,3 +160,31 @@ def test_every_unit_and_program_is_known_to_installation_upgrade_removal_and_pur
 def test_maintainer_scripts_stop_at_errors(script: str) -> None:
     text = (DEBIAN / script).read_text(encoding="utf-8")
     assert text.startswith("#!/bin/sh\n") and "\nset -e\n" in text and "#DEBHELPER#" in text
+
+
+def test_reconcile_runs_by_a_timer_that_is_off_and_as_the_operator() -> None:
+    unit = ini(DEBIAN / "systemd/zithara-worker-reconcile.service")
+    service = unit["Service"]
+    assert "Install" not in unit, "only its timer is enabled"
+    assert service["Type"] == "oneshot" and service["User"] == "zithara-worker"
+    relay = ini(DEBIAN / "systemd/zithara-worker-relay@.service")["Service"]
+    hardening = [key for key in relay if key.startswith(("Protect", "Private", "Restrict", "System", "Capab", "NoNew"))]
+    assert len(hardening) > 15 and [key for key in hardening if service.get(key) != relay[key]] == []
+    timer = ini(DEBIAN / "systemd/zithara-worker-reconcile.timer")
+    assert timer["Install"]["WantedBy"] == "timers.target" and timer["Timer"]["Persistent"] == "true"
+    cron = (DEBIAN / "examples/zithara-worker-reconcile.cron").read_text(encoding="utf-8")
+    (line,) = [line for line in cron.splitlines() if line[:1].isdigit()]
+    assert re.fullmatch(r"(\S+ ){5}zithara-worker .*", line), "five fields, a user, a command"
+    words = service["ExecStart"].split()[1:]
+    assert " ".join(words) in line
+    context = click.Context(command)
+    reconcile = command.get_command(context, words[0])  # type: ignore[attr-defined]
+    known = {name for parameter in reconcile.params for name in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+
+    installed, prerm, postrm = (
+        (DEBIAN / f"zithara-worker.{name}").read_text(encoding="utf-8") for name in ("install", "prerm", "postrm")
+    )
+    for name in ("zithara-worker-reconcile.service", "zithara-worker-reconcile.timer"):
+        assert f"debian/systemd/{name} usr/lib/systemd/system" in installed and name in prerm
+    assert "*.wants/zithara-worker-reconcile.timer" in postrm
