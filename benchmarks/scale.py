@@ -19,6 +19,7 @@ from zithara_worker.messages import Accepted, Entity, Outcome, OutcomeKind
 from zithara_worker.processors import identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.ledger import Ledger
+from zithara_worker.queue.ledger_upkeep import begin
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.settle import Settlement
@@ -133,6 +134,8 @@ def _cost(
 
 def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcome: Outcome = _DELIVERED) -> Cost:
     row = find_queues(database, [messages.TOPIC], {})[0]
+    if recorded:
+        begin(database)
     queue = MessageQueue(
         database,
         queue_id=row.queue_id,

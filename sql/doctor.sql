@@ -179,6 +179,18 @@ UPDATE {prefix}zithara_lock SET owner = '' WHERE 1 = 0
 -- privilege_zithara_lock_delete --
 DELETE FROM {prefix}zithara_lock WHERE 1 = 0
 
+-- privilege_zithara_ledger_select --
+SELECT topic FROM {prefix}zithara_ledger WHERE 1 = 0
+
+-- privilege_zithara_ledger_insert --
+INSERT INTO {prefix}zithara_ledger (topic, id_epoch, looked_until, sure_since) SELECT '', 0, NOW(3), NOW(3) FROM DUAL WHERE 1 = 0
+
+-- privilege_zithara_ledger_update --
+UPDATE {prefix}zithara_ledger SET id_epoch = 0 WHERE 1 = 0
+
+-- privilege_zithara_ledger_delete --
+DELETE FROM {prefix}zithara_ledger WHERE 1 = 0
+
 -- privilege_zithara_reconciliation_select --
 SELECT kind FROM {prefix}zithara_reconciliation WHERE 1 = 0
 

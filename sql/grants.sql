@@ -21,6 +21,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_worker TO {us
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_topic_control TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_lock TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_delivery TO {user};
+GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_ledger TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_reconciliation TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_relayed TO {user};
 GRANT SELECT, INSERT, UPDATE, DELETE ON {database}.{prefix}zithara_relay_aside TO {user};

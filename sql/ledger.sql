@@ -2,32 +2,38 @@
 -- Those of claim and settle run within their transactions, after every other row of theirs is locked.
 
 -- ledger_read --
--- Once the groups are won nobody else writes these rows, but for operators, who only take away.
-SELECT group_key, message_id, CAST(published_at AS CHAR) AS published_at, create_id, covers, request,
-       CAST(entity_updated_at AS CHAR) AS entity_updated_at,
-       TIMESTAMPDIFF(MICROSECOND, last_accepted_at, NOW(3)) / 1000000 AS accepted_ago
-FROM {prefix}zithara_delivery
-WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s AND destination = %(destination)s
+-- Once the groups are won nobody else writes these rows, but for operators and `ledger_doubt`, which only take away. One row
+-- more where nothing is known, so that the epoch is always told.
+SELECT l.id_epoch, d.group_key, IF(d.id_epoch = l.id_epoch, d.message_id, 0) AS message_id,
+       CAST(d.published_at AS CHAR) AS published_at, IF(d.id_epoch = l.id_epoch, d.create_id, 0) AS create_id, d.covers,
+       IF(d.confirmed_at > l.sure_since, d.request, NULL) AS request, CAST(d.entity_updated_at AS CHAR) AS entity_updated_at,
+       TIMESTAMPDIFF(MICROSECOND, d.last_accepted_at, NOW(3)) / 1000000 AS accepted_ago
+FROM {prefix}zithara_ledger AS l
+LEFT JOIN {prefix}zithara_delivery AS d FORCE INDEX (PRIMARY)
+  ON d.topic_name = l.topic AND d.group_key IN %(group_keys)s AND d.destination = %(destination)s
+WHERE l.topic = %(topic)s
 
 -- ledger_record --
 -- A request was accepted. A row of another destination is written over; while a request of the entity may still arrive, its
 -- digest is not kept. What reconcile publishes told a state that had been settled for 15 minutes: whatever a transaction of the
 -- shop published since then is later, even if its id is lower. Assignments run from left to right: destination comes last.
 INSERT INTO {prefix}zithara_delivery
-  (topic_name, group_key, destination, message_id, published_at, create_id, covers, request, content, entity_updated_at,
-   first_accepted_at, last_accepted_at, accepted)
-VALUES (%(topic)s, %s, %(destination)s, %s, %s, %s, %s, %s, %s, %s, NOW(3), NOW(3), 1)
+  (topic_name, group_key, destination, message_id, id_epoch, published_at, create_id, covers, request, content,
+   entity_updated_at, first_accepted_at, last_accepted_at, confirmed_at, accepted)
+VALUES (%(topic)s, %s, %(destination)s, %s, %(epoch)s, %s, %s, %s, %s, %s, %s, NOW(3), NOW(3), NOW(3), 1)
 ON DUPLICATE KEY UPDATE
   message_id = VALUES(message_id),
   published_at = IF(VALUES(message_id) = reconcile_id, VALUES(published_at) - INTERVAL 15 MINUTE, VALUES(published_at)),
   covers = VALUES(covers),
-  create_id = IF(destination = VALUES(destination), GREATEST(create_id, VALUES(create_id)), VALUES(create_id)),
+  create_id = IF(destination = VALUES(destination) AND id_epoch = VALUES(id_epoch),
+                 GREATEST(create_id, VALUES(create_id)), VALUES(create_id)),
   request = IF(doubt_until > NOW(3), NULL, VALUES(request)),
   compared_at = IF(content = VALUES(content) AND destination = VALUES(destination), compared_at, NULL),
   content = VALUES(content), entity_updated_at = VALUES(entity_updated_at),
   first_accepted_at = IF(destination = VALUES(destination), first_accepted_at, VALUES(first_accepted_at)),
   accepted = IF(destination = VALUES(destination), accepted + 1, 1),
-  last_accepted_at = VALUES(last_accepted_at), stale = 0, destination = VALUES(destination)
+  last_accepted_at = VALUES(last_accepted_at), confirmed_at = VALUES(confirmed_at), stale = 0, id_epoch = VALUES(id_epoch),
+  destination = VALUES(destination)
 
 -- ledger_record_older --
 -- An older message was accepted after a newer one, since the newer one did not tell all of it: what the CRM holds is a mixture.
@@ -45,11 +51,14 @@ FOR UPDATE
 -- ledger_unchanged --
 -- Locked before: none of the rows is inserted. The time of acceptance stays, so that `unchanged_for` counts from a real request.
 INSERT INTO {prefix}zithara_delivery
-  (topic_name, group_key, destination, message_id, published_at, covers, first_accepted_at, last_accepted_at, accepted)
-VALUES (%(topic)s, %s, %(destination)s, %s, %s, '', NOW(3), NOW(3), 0)
+  (topic_name, group_key, destination, message_id, id_epoch, published_at, covers, first_accepted_at, last_accepted_at,
+   confirmed_at, accepted)
+VALUES (%(topic)s, %s, %(destination)s, %s, %(epoch)s, %s, '', NOW(3), NOW(3), NOW(3), 0)
 ON DUPLICATE KEY UPDATE
-  published_at = IF(VALUES(message_id) > message_id AND VALUES(message_id) <> reconcile_id, VALUES(published_at), published_at),
-  message_id = GREATEST(message_id, VALUES(message_id))
+  published_at = IF((id_epoch <> VALUES(id_epoch) OR message_id < VALUES(message_id)) AND VALUES(message_id) <> reconcile_id,
+                    VALUES(published_at), published_at),
+  message_id = IF(id_epoch <> VALUES(id_epoch), VALUES(message_id), GREATEST(message_id, VALUES(message_id))),
+  create_id = IF(id_epoch <> VALUES(id_epoch), 0, create_id), confirmed_at = VALUES(confirmed_at), id_epoch = VALUES(id_epoch)
 
 -- ledger_doubt --
 -- A request may have left and may still arrive, or an operator wants one to be sent: no digest proves anything until then. An
@@ -68,8 +77,18 @@ WHERE topic_name = %(topic)s AND group_key = %(group_key)s
 UPDATE {prefix}zithara_delivery FORCE INDEX (PRIMARY) SET stale = 1
 WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s
 
+-- ============================== message ids that begin again ==============================
+
+-- ledger_begin --
+-- A row for each topic, by whichever worker starts first. The epoch is one that no row of zithara_delivery is above.
+INSERT IGNORE INTO {prefix}zithara_ledger (topic, id_epoch, looked_until, sure_since)
+SELECT %(topic)s, COALESCE(MAX(id_epoch), 0), NOW(3), '1970-01-02 00:00:00' FROM {prefix}zithara_delivery
+
 -- ledger_newest --
-SELECT COALESCE(MAX(message_id), 0) AS newest FROM {prefix}zithara_delivery
+-- The newest message of which something was accepted, among ids that count still. Reads one entry of KEY newest.
+SELECT l.id_epoch, (SELECT COALESCE(MAX(d.message_id), 0) FROM {prefix}zithara_delivery AS d FORCE INDEX (newest)
+                    WHERE d.id_epoch = l.id_epoch) AS newest
+FROM {prefix}zithara_ledger AS l ORDER BY l.id_epoch DESC LIMIT 1
 
 -- ledger_next_id --
 -- The id that the next message gets. MySQL would answer with what it has cached: the session sets
@@ -77,9 +96,51 @@ SELECT COALESCE(MAX(message_id), 0) AS newest FROM {prefix}zithara_delivery
 SELECT COALESCE(AUTO_INCREMENT, 0) AS next_id FROM information_schema.TABLES
 WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{prefix}queue_message'
 
--- ledger_renumbered --
--- Ids have begun again: no row tells any more which message is older. In slices.
-UPDATE {prefix}zithara_delivery SET message_id = 0, create_id = 0 WHERE message_id > 0 OR create_id > 0 LIMIT %(limit)s
+-- ledger_new_epoch --
+-- Ids have begun again: no row tells any more which message is older. Only one of several workers that notice it changes rows.
+UPDATE {prefix}zithara_ledger SET id_epoch = %(epoch)s + 1 WHERE topic IN %(topics)s AND id_epoch = %(epoch)s
+
+-- ledger_of_old_ids --
+-- Entities whose message ids count no more. Served by KEY newest.
+SELECT COUNT(*) AS entities FROM {prefix}zithara_delivery FORCE INDEX (newest)
+WHERE id_epoch < (SELECT MAX(id_epoch) FROM {prefix}zithara_ledger) AND destination <> ''
+
+-- ============================== what others deliver ==============================
+
+-- ledger_looked --
+-- How far workers have looked which messages others ended. Times: seconds since the epoch.
+SELECT topic, id_epoch, UNIX_TIMESTAMP(looked_until) AS looked_until, UNIX_TIMESTAMP(NOW(3)) AS now
+FROM {prefix}zithara_ledger WHERE topic IN %(topics)s
+
+-- ledger_ended --
+-- The messages that ended or failed in a stretch of time, but for those that a worker recorded as the last of their entity.
+-- Served by Magento's index (status, updated_at), by which the stretch is chosen, and KEY newest. Sets no lock.
+SELECT s.id, s.message_id, s.queue_id, UNIX_TIMESTAMP(s.updated_at) AS ended_at
+FROM {prefix}queue_message_status AS s {by_status}
+LEFT JOIN {prefix}zithara_delivery AS d FORCE INDEX (newest) ON d.id_epoch = %(epoch)s AND d.message_id = s.message_id
+WHERE s.status IN (4, 5, 6) AND s.updated_at > FROM_UNIXTIME(%(after)s) AND s.updated_at <= FROM_UNIXTIME(%(up_to)s)
+  AND s.queue_id IN %(queue_ids)s AND d.message_id IS NULL
+
+-- ledger_confirmed --
+-- Of entities with a digest: up to which message it was confirmed, when, and whether a worker holds a message of it now. One
+-- statement, and so one view of both tables.
+SELECT d.group_key, IF(d.id_epoch = l.id_epoch, d.message_id, 0) AS message_id,
+       COALESCE(UNIX_TIMESTAMP(d.confirmed_at), 0) AS confirmed_at, g.lease_until IS NOT NULL AS is_held
+FROM {prefix}zithara_ledger AS l
+JOIN {prefix}zithara_delivery AS d FORCE INDEX (PRIMARY) ON d.topic_name = l.topic AND d.group_key IN %(group_keys)s
+LEFT JOIN {prefix}zithara_message_group AS g FORCE INDEX (PRIMARY) ON g.queue_id = %(queue_id)s AND g.group_key = d.group_key
+WHERE l.topic = %(topic)s AND d.request IS NOT NULL
+
+-- ledger_looked_until --
+-- Never back, as another worker may have looked further; but a clock that went back must not stop the looks.
+UPDATE {prefix}zithara_ledger SET looked_until = FROM_UNIXTIME(%(up_to)s)
+WHERE topic IN %(topics)s AND (looked_until < FROM_UNIXTIME(%(up_to)s) OR looked_until > NOW(3))
+
+-- ledger_unsure --
+-- Nobody looked for too long: each entity is sent once more.
+UPDATE {prefix}zithara_ledger SET looked_until = NOW(3), sure_since = NOW(3) WHERE topic IN %(topics)s
+
+-- ============================== upkeep, and operators ==============================
 
 -- ledger_old --
 -- Carts that nothing was accepted of for so long, in slices.
@@ -88,10 +149,6 @@ WHERE topic_name = %(topic)s AND last_accepted_at < NOW(3) - INTERVAL %(days)s D
 
 -- ledger_count --
 SELECT COUNT(*) AS entities FROM {prefix}zithara_delivery
-
--- ledger_of_old_ids --
--- Entities whose message ids were taken back, because ids began again.
-SELECT COUNT(*) AS entities FROM {prefix}zithara_delivery FORCE INDEX (newest) WHERE message_id = 0 AND destination <> ''
 
 -- ledger_forget --
 -- By primary key: rows of other entities are neither read nor locked.
@@ -102,15 +159,19 @@ WHERE topic_name IN %(topics)s AND group_key IN %(group_keys)s
 DELETE FROM {prefix}zithara_delivery LIMIT %(limit)s
 
 -- ledger_show --
-SELECT topic_name, group_key, destination, message_id, create_id, CAST(entity_updated_at AS CHAR) AS entity_updated_at,
-       UNIX_TIMESTAMP(first_accepted_at) AS first_accepted_at_utc, UNIX_TIMESTAMP(last_accepted_at) AS last_accepted_at_utc,
-       accepted, CAST(published_at AS CHAR) AS published_at, content, request IS NOT NULL AS is_sure, stale
-FROM {prefix}zithara_delivery
-WHERE topic_name IN %(topics)s AND group_key = %(group_key)s AND destination <> ''
+SELECT d.topic_name, d.group_key, d.destination, IF(d.id_epoch = l.id_epoch, d.message_id, 0) AS message_id,
+       IF(d.id_epoch = l.id_epoch, d.create_id, 0) AS create_id, CAST(d.entity_updated_at AS CHAR) AS entity_updated_at,
+       UNIX_TIMESTAMP(d.first_accepted_at) AS first_accepted_at_utc, UNIX_TIMESTAMP(d.last_accepted_at) AS last_accepted_at_utc,
+       d.accepted, CAST(d.published_at AS CHAR) AS published_at, d.content,
+       d.request IS NOT NULL AND d.confirmed_at > l.sure_since AS is_sure, d.stale
+FROM {prefix}zithara_delivery AS d
+JOIN {prefix}zithara_ledger AS l ON l.topic = d.topic_name
+WHERE d.topic_name IN %(topics)s AND d.group_key = %(group_key)s AND d.destination <> ''
 
 -- ledger_at_work --
 -- The versions of the workers that live: those without a ledger record nothing of what they deliver.
-SELECT version, topics FROM {prefix}zithara_worker WHERE last_seen_at > NOW(3) - INTERVAL 60 SECOND
+SELECT version, topics FROM {prefix}zithara_worker
+WHERE last_seen_at > NOW(3) - INTERVAL 60 SECOND AND role = 'consume'
 
 -- ledger_php_at_work --
 -- Queues with messages that are IN_PROGRESS for less than ten minutes and that no worker holds: PHP consumers deliver them, and

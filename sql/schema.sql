@@ -91,6 +91,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery (
   group_key         VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
   destination       CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NOT NULL COMMENT 'SHA-256 of base_url and client_id',
   message_id        BIGINT UNSIGNED NOT NULL COMMENT 'queue_message.id of the newest message accepted, 0 where no message is older',
+  id_epoch          INT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'zithara_ledger.id_epoch of its time: ids of another one tell no order',
   published_at      DATETIME NOT NULL COMMENT 'when that message was published, or a little later',
   create_id         BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'of orders: the newest message accepted as a create',
   covers            TEXT CHARACTER SET utf8mb4 NOT NULL COMMENT 'the names that the request told, a line each, of customers only',
@@ -99,6 +100,7 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery (
   entity_updated_at DATETIME NULL COMMENT 'of orders: their own updated_at',
   first_accepted_at DATETIME(3) NOT NULL,
   last_accepted_at  DATETIME(3) NOT NULL COMMENT 'when a request was accepted, which unchanged messages do not move',
+  confirmed_at      DATETIME(3) NULL COMMENT 'when a message was last accepted, or was unchanged',
   accepted          INT UNSIGNED NOT NULL COMMENT 'how many requests were accepted',
   doubt_until       DATETIME(3) NULL COMMENT 'a request that got no answer may still arrive until then',
   stale             TINYINT(1) NOT NULL DEFAULT 0 COMMENT 'an older message was sent behind a newer one, or completed unsent: reconcile looks at the entity',
@@ -106,8 +108,17 @@ CREATE TABLE IF NOT EXISTS {prefix}zithara_delivery (
   refused           CHAR(64) CHARACTER SET ascii COLLATE ascii_bin NULL COMMENT 'SHA-256 of the state that an operator discarded: reconcile does not publish it',
   reconcile_id      BIGINT UNSIGNED NOT NULL DEFAULT 0 COMMENT 'queue_message.id that reconcile published last',
   PRIMARY KEY (topic_name, group_key),
-  KEY newest (message_id),                         -- ledger_newest
-  KEY accepted (topic_name, last_accepted_at)      -- ledger_old
+  KEY accepted (topic_name, last_accepted_at),     -- ledger_old
+  KEY newest (id_epoch, message_id)                -- ledger_newest, ledger_ended
+) ENGINE=InnoDB;
+
+-- How far the rows of zithara_delivery may be believed, a row for each topic.
+CREATE TABLE IF NOT EXISTS {prefix}zithara_ledger (
+  topic        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  id_epoch     INT UNSIGNED NOT NULL COMMENT 'raised for all topics when message ids begin again',
+  looked_until DATETIME(3) NOT NULL COMMENT 'workers have looked until then which messages others ended',
+  sure_since   DATETIME(3) NOT NULL COMMENT 'what was confirmed before does not prove what the CRM holds',
+  PRIMARY KEY (topic)
 ) ENGINE=InnoDB;
 
 -- The last result of each kind that `reconcile` compared: orders, customers, carts.

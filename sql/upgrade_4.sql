@@ -20,6 +20,27 @@ ALTER TABLE {prefix}zithara_delivery
   ADD COLUMN reconcile_id BIGINT UNSIGNED NOT NULL DEFAULT 0
   COMMENT 'queue_message.id that reconcile published last' AFTER refused;
 
+-- zithara_delivery.id_epoch --
+ALTER TABLE {prefix}zithara_delivery
+  ADD COLUMN id_epoch INT UNSIGNED NOT NULL DEFAULT 0
+  COMMENT 'zithara_ledger.id_epoch of its time: ids of another one tell no order' AFTER message_id;
+
+-- zithara_delivery.newest --
+ALTER TABLE {prefix}zithara_delivery DROP KEY newest, ADD KEY newest (id_epoch, message_id);
+
+-- zithara_delivery.confirmed_at --
+ALTER TABLE {prefix}zithara_delivery
+  ADD COLUMN confirmed_at DATETIME(3) NULL COMMENT 'when a message was last accepted, or was unchanged' AFTER last_accepted_at;
+
+-- zithara_ledger --
+CREATE TABLE IF NOT EXISTS {prefix}zithara_ledger (
+  topic        VARCHAR(191) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,
+  id_epoch     INT UNSIGNED NOT NULL COMMENT 'raised for all topics when message ids begin again',
+  looked_until DATETIME(3) NOT NULL COMMENT 'workers have looked until then which messages others ended',
+  sure_since   DATETIME(3) NOT NULL COMMENT 'what was confirmed before does not prove what the CRM holds',
+  PRIMARY KEY (topic)
+) ENGINE=InnoDB;
+
 -- zithara_reconciliation --
 CREATE TABLE IF NOT EXISTS {prefix}zithara_reconciliation (
   kind        VARCHAR(16) CHARACTER SET ascii COLLATE ascii_bin NOT NULL,

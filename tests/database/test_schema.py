@@ -152,7 +152,13 @@ def grant_old(shop: Shop) -> None:
     for statement in split(script_text(prefix=shop.prefix, database_name=shop.name, user=f"'{shop.user}'@'%'")):
         if statement.startswith("GRANT") and not any(
             table in statement
-            for table in ("zithara_lock", "zithara_delivery", "zithara_reconciliation", "zithara_relay")
+            for table in (
+                "zithara_lock",
+                "zithara_delivery",
+                "zithara_ledger",
+                "zithara_reconciliation",
+                "zithara_relay",
+            )
         ):
             shop.query(statement)
 

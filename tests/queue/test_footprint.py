@@ -15,6 +15,7 @@ from support.waiting import eventually
 from support.workers import LEASE_SECONDS, Clock, StepWorker
 
 from zithara_worker.messages import OutcomeKind
+from zithara_worker.queue.ledger_upkeep import begin
 from zithara_worker.sandbox.publisher import Publisher
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_ORDER
@@ -227,6 +228,35 @@ def test_groups_are_written_by_primary_key_and_a_workers_own_are_found_by_its_na
         fence = {"queue_id": worker.queue_id, "group_keys": keys, "worker_id": "worker-a", "claims": claims}
         [(_, key)] = explained(shop, worker, statement, **fence, **more)
         assert key == "PRIMARY", statement
+
+
+@pytest.mark.parametrize(
+    ("statement", "plan"),
+    [
+        ("ledger_read", ["PRIMARY", "PRIMARY"]),
+        ("ledger_confirmed", ["PRIMARY", "PRIMARY", "PRIMARY"]),
+        ("ledger_ended", ["QUEUE_MESSAGE_STATUS_STATUS_UPDATED_AT", "newest"]),
+        ("ledger_newest", [None, "newest"]),
+    ],
+)
+def test_the_ledger_is_read_by_its_keys_and_what_ended_by_its_time(
+    shop: Shop, worker: StepWorker, statement: str, plan: list[str | None]
+) -> None:
+    begin(worker.database)
+    keys = [f"order:{number}" for number in range(60)]
+    for key in keys:
+        shop.publish_order(key)
+        shop.query(
+            "INSERT INTO {prefix}zithara_delivery (topic_name, group_key, destination, message_id, published_at, "
+            "covers, first_accepted_at, last_accepted_at, accepted) "
+            "VALUES (%s, %s, 'd', 1, NOW(), '', NOW(), NOW(), 1)",
+            [TOPIC_ORDER, key],
+        )
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4")
+    shop.query("ANALYZE TABLE {prefix}zithara_delivery, {prefix}queue_message_status")
+    given = {"topic": TOPIC_ORDER, "group_keys": keys, "destination": "d", "queue_id": worker.queue_id}
+    stretch = {"queue_ids": [worker.queue_id], "epoch": 0, "after": 1.0, "up_to": worker.clock()}
+    assert [key for _, key in explained(shop, worker, statement, **given, **stretch)] == plan
 
 
 def test_a_renewal_waits_for_no_other_workers_settle(

@@ -20,8 +20,9 @@ from zithara_worker.messages import (
 )
 from zithara_worker.processors import ShopContext, outline, process, supersedes
 from zithara_worker.queue.ledger import DOUBT_SECONDS
+from zithara_worker.queue.ledger_others import INTERVAL, Others
 from zithara_worker.queue.ledger_rules import Rules
-from zithara_worker.queue.ledger_upkeep import forget_ids_that_began_again
+from zithara_worker.queue.ledger_upkeep import ids_began_again, next_id
 from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.reasons import OVERTAKEN, UNCHANGED
 from zithara_worker.sandbox import examples
@@ -65,6 +66,7 @@ class Shipper(StepWorker):
         super().__init__(*arguments, **{"destination": HERE, **options})
         self.crm = crm
         self.rules = Rules(digest=request_digest, unchanged_for=DAY)
+        self.others = Others(self.database, {self.queue_id: self.queue.topic}, clock=self.clock)
 
     def request(self, message: Message) -> Request:
         event = self.contents[message.id]
@@ -140,6 +142,20 @@ def put_back(shop: Shop, published: Published) -> None:
         "UPDATE {prefix}queue_message_status SET status = 5, number_of_trials = 1, updated_at = NOW() WHERE id = %s",
         [published.relation_id],
     )
+
+
+def php_delivers(shop: Shop, clock: Clock, published: Published, *, status: int = 4) -> None:
+    """What is left of it: the status and the time."""
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET status = %s, updated_at = FROM_UNIXTIME(%s) WHERE id = %s",
+        [status, clock(), published.relation_id],
+    )
+
+
+def ids_begin_again(shop: Shop) -> None:
+    for table in ("queue_message_status", "queue_lock", "queue_message"):
+        shop.query(f"DELETE FROM {{prefix}}{table}")
+    shop.query("ALTER TABLE {prefix}queue_message AUTO_INCREMENT = 1")
 
 
 def held_by_php(shop: Shop, published: Published) -> None:
@@ -282,6 +298,142 @@ def test_an_unchanged_snapshot_completes_those_that_it_replaces(
     assert shop.statuses() == [4, 4, 4]
 
 
+# ---------------------------------------------------------------- what others deliver
+
+
+@pytest.mark.parametrize("status", [4, 5, 6])
+def test_what_others_delivered_while_no_worker_ran_is_looked_up_at_the_start(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, status: int
+) -> None:
+    """A is recorded, PHP delivers B (or fails: it may have arrived), and A comes again."""
+    worker = make_shipper()
+    cart(shop, 10)
+    other = shop.publish_cart("7002")
+    worker.run()
+    clock.pass_by(3600)
+    php_delivers(shop, clock, cart(shop, 20), status=status)
+    clock.pass_by(3600)
+    started = make_shipper(worker_id="worker-b")
+    while not started.others.look():
+        pass
+    assert started.others.up_to_date
+    known = shop.query("SELECT group_key, request IS NOT NULL FROM {prefix}zithara_delivery ORDER BY group_key")
+    assert known == [("cart:7001", 0), ("cart:7002", 1)]
+    assert other.message_id > 0
+
+
+def test_an_older_state_that_php_sent_over_the_recorded_one_is_noticed(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """PHP knows no order: it takes an orphan that Magento's cron freed."""
+    worker = make_shipper()
+    orphan = cart(shop, 10)
+    held_by_php(shop, orphan)
+    cart(shop, 20)
+    worker.run()
+    assert worker.others.look()
+    clock.pass_by(INTERVAL)
+    php_delivers(shop, clock, orphan)
+    assert worker.others.look()
+    again = cart(shop, 20)
+    assert worker.run() == [(again.message_id, "sent")]
+
+
+def test_what_workers_themselves_end_is_not_taken_for_the_work_of_others(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """Messages delivered, superseded and unchanged, in one look and over several."""
+    worker = make_shipper(coalesce=True)
+    for total in (10, 20, 20):
+        cart(shop, total)
+        cart(shop, total)
+        worker.run()
+        assert worker.others.look()
+        clock.pass_by(INTERVAL)
+    cart(shop, 20)
+    worker.run()
+    clock.pass_by(1)
+    cart(shop, 20)
+    assert [reason for _, reason in worker.run()] == [UNCHANGED]
+    assert worker.others.look()
+    assert ledger_row(shop)["sure"]
+
+
+def test_a_long_time_is_looked_at_in_parts_and_nothing_is_believed_before_its_end(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    worker = make_shipper()
+    carts = [shop.publish_cart(str(7001 + number)) for number in range(3)]
+    worker.run()
+    assert worker.others.look()
+    again = [shop.publish_cart(str(7001 + number), total_price=99) for number in range(3)]
+    for published in again:
+        clock.pass_by(7 * 3600)
+        php_delivers(shop, clock, published)
+    clock.pass_by(3600)
+    steps = iter(range(1_000_000))
+    started = Others(worker.database, {worker.queue_id: TOPIC_CART}, clock=lambda: float(next(steps)))
+    looks = 0
+    while not started.look():
+        assert not started.up_to_date
+        looks += 1
+    assert looks > 3
+    assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery WHERE request IS NULL") == [(len(carts),)]
+
+
+def test_after_more_than_a_day_without_a_worker_each_entity_is_sent_once_more(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """Magento may have deleted the messages by which others could be recognised."""
+    worker = make_shipper()
+    worker.rules = replace(worker.rules, unchanged_for=30 * DAY)
+    cart(shop, 10)
+    worker.run()
+    assert worker.others.look()
+    clock.pass_by(DAY + 60)
+    assert worker.others.look()
+    for reason in ("sent", UNCHANGED):
+        clock.pass_by(1)
+        cart(shop, 10)
+        assert [each for _, each in worker.run()] == [reason]
+
+
+def test_a_message_that_php_took_before_us_leaves_its_entity_unsure_at_once(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    """B is in the backlog when PHP takes it; A, which comes next, equals what is recorded."""
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    shop.publish_cart("7002")
+    by_php, again = cart(shop, 20), cart(shop, 10)
+    worker.look()
+    assert [message.group_key for message in worker.take(1)] == ["cart:7002"]
+    held_by_php(shop, by_php)
+    assert worker.take(1) == []
+    [message] = worker.take(1)
+    assert message.message_id == again.message_id
+    assert worker.ship(message).reason == ""
+
+
+def test_a_message_that_another_worker_took_leaves_nothing_unsure(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
+    cart(shop, 10)
+    worker.run()
+    shop.publish_cart("7002")
+    cart(shop, 10)
+    worker.look()
+    assert worker.take(1)
+    [message] = other.claim()
+    assert worker.take(1) == []
+    assert ledger_row(shop)["sure"]
+    other.settle_as(message, other.ship(message))
+    assert worker.run() == []
+    assert ledger_row(shop)["sure"]
+
+
 # ---------------------------------------------------------------- overtaken
 
 
@@ -363,41 +515,90 @@ def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(
     for _ in range(3):
         cart(shop, 10)
     worker.run()
-    for table in ("queue_message_status", "queue_lock"):
-        shop.query(f"DELETE FROM {{prefix}}{table}")
-    shop.query("DELETE FROM {prefix}queue_message")
-    shop.query("ALTER TABLE {prefix}queue_message AUTO_INCREMENT = 1")
-    assert forget_ids_that_began_again(worker.database) == 1
+    ids_begin_again(shop)
+    assert ids_began_again(worker.database)
     news = cart(shop, 99)
     held_by_php(shop, news)
     put_back(shop, news)
     assert news.message_id == 1
     assert worker.run() == [(news.message_id, "sent")]
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 99.0
-    assert forget_ids_that_began_again(worker.database) == 0
+    assert not ids_began_again(worker.database)
 
 
-def test_a_create_of_ids_that_began_again_is_not_covered_by_one_of_old_ids(
+def test_of_two_workers_one_notices_that_ids_began_again_and_both_go_by_it(
     shop: Shop, make_shipper: Callable[..., Shipper]
 ) -> None:
-    """Its items are known to nobody, though the create of the old numbering had a higher id."""
+    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
+    for _ in range(3):
+        cart(shop, 10)
+    worker.run()
+    ids_begin_again(shop)
+    assert [ids_began_again(each.database) for each in (worker, other)] == [True, False]
+    news = cart(shop, 99)
+    held_by_php(shop, news)
+    put_back(shop, news)
+    assert other.run() == [(news.message_id, "sent")]
+
+
+def test_what_is_unchanged_after_ids_began_again_counts_by_its_new_id(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    """Its id is far below the recorded one, which must not come to count again."""
+    worker = make_shipper()
+    for _ in range(3):
+        cart(shop, 10)
+    worker.run()
+    ids_begin_again(shop)
+    assert ids_began_again(worker.database)
+    orphan = cart(shop, 10)
+    assert worker.run() == [(orphan.message_id, UNCHANGED)]
+    assert ledger_row(shop)["message_id"] == orphan.message_id == 1
+    news = cart(shop, 99)
+    held_by_php(shop, news)
+    put_back(shop, news)
+    assert worker.run() == [(news.message_id, "sent")]
+
+
+@pytest.mark.parametrize("first", ["sent", UNCHANGED])
+def test_a_create_of_old_ids_covers_no_create_of_new_ones(
+    shop: Shop, make_shipper: Callable[..., Shipper], first: str
+) -> None:
+    """After a restore of the shop, an order's number is given out again, to another order."""
     worker = make_shipper(TOPIC_ORDER)
     with shop.transaction() as publisher:
-        for number in range(5):
-            publisher.publish_order(str(100 + number))
-        publisher.publish_order("100")
-    worker.run()
-    for table in ("queue_message_status", "queue_lock", "queue_message"):
-        shop.query(f"DELETE FROM {{prefix}}{table}")
-    shop.query("ALTER TABLE {prefix}queue_message AUTO_INCREMENT = 1")
-    assert forget_ids_that_began_again(worker.database) > 0
-    with shop.transaction() as publisher:
-        create = publisher.publish_order("100")
+        for _ in range(5):
+            publisher.publish_order("100")
         publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
-    held_by_php(shop, create)
     worker.run()
+    ids_begin_again(shop)
+    assert ids_began_again(worker.database)
+    with shop.transaction() as publisher:
+        create = publisher.publish_order("100", grand_total="99")
+        state = "complete" if first == UNCHANGED else "closed"
+        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state=state))
+    held_by_php(shop, create)
+    assert [reason for _, reason in worker.run()] == [first]
     put_back(shop, create)
     assert worker.run() == [(create.message_id, "sent")]
+
+
+def test_a_server_that_does_not_say_which_id_is_next_is_believed_by_its_newest_message(
+    shop: Shop, make_shipper: Callable[..., Shipper]
+) -> None:
+    worker = make_shipper()
+    for _ in range(3):
+        cart(shop, 10)
+    worker.run()
+    # Ids are given by hand from now on: the server has none to tell.
+    shop.query("SET foreign_key_checks = 0")
+    shop.query("ALTER TABLE {prefix}queue_message MODIFY id BIGINT UNSIGNED NOT NULL")
+    assert next_id(worker.database) == 0
+    assert not ids_began_again(worker.database)
+    shop.query("DELETE FROM {prefix}queue_message_status WHERE message_id > 1")
+    shop.query("DELETE FROM {prefix}queue_message WHERE id > 1")
+    assert ids_began_again(worker.database)
+    assert not ids_began_again(worker.database)
 
 
 def test_a_server_that_gives_out_lower_ids_later_loses_nothing(

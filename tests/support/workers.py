@@ -13,6 +13,7 @@ from zithara_worker.queue import operator
 from zithara_worker.queue.bodies import Identify
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.ledger import Ledger
+from zithara_worker.queue.ledger_upkeep import begin
 from zithara_worker.queue.message_queue import MessageQueue
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.renewal import Leases
@@ -69,6 +70,8 @@ class StepWorker:
         self.queue_id = row.queue_id
         # An empty one is false.
         self.held = Held(worker_id=worker_id, lease_seconds=lease_seconds, clock=clock) if held is None else held
+        if destination:
+            begin(self.database)
         ledger = Ledger(self.database, topic=topic, destination=destination) if destination else None
         self.queue = MessageQueue(
             self.database,

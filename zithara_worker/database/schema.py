@@ -26,6 +26,7 @@ TABLES = (
     "zithara_topic_control",
     "zithara_lock",
     "zithara_delivery",
+    "zithara_ledger",
     "zithara_reconciliation",
     "zithara_relayed",
     "zithara_relay_aside",

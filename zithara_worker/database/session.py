@@ -155,6 +155,12 @@ class Database:
         return "pending" in self._places
 
     @property
+    def has_status_index(self) -> bool:
+        """Whether the shop has Magento's index over (status, updated_at)."""
+        self._open()
+        return bool(self._places["by_status"])
+
+    @property
     def cipher(self) -> str:
         """The cipher of the session, e.g. TLS_AES_256_GCM_SHA384; empty if it is not encrypted."""
         return str(self.rows("cipher")[0]["Value"])

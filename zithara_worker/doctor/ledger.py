@@ -8,6 +8,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, ok, warning
 from zithara_worker.errors import ShopError
 from zithara_worker.queue import ledger_records, ledger_upkeep
+from zithara_worker.queue.ledger_others import BEHIND
 from zithara_worker.queue.ledger_rules import LEDGER_TOPICS
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.shop.carts import active_carts
@@ -34,7 +35,22 @@ def checks(database: Database, queues: Sequence[QueueRow]) -> Iterator[Finding]:
             "nothing, it mends itself with their next messages; if no backup was restored, look who emptied "
             f"{database.prefix}queue_message",
         )
-    if not others and not renumbered:
+    behind = ledger_upkeep.unlooked_topics(database, seconds=BEHIND)
+    if behind:
+        yield warning(
+            "ledger.behind",
+            f"messages of {', '.join(sorted(map(short_name, behind)))} are sent though nothing changed: no worker "
+            "has looked for a minute which messages others delivered",
+            "wait, after a long time without a worker; if it lasts, see the workers' log for errors of the database",
+        )
+    if not ledger_upkeep.next_id(database):
+        yield warning(
+            "ledger.next_id",
+            f"the server does not say which id {database.prefix}queue_message gives out next: after Magento's cleanup "
+            "the worker may take its ids for ones that began again, and sends some messages that it need not",
+            f"give the worker's account SELECT on {database.prefix}queue_message, and id AUTO_INCREMENT",
+        )
+    if not others and not renumbered and not behind:
         yield ok(
             "ledger",
             f"what Zithara accepted of {ledger_records.count(database)} orders, customers and carts is recorded",

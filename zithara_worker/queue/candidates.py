@@ -17,6 +17,7 @@ from zithara_worker.messages import Event, Pending
 from zithara_worker.queue.backlog import Backlog, as_text, from_text
 from zithara_worker.queue.bodies import Bodies
 from zithara_worker.queue.held import Held
+from zithara_worker.queue.ledger import Ended, Ledger
 from zithara_worker.queue.reader import IDENTIFIED_BYTES, Reader
 from zithara_worker.queue.statuses import PENDING, Status
 
@@ -122,6 +123,7 @@ class Candidates:
         reader: Reader,
         bodies: Bodies,
         supersedes: Supersedes | None,
+        ledger: Ledger | None = None,
     ) -> None:
         self._database = database
         self._queue_id = queue_id
@@ -130,6 +132,7 @@ class Candidates:
         self._reader = reader
         self._bodies = bodies
         self._supersedes = supersedes
+        self._ledger = ledger
         #: Whether some known group may be due, and whether a lease may have expired
         self.due = self.expired = True
         #: Whether the last claim learned anything: it took messages, or found that groups or messages cannot be had.
@@ -271,6 +274,10 @@ class Candidates:
         statuses = {int(row["id"]): int(row["status"]) for row in rows}
         gone = [each for each in missed if statuses.get(each.message.id) not in PENDING]
         locked = [each for each in missed if statuses.get(each.message.id) in PENDING and each.group not in lost]
+        if self._ledger:
+            # Before the next message of the group is compared: a PHP consumer may have had this one.
+            taken_elsewhere = [Ended(each.group, each.message.message_id, 0.0) for each in gone]
+            self._ledger.doubt_what_others_ended(taken_elsewhere, queue_id=self._queue_id, held=True)
         self._backlog.update_from_claim(
             claimed=[(each.group, each.message) for each in taken],
             busy=lost,

@@ -7,6 +7,7 @@ is the only one who writes. What the rows mean for a message: `ledger_rules`.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Accepted, Known, Message, Outcome
@@ -19,6 +20,15 @@ from zithara_worker.reasons import OVERTAKEN, UNCHANGED
 DOUBT_SECONDS = 600
 
 
+class Ended(NamedTuple):
+    """A message that has ended or failed, and nobody knows by whom. `ended_at`: whole seconds since the epoch by the
+    database's clock, 0 where that is not known."""
+
+    group_key: str
+    message_id: int
+    ended_at: float
+
+
 class Ledger:
     """The rows of one topic at one destination. Its methods run within a transaction of the caller.
 
@@ -29,6 +39,8 @@ class Ledger:
         self._database = database
         self._topic = topic
         self._destination = destination
+        #: As the last claim read it; see zithara_ledger.id_epoch
+        self._epoch = 0
 
     # ---------------------------------------------------------------- claim
 
@@ -39,6 +51,8 @@ class Ledger:
         rows = self._database.rows(
             "ledger_read", topic=self._topic, group_keys=sorted(group_keys), destination=self._destination
         )
+        if rows:
+            self._epoch = int(rows[0]["id_epoch"])
         return {
             row["group_key"]: Known(
                 message_id=int(row["message_id"]),
@@ -50,6 +64,7 @@ class Ledger:
                 accepted_ago=float(row["accepted_ago"]),
             )
             for row in rows
+            if row["group_key"] is not None
         }
 
     def doubt(self, group_keys: Collection[str]) -> None:
@@ -57,6 +72,25 @@ class Ledger:
         if group_keys:
             rows = [(group_key,) for group_key in sorted(group_keys)]
             self._database.insert_rows("ledger_doubt", rows, topic=self._topic, seconds=DOUBT_SECONDS)
+
+    def doubt_what_others_ended(self, ended: Collection[Ended], *, queue_id: int, held: bool) -> None:
+        """Others ended these messages, unless a worker recorded it: what they told may have gone over what is recorded.
+
+        `held`: a message that a worker holds now is not ended at all.
+        """
+        if not ended:
+            return
+        keys = sorted({each.group_key for each in ended})
+        rows = self._database.rows("ledger_confirmed", topic=self._topic, group_keys=keys, queue_id=queue_id)
+        confirmed = {row["group_key"]: row for row in rows if not (held and row["is_held"])}
+        self.doubt(
+            {
+                each.group_key
+                for each in ended
+                if (row := confirmed.get(each.group_key))
+                and (each.message_id > int(row["message_id"]) or each.ended_at > float(row["confirmed_at"]))
+            }
+        )
 
     # ---------------------------------------------------------------- settle
 
@@ -100,6 +134,7 @@ class Ledger:
                 [(each.group_key, each.message_id, each.updated_at_before) for each in _by_group(same)],
                 topic=self._topic,
                 destination=self._destination,
+                epoch=self._epoch,
             )
         return [each for each in messages if each not in same]
 
@@ -132,7 +167,9 @@ class Ledger:
                 )
             )
         if rows:
-            self._database.insert_rows("ledger_record", rows, topic=self._topic, destination=self._destination)
+            self._database.insert_rows(
+                "ledger_record", rows, topic=self._topic, destination=self._destination, epoch=self._epoch
+            )
 
 
 def _replaces(message: Message, news: Accepted, known: Known) -> bool:

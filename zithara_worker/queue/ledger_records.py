@@ -65,7 +65,7 @@ def count(database: Database) -> int:
 
 
 def count_of_old_ids(database: Database) -> int:
-    """Entities whose message ids were given out again since; see `forget_ids_that_began_again`."""
+    """Entities whose message ids were given out again since; see `ledger_upkeep.ids_began_again`."""
     return int(database.rows("ledger_of_old_ids")[0]["entities"])
 
 

@@ -77,6 +77,7 @@ class MessageQueue:
             reader=self._reader,
             bodies=self._bodies,
             supersedes=supersedes,
+            ledger=ledger,
         )
         self._claim = Claim(
             database,

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 SHOP_INTERVAL = 5.0
 REGISTRY_INTERVAL = 5.0
 EXPIRY_INTERVAL = 600.0
+#: Seconds until a look at what others delivered goes on, while it has not seen everything.
+LOOK_ON_INTERVAL = 0.5
 #: Polls from one sweep to the next, at least. An idle worker sends 10.5 queries a second with 1, and 8 with 2.
 SWEEP_POLLS = 2
 #: Share of the time that sweeps may take, and as much for the expiry guard.
@@ -151,8 +153,8 @@ class Duties:
         if self._look_at_shop.due(now):
             self.look_at_shop()
         if self._look_at_others.due(now):
-            self._look_at_others.set(now)
-            self._ledger.look_at_others()
+            complete = self._ledger.look_at_others()
+            self._look_at_others.set(now, None if complete else LOOK_ON_INTERVAL)
         if self._poll.due(now):
             self._poll.set(now)
             self.poll()

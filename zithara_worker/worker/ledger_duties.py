@@ -6,7 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from zithara_worker.database.session import Database
-from zithara_worker.queue.ledger_upkeep import SLICE, forget_ids_that_began_again, forget_old_carts, unrecorded_topics
+from zithara_worker.queue.ledger_others import Others
+from zithara_worker.queue.ledger_upkeep import SLICE, forget_old_carts, ids_began_again, unrecorded_topics
 from zithara_worker.worker.relevance import Relevance
 
 log = logging.getLogger(__name__)
@@ -26,6 +27,9 @@ class LedgerDuties:
         self._topics = topics
         self._relevance = relevance
         self._monotonic = monotonic
+        self._others = Others(database, topics, clock=monotonic)
+        # Until the first look it is not known what others delivered while no worker ran.
+        relevance.unsure = frozenset(topics.values())
         #: The newest message id of each queue at the last poll
         self._newest: Mapping[int, int] | None = None
         #: Topic -> when others were last seen to deliver its messages
@@ -35,19 +39,21 @@ class LedgerDuties:
         """`newest`: the newest message id of each queue. If one falls, ids may have begun again, as after a restore.
         Raises DatabaseUnavailable."""
         before = self._newest
-        if self._topics and (before is None or any(id < before.get(queue, 0) for queue, id in newest.items())):
-            forgotten = forget_ids_that_began_again(self._database)
-            if forgotten:
-                log.warning(
-                    "message ids have begun again: what was accepted before them overtakes no message",
-                    extra={"event": "ids_began_again", "count": forgotten},
-                )
+        fell = before is None or any(id < before.get(queue, 0) for queue, id in newest.items())
+        if self._topics and fell and ids_began_again(self._database):
+            log.warning(
+                "message ids have begun again: what was accepted before them overtakes no message",
+                extra={"event": "ids_began_again"},
+            )
         self._newest = dict(newest)
 
-    def look_at_others(self) -> None:
-        """Whether others deliver messages and record nothing. Raises DatabaseUnavailable."""
+    def look_at_others(self) -> bool:
+        """Whether others deliver messages and record nothing, and what they delivered since the last look. False: the
+        look is to go on soon. Raises DatabaseUnavailable."""
         if not self._topics:
-            return
+            return True
+        complete = self._others.look()
+        self._relevance.unsure = frozenset() if self._others.up_to_date else frozenset(self._topics.values())
         now = self._monotonic()
         self._others_at |= dict.fromkeys(unrecorded_topics(self._database, self._topics), now)
         unrecorded = frozenset(topic for topic, at in self._others_at.items() if now - at < OTHERS_SECONDS)
@@ -61,6 +67,7 @@ class LedgerDuties:
             else:
                 log.info("messages are compared with the ledger again", extra={"event": "ledger_on", "topic": topic})
         self._relevance.unrecorded = unrecorded
+        return complete
 
     def clean(self) -> bool:
         """Removes a slice of the carts that nothing was accepted of for long; whether none is left."""

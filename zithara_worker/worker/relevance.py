@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Message, Outcome, OutcomeKind, Request
 from zithara_worker.queue.ledger_rules import Rules
-from zithara_worker.reasons import CART_INACTIVE, CART_NOT_FOUND
+from zithara_worker.reasons import CART_INACTIVE, CART_NOT_FOUND, UNCHANGED
 from zithara_worker.topics import CART
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,8 @@ class Relevance:
         self._utc = utc
         #: Topics of which others deliver messages and record nothing, so that what is recorded proves nothing
         self.unrecorded: frozenset[str] = frozenset()
+        #: Topics of which it is not known yet what others delivered lately: what Zithara holds is not sure
+        self.unsure: frozenset[str] = frozenset()
 
     def outcomes(self, requests: Iterable[tuple[Message, Request]]) -> dict[int, Outcome]:
         """The outcomes of those that are not sent now, by relation id. Raises DatabaseUnavailable."""
@@ -53,7 +55,8 @@ class Relevance:
     def _reason(self, message: Message, request: Request) -> str:
         if message.topic not in self._rules or message.topic in self.unrecorded:
             return ""
-        return self._rules[message.topic].reason_not_to_send(message, request)
+        reason = self._rules[message.topic].reason_not_to_send(message, request)
+        return "" if reason == UNCHANGED and message.topic in self.unsure else reason
 
     def _ended_carts(self, carts: Collection[tuple[int, Message]]) -> dict[int, Outcome]:
         if not carts or self._look_at_carts is None:
