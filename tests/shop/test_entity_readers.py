@@ -186,9 +186,10 @@ def test_a_page_reads_so_many_rows_whatever_the_window_and_the_size_of_the_shop(
         "INSERT INTO {prefix}quote (customer_email, items_count, updated_at) "
         "SELECT customer_email, 1, updated_at FROM {prefix}sales_order"
     )
-    shop.query(
-        "ANALYZE TABLE {prefix}sales_order, {prefix}customer_entity, {prefix}customer_address_entity, {prefix}quote"
-    )
+    # As a server does by itself when a tenth of a table has changed.
+    of_orders = ("sales_order", "sales_order_item", "sales_order_payment", "sales_order_address")
+    for table in (*of_orders, "customer_entity", "customer_address_entity", "quote"):
+        shop.query(f"ANALYZE TABLE {{prefix}}{table}")
     for make in KINDS:
         reader = make(operator)
         middle = reader.newest_id() - 10_000
