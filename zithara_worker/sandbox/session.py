@@ -40,7 +40,7 @@ class Sandbox:
     virtual_host: VirtualHost | None = None
     #: The worker's configuration file, with the least-privilege user
     config: Path
-    #: The same with the database's root, for `publish` and `install`
+    #: The same with the database's root, for `publish`, `reconcile` and `install`
     operator_config: Path
 
 
@@ -72,6 +72,7 @@ def open_sandbox(*, prefix: str = "", sections: Sections | None = None, rabbitmq
         shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
         tables = ShopTables(shop)
         tables.create()
+        tables.settle()
         virtual_host = None
         if rabbitmq:
             from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
@@ -140,6 +141,7 @@ _INTRODUCTION = """A shop's queue and a Zithara API are running. In another term
 {relay}  zithara-worker --config {sandbox.config} consume --all --stop-when-empty
   zithara-worker --config {sandbox.config} status
   zithara-worker --config {sandbox.config} doctor
+  zithara-worker --config {sandbox.operator_config} reconcile
   zithara-worker --config {sandbox.operator_config} publish zithara.order.events FILE
 
 The database: mariadb --socket={sandbox.server.socket_path} --user=root {sandbox.shop.name}
