@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
+from support.workers import StepWorker
 
+from zithara_worker.database import statements
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
-from zithara_worker.sandbox.session import worker_command
+from zithara_worker.sandbox.session import worker_command, write_config
 from zithara_worker.sandbox.shop import Shop
+from zithara_worker.sandbox.shop_tables import published_messages
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 Config = Callable[..., Path]
+FIXTURES = Path(__file__).parent.parent / "fixtures"
 
 
 @pytest.fixture
@@ -53,6 +60,75 @@ def test_a_cart_that_is_published_every_minute_is_sent_once_and_again_when_it_ch
         empty(worker={"coalesce": ""})
     assert carts_sent(api) == [10.0, 20.0, 10.0]
     assert shop.statuses() == [4] * 6
+
+
+def test_the_module_publishes_one_cart_for_a_day_and_zithara_gets_one_request(
+    shop: Shop, api: FakeZithara, worker_config: Config
+) -> None:
+    """The message of a real shop's cron, 1,410 times: every minute for 23.5 hours. Each round is settled before the
+    next is published, so that coalescing alone would leave a request for each round."""
+    [cart] = [each.body for each in published_messages() if each.topic == TOPIC_CART and "guest15@" in each.body]
+    rounds = 94
+    with WorkerProcess(worker_config(worker={"poll_interval": "0.01"}), "consume", "cart") as worker:
+        for number in range(1, rounds + 1):
+            shop.publish_bodies(TOPIC_CART, [cart] * 15)
+            eventually(lambda told=15 * number: shop.status_counts() == {4: told}, within=30)
+        worker.terminate()
+        assert worker.wait(within=20) == 0
+    assert len(api.requests("/v1/cart")) == 1
+    [row] = shop.query("SELECT accepted, message_id FROM {prefix}zithara_delivery")
+    assert row == (1, shop.query("SELECT MAX(id) FROM {prefix}queue_message")[0][0])
+
+
+def test_what_php_delivered_while_no_worker_ran_is_mended_by_the_next_message(
+    shop: Shop, api: FakeZithara, empty: Callable[..., None]
+) -> None:
+    """The worker delivers A, PHP delivers B, and the shop publishes A again."""
+    shop.publish_cart("7001", total_price=10)
+    shop.publish_cart("7002", total_price=5)
+    empty()
+    by_php = shop.publish_cart("7001", total_price=20)
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE id = %s", [by_php.relation_id])
+    shop.publish_cart("7001", total_price=10)
+    shop.publish_cart("7002", total_price=5)
+    empty()
+    assert sorted(carts_sent(api)) == [5.0, 10.0, 10.0]
+
+
+def test_a_shop_of_version_0_2_is_upgraded_while_its_workers_run(
+    make_shop: Callable[..., Shop], api: FakeZithara, tmp_path: Path
+) -> None:
+    """One worker without a ledger holds messages meanwhile, one of this version waits for the tables. None is lost."""
+    shop = make_shop(worker_tables=False)
+    shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret)
+    old = (FIXTURES / "schema-1.sql").read_text(encoding="utf-8") + statements.read("upgrade_2.sql")
+    for text in re.sub(r"--[^\n]*", "", old.replace("{prefix}", "")).split(";"):
+        if text.strip():
+            shop.query(text)
+    for text in statements.script("grants.sql", prefix="", database=shop.name, user=f"'{shop.user}'@'%'"):
+        if not re.search(
+            "zithara_(delivery|ledger|reconciliation|relay)", text.replace("zithara_delivery_failure", "")
+        ):
+            shop.query(text)
+    before = [shop.publish_cart(str(7001 + number)) for number in range(10)]
+    config = write_config(tmp_path / "worker.conf", shop, api, {"metrics": {"listen": ""}})
+    root = write_config(tmp_path / "root.conf", shop, api, {"database": {"user": "root", "password": ""}})
+    without_ledger = StepWorker(shop, time.time, topic=TOPIC_CART)
+    with closing(without_ledger), WorkerProcess(config, "consume", "--all") as worker:
+        held = without_ledger.claim(5)
+        worker.wait_for_log(event="schema_outdated", within=20)
+        assert len(held) == 5 and carts_sent(api) == []
+        done = subprocess.run(
+            [worker_command(), "--config", str(root), "install"], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert "schema 2" in done.stdout
+        during = [shop.publish_cart(str(7101 + number)) for number in range(10)]
+        shop.grant_worker()
+        assert without_ledger.deliver(held).lost == []
+        eventually(lambda: shop.status_counts() == {4: len(before) + len(during)}, within=30)
+    assert len(carts_sent(api)) == len(before) + len(during) - len(held)
+    recorded = shop.query("SELECT COUNT(*), MIN(accepted) FROM zithara_delivery WHERE message_id > 0")
+    assert recorded == [(len(before) + len(during) - len(held), 1)]
 
 
 def test_what_is_switched_off_sends_every_message(shop: Shop, api: FakeZithara, empty: Callable[..., None]) -> None:
