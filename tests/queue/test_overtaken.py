@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.workers import StepWorker, failures_of, groups_of, operator_retries
@@ -93,7 +94,8 @@ def test_a_head_that_php_rejected_and_an_operator_discarded_can_be_taken_back(
     [message] = worker.claim()
     worker.settle((message, OutcomeKind.RETRY if failed_before else OutcomeKind.RELEASED))
     shop.query("UPDATE {prefix}queue_message_status SET status = 6")  # PHP rejects it
-    discarded = operator.discard(worker.database, [head.relation_id], by="anna", note="x", audit=lambda lines: None)
+    given: dict[str, Any] = {"audit": lambda lines: None, "content": lambda topic, body: ""}
+    discarded = operator.discard(worker.database, [head.relation_id], by="anna", note="x", **given)
     assert discarded.discarded == (head.message_id,)
     worker.poll()
     assert worker.take(1) == [] and groups_of(shop) == {}
