@@ -267,7 +267,7 @@ def test_refused_credentials_stop_sending_at_once_and_say_so(courier: Courier, a
 
     assert seen(courier.deliver(message(), CART)) == (OutcomeKind.RELEASED, reasons.OUTAGE)
     assert courier.allowance("api") == 0
-    assert courier.states()["api"].breaker.why == "the API refuses the credentials (HTTP 401)"
+    assert courier.states()["api"].breaker.why == "credentials refused (HTTP 401)"
 
 
 # --- witnesses

@@ -13,8 +13,8 @@ from support.workers import Clock, StepWorker
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import RABBITMQ, RELAY, FleetStatus, RelayedQueue, TopicStatus, read_fleet
-from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.api import FakeZithara, Reply
@@ -187,7 +187,7 @@ def test_a_living_worker_tells_which_topics_it_does_not_compare(shop: Shop, data
     found = read_fleet(database, {})
     assert [each.topic for each in found.topics if each.uncompared] == [TOPIC_CART]
     assert [each.targets for each in found.workers] == [{"api": {"breaker": "closed"}}, {}]
-    assert "sent, because others deliver" in " ".join(fleet_problems(found)[1])
+    assert "sent, because others deliver" in " ".join(map(str, conditions(found)))
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 5 MINUTE")
     assert not any(each.uncompared for each in read_fleet(database, {}).topics)
 
@@ -211,15 +211,15 @@ def test_relays_are_apart_from_workers_and_tell_what_waits_in_rabbitmq(shop: Sho
     assert sum(minute.relayed for minute in order.history) == 42 and sum(minute.done for minute in order.history) == 1
     assert order.rates.relayed_per_minute > 0
     assert found.relays[0].rabbitmq[TOPIC_CART].why == "no queue" and not found.relays[0].targets
-    told = [note for note in fleet_problems(found)[1] if "RabbitMQ" in note]
-    assert told == [f"relay shop1 7 takes nothing of {TOPIC_CART} from RabbitMQ at present, it is waiting: no queue"]
+    told = [str(each) for each in conditions(found) if "RabbitMQ" in each.text]
+    assert told == [f"relay shop1 7 takes nothing of {TOPIC_CART} from RabbitMQ at present: it is waiting: no queue"]
 
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE WHERE id = 'shop1-8-a'")
     assert topic(read_fleet(database, {}), TOPIC_ORDER).rabbitmq is None, "of a dead relay"
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE")
     found = read_fleet(database, {})
     assert topic(found, TOPIC_ORDER).relay_missing
-    assert [each for each in fleet_problems(found)[0] if "the relay of" in each and "start it" in each]
+    assert [each for each in conditions(found) if "the relay of" in each.text and each.level is Level.CRITICAL]
 
 
 def test_messages_kept_aside_are_counted_once_each(shop: Shop, database: Database) -> None:
@@ -231,7 +231,7 @@ def test_messages_kept_aside_are_counted_once_each(shop: Shop, database: Databas
         )
     found = read_fleet(database, {})
     assert (topic(found, TOPIC_ORDER).aside, topic(found, TOPIC_CART).aside) == (1, 0)
-    assert [note for note in fleet_problems(found)[1] if note.startswith(f"1 messages of {TOPIC_ORDER} from RabbitMQ")]
+    assert [each for each in conditions(found) if each.text.startswith(f"1 messages of {TOPIC_ORDER} from RabbitMQ")]
 
 
 def test_the_backlog_drains_at_the_present_rate(shop: Shop, database: Database) -> None:

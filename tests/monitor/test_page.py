@@ -94,7 +94,7 @@ class _Outline(HTMLParser):
 
 def test_page_says_how_the_queue_is() -> None:
     words = " ".join(_Outline(rendered(fleet())).text.split())
-    for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "stopped deliveries to webhook"):
+    for expected in ("12.3k", "next in 25s", "4m00s", "shop1", "webhook half-open", "webhook DOWN"):
         assert expected in words, expected
 
 
@@ -115,7 +115,7 @@ def test_page_shows_relays_and_what_they_wait_for() -> None:
     words = " ".join(_Outline(document).text.split())
     assert "order (dead)" in words and "9876" not in words
     assert "mq1" in words and "1234125/min" in words and "from RabbitMQ kept aside: 2" in words
-    assert f"relay mq1 4711 takes nothing of {TOPIC} from RabbitMQ at present, it is paused: <script>" in words
+    assert f"relay mq1 4711 takes nothing of {TOPIC} from RabbitMQ at present: it is paused: <script>" in words
     assert "<script" not in document and "Relays" not in rendered(fleet())
     gone = rendered(fleet_status((topic_status(relay_missing=True),), (worker_status(),)))
     assert f"the relay of {TOPIC} has ended without stopping in order" in gone
@@ -187,7 +187,7 @@ def test_bars_stand_upon_each_other_and_stay_within() -> None:
 
 def healthy() -> FleetStatus:
     seen = fleet()
-    return replace(seen, workers=(worker_status(),))
+    return with_topic(replace(seen, workers=(worker_status(),)), error=0)
 
 
 def with_topic(seen: FleetStatus, **changes: Any) -> FleetStatus:
@@ -199,12 +199,12 @@ def test_banner_is_green_when_every_topic_is_served_and_no_queue_is_late() -> No
     assert 'class="good">Every topic is served' in document and "needs attention" not in document
 
 
-def test_a_topic_without_a_queue_and_a_worker_without_a_row_are_not_shown() -> None:
+def test_a_topic_without_a_queue_is_told_and_a_worker_without_a_row_is_not_shown() -> None:
     gone = topic_status(topic="zithara.cart.events", queue=None, workers=0)
     leases_only = worker_status(host="shop2", started_utc=None, registered=False)
     seen = healthy()
     document = rendered(replace(seen, topics=(*seen.topics, gone), workers=(*seen.workers, leases_only)))
-    assert "zithara.cart.events" not in document and "shop2" not in document
+    assert "the shop has no queue for zithara.cart.events: run" in document and "shop2" not in document
 
 
 @pytest.mark.parametrize(
@@ -213,6 +213,7 @@ def test_a_topic_without_a_queue_and_a_worker_without_a_row_are_not_shown() -> N
         ({"workers": 0}, f"no living worker serves {TOPIC}: start one"),
         ({"oldest_new_seconds": 1200.0}, f"{TOPIC} is late, its oldest new message has waited for 20m00s"),
         ({"pause": paused(TOPIC, "anna")}, f"topic {TOPIC} is paused"),
+        ({"error": 3}, f"3 messages of {TOPIC} failed: see &#x27;zithara-worker failed summary"),
     ],
 )
 def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(changes: dict[str, Any], told: str) -> None:
@@ -223,14 +224,15 @@ def test_banner_is_not_green_when_a_topic_is_not_served_is_late_or_paused(change
 def test_banner_tells_the_breakers_of_all_living_workers() -> None:
     seen = fleet()
     (running,) = seen.workers
-    told = "worker shop1 4711 has stopped deliveries to webhook until a probe succeeds, its breaker is half-open"
-    assert f"{told}</p>" in rendered(seen)
-    targets = {"webhook": {"breaker": "half-open", "why": "http_503 <down>"}}
-    assert f"{told} (http_503 &lt;down&gt;)</p>" in rendered(
-        replace(seen, workers=(replace(running, targets=targets),))
-    )
-    dead = replace(seen, workers=(running, replace(running, id="w2", pid=4712, alive=False)))
-    assert "worker shop1 4712" not in rendered(dead)
+    targets = {"webhook": {"breaker": "half-open", "why": "http_503 <down>", "next_probe_seconds": 9.0}}
+    running = replace(running, targets=targets)
+    told = "webhook DOWN: http_503 &lt;down&gt;: messages wait and lose no attempt, the next probe is in 9s</p>"
+    assert f'<p class="bad">{told}' in rendered(replace(seen, workers=(running,)))
+    well = replace(running, id="w2", pid=4712, targets={"webhook": {"breaker": "closed"}})
+    of_two = told.replace("DOWN", "DOWN, as 1 of 2 workers see it")
+    assert f'<p class="warn">{of_two}' in rendered(replace(seen, workers=(running, well)))
+    dead = replace(running, id="w2", pid=4712, alive=False)
+    assert f'<p class="bad">{told}' in rendered(replace(seen, workers=(running, dead)))
 
 
 def test_a_pause_that_health_tells_too_is_told_once() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shutil
@@ -83,3 +84,12 @@ def test_dashboard_panels_do_not_overlap_and_their_queries_parse(tmp_path: Path)
     checked = tmp_path / "queries.yml"  # JSON is YAML
     checked.write_text(json.dumps({"groups": [{"name": "dashboard", "rules": rules}]}))
     promtool("check", "rules", str(checked))
+
+
+def test_what_other_monitoring_systems_run_exists() -> None:
+    command = importlib.import_module("zithara_worker.commands.check").check
+    known = {option for parameter in command.params for option in parameter.opts}
+    for name in ("nagios.cfg", "icinga2.conf", "zabbix_agent.conf", "monit.conf"):
+        text = (MONITORING / name).read_text()
+        assert "/usr/bin/zithara-worker" in text and "check" in text
+        assert set(re.findall(r"--(?:age|failed|pending)-\w+", text)) <= known, name

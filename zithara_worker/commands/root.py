@@ -37,6 +37,7 @@ _COMMANDS = {
     "preview": "preview",
     "reconcile": "reconcile",
     "status": "status",
+    "check": "check",
     "failed": "failed",
     "ledger": "ledger",
     "trace": "trace",

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from textwrap import wrap
 from typing import Any
 
 import click
@@ -23,6 +24,7 @@ from zithara_worker.commands.terminal import (
     table,
 )
 from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import (
     DEAD_AFTER_SECONDS,
     FleetStatus,
@@ -37,8 +39,6 @@ from zithara_worker.units import count, counts, duration, iso, milliseconds, mom
 
 #: The largest share of the time in which --watch reads: counting a backlog of millions is work for the database.
 _READ_SHARE = 0.1
-#: A message that is in progress for longer than a request may take, without a lease, is held by no worker.
-_UNHELD_SECONDS = 120.0
 
 
 @click.command()
@@ -147,6 +147,7 @@ def as_json(found: FleetStatus) -> dict[str, Any]:
         topics.append(value)
     return {
         "at": iso(found.at_utc),
+        "conditions": [{**asdict(each), "level": each.level.name.lower()} for each in conditions(found)],
         "topics": topics,
         "workers": [_process(worker) for worker in found.workers],
         "relays": [_process(relay) for relay in found.relays],
@@ -207,7 +208,7 @@ def report(found: FleetStatus, *, width: int, plain: bool = False) -> list[str]:
         *_heading(found, width),
         "",
         *_topics(found, width),
-        *_notes(found),
+        *_notes(found, width),
         "",
         *_history(found, width, plain=plain),
         "",
@@ -290,14 +291,13 @@ def _drain(topic: TopicStatus) -> str:
     return duration(topic.drain_seconds)
 
 
-def _notes(found: FleetStatus) -> Iterator[str]:
+def _notes(found: FleetStatus, width: int) -> Iterator[str]:
+    for each in conditions(found):
+        critical = each.level is Level.CRITICAL
+        for line in wrap(printable(str(each)), width, subsequent_indent="  "):
+            yield coloured("red" if critical else "yellow", line, bold=critical)
     for topic in found.topics:
         name = short_name(topic.topic)
-        if topic.queue is None:
-            yield coloured("red", f"{name}: the shop has no queue for it; run 'zithara-worker install'")
-        elif not topic.workers and found.workers:
-            start = f"start one with 'zithara-worker consume {topic.topic}'"
-            yield coloured("red", f"{name}: no living worker serves it; {start}", bold=True)
         if topic.pause is not None:
             since = duration(found.at_utc - topic.pause.paused_at_utc)
             reason = f": {printable(topic.pause.reason)}" if topic.pause.reason else ""
@@ -309,27 +309,6 @@ def _notes(found: FleetStatus) -> Iterator[str]:
             yield coloured("yellow", f"{name}: {topic.leases_expired} held by dead workers, to be taken over")
         if topic.skipped:
             yield f"{name}: not sent in 60 min: {printable(counts(topic.skipped))}"
-        if topic.relay_missing:
-            start = f"start one with 'zithara-worker relay {topic.topic}'"
-            yield coloured("red", f"{name}: its relay has ended, no other lives; {start}", bold=True)
-        if topic.aside:
-            yield coloured(
-                "red", f"{name}: {count(topic.aside)} from RabbitMQ kept aside: 'zithara-worker failed list'"
-            )
-        if topic.uncompared:
-            yield coloured("yellow", f"{name}: all is sent, as others deliver it too: see 'zithara-worker doctor'")
-        for relay in found.relays:
-            if relay.alive and (queue := relay.rabbitmq.get(topic.topic)) is not None and queue.why:
-                yield coloured(
-                    "yellow", f"{name}: relay {relay.pid} is {printable(queue.state)}: {printable(queue.why)}"
-                )
-        # The two counts are not read at the same moment, so a difference counts only if it lasts.
-        if (topic.oldest_in_progress_seconds or 0) > _UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
-            yield coloured(
-                "yellow",
-                f"{name}: {topic.in_progress - topic.groups_in_flight} in progress that no worker here holds "
-                f"(oldest {duration(topic.oldest_in_progress_seconds)}); see 'zithara-worker doctor'",
-            )
 
 
 def _history(found: FleetStatus, width: int, *, plain: bool) -> Iterator[str]:

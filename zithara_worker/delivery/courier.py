@@ -26,8 +26,8 @@ log = logging.getLogger(__name__)
 #: Characters of an answer that a breaker keeps as the reason why it is open.
 WHY_LENGTH = 200
 _MEANINGS = {
-    CREDENTIALS_REFUSED: "the API refuses the credentials",
-    "http_401": "the credentials are refused",
+    CREDENTIALS_REFUSED: "credentials refused",
+    "http_401": "credentials refused",
     "http_403": "access is refused",
     TOKEN_UNAVAILABLE: "no access token can be had",
 }

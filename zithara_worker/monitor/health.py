@@ -1,13 +1,13 @@
-"""What is wrong, how bad it is, and what to do: of this worker (/healthz) and of the fleet (the banner of the page)."""
+"""What is wrong with this worker or relay, and what to do: /healthz. What is wrong with the fleet: `conditions`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from zithara_worker.monitor.fleet import FleetStatus
+from zithara_worker.monitor.conditions import paused
 from zithara_worker.settings.sections import Settings
-from zithara_worker.units import count, duration
+from zithara_worker.units import duration
 
 #: A loop is stuck when it has not turned for its longest wait and this many seconds more. One statement may take 20
 #: seconds, and a turn has several.
@@ -15,8 +15,6 @@ STUCK_SECONDS = 90.0
 #: The most exchanges of one delivery, each limited by [zithara] timeout: the request, two more after failed
 #: connections, the request for a new token, and the request with that token.
 EXCHANGES = 5
-#: A queue is late when a new message has waited longer than this; the alert ZitharaWorkerQueueOld uses the same limit.
-LATE_SECONDS = 900.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +112,7 @@ def worker_health(
         notes += stopped
     if configuration_problem is not None:
         notes.append(f"the changed configuration cannot be used, the old one stays in force: {configuration_problem}")
-    notes += [_paused(topic) for topic in loop.paused]
+    notes += [paused(topic) for topic in loop.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
 
 
@@ -140,68 +138,3 @@ def relay_health(
     if configuration_problem is not None:
         notes.append(f"the changed configuration cannot be used, the old one stays in force: {configuration_problem}")
     return Health(live=live, ready=not reasons, reasons=tuple(reasons), notes=tuple(notes))
-
-
-def fleet_problems(fleet: FleetStatus) -> tuple[list[str], list[str]]:
-    """What is wrong with the fleet, and what else a person may want to know: sentences that say what to do."""
-    problems = []
-    notes = []
-    for topic in fleet.topics:
-        if topic.queue is None:
-            continue
-        waited = topic.oldest_new_seconds or 0.0
-        if not topic.workers:
-            problems.append(
-                f"no living worker serves {topic.topic}: start one ('zithara-worker consume {topic.topic}')"
-            )
-        if topic.pause is not None:
-            notes.append(_paused(topic.topic))
-        elif waited > LATE_SECONDS and topic.workers:
-            problems.append(
-                f"{topic.topic} is late, its oldest new message has waited for {duration(waited)}: look at the "
-                "breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start another "
-                "worker"
-            )
-        if topic.relay_missing:
-            problems.append(
-                f"the relay of {topic.topic} has ended without stopping in order, and what the shop publishes stays in "
-                f"RabbitMQ: start it ('zithara-worker relay {topic.topic}'), and look at its log"
-            )
-        if topic.aside:
-            notes.append(
-                f"{count(topic.aside)} messages of {topic.topic} from RabbitMQ are kept aside, because the queue "
-                "cannot hold them: see 'zithara-worker failed list'"
-            )
-        if topic.uncompared:
-            notes.append(
-                f"every message of {topic.topic} is sent, because others deliver too and do not record it (PHP "
-                "consumers, or workers older than 0.3): see 'zithara-worker doctor'"
-            )
-    notes += [
-        f"{count(each.wrong)} of {count(each.total)} {each.kind} are not with Zithara, as reconcile found "
-        f"{duration(fleet.at_utc - (each.judged_utc or fleet.at_utc))} ago: see 'zithara-worker reconcile {each.kind}' "
-        "(--publish sends what is missing)"
-        for each in fleet.reconciliations
-        if each.wrong
-    ]
-    for worker in fleet.alive:
-        for target in sorted(worker.target_reports, key=lambda each: each.target):
-            if target.breaker != "closed":
-                why = f" ({target.why})" if target.why else ""
-                notes.append(
-                    f"worker {worker.host} {worker.pid} has stopped deliveries to {target.target} until a probe "
-                    f"succeeds, its breaker is {target.breaker}{why}"
-                )
-    for relay in fleet.relays:
-        if relay.alive:
-            notes += [
-                f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present, "
-                f"it is {queue.state}: {queue.why}"
-                for topic, queue in sorted(relay.rabbitmq.items())
-                if queue.why
-            ]
-    return problems, notes
-
-
-def _paused(topic: str) -> str:
-    return f"topic {topic} is paused: continue it with 'zithara-worker resume {topic}'"

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
+from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import FleetStatus, RelayedQueue, TopicStatus, WorkerStatus
-from zithara_worker.monitor.health import fleet_problems
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
@@ -44,9 +44,10 @@ def render(
 ) -> str:
     """The whole document. `problem`: why the status is old or missing. `backlog`: minute since the epoch -> pending
     messages. `reasons`, `notes`: those of /healthz."""
-    of_fleet: tuple[list[str], list[str]] = ([], []) if fleet is None else fleet_problems(fleet)
-    reasons = [*reasons, *of_fleet[0]]
-    parts = [_banner(reasons, [*dict.fromkeys([*notes, *of_fleet[1]])], problem)]
+    of_fleet = [] if fleet is None else conditions(fleet)
+    reasons = [*reasons, *(str(each) for each in of_fleet if each.level is Level.CRITICAL)]
+    minor = [str(each) for each in of_fleet if each.level is not Level.CRITICAL]
+    parts = [_banner(reasons, [*dict.fromkeys([*notes, *minor])], problem)]
     title = "running"
     if fleet is not None:
         title = f"{count(sum(topic.pending for topic in fleet.topics))} waiting"
@@ -73,7 +74,7 @@ def _banner(reasons: Sequence[str], notes: Sequence[str], problem: str | None) -
     lines_of += [f'<p class="warn">{escape(each)}</p>' for each in notes]
     if problem:
         lines_of.append(f'<p class="bad">The queues cannot be counted: {escape(problem)}</p>')
-    return "".join(lines_of) or '<p class="good">Every topic is served, and no queue is late.</p>'
+    return "".join(lines_of) or '<p class="good">Every topic is served, no queue is late, and nothing has failed.</p>'
 
 
 # ---------------------------------------------------------------- tables

@@ -1,0 +1,182 @@
+"""What is wrong with the fleet, how bad it is, and what to do: the list that `check`, the page and `status` show."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from zithara_worker.monitor.fleet import FleetStatus, TargetReport, TopicStatus, WorkerStatus
+from zithara_worker.units import count, duration
+
+#: A message that is in progress for so long is in nobody's hands, unless the rate limit explains it.
+UNHELD_SECONDS = 900.0
+
+
+class Level(IntEnum):
+    """The worse, the higher. A NOTE rings no alarm."""
+
+    NOTE = 0
+    WARNING = 1
+    CRITICAL = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition:
+    """`topic`: "" if it concerns all. `remedy`: what to do, or what happens next."""
+
+    level: Level
+    topic: str = ""
+    text: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.text}: {self.remedy}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """From which value on a topic is WARNING and CRITICAL: the age of its oldest new message, its failed messages, and
+    its messages that wait; None: never."""
+
+    age_seconds: tuple[float | None, float | None] = (900.0, 3600.0)
+    failed: tuple[float | None, float | None] = (1, 100)
+    pending: tuple[float | None, float | None] = (None, None)
+
+
+#: Those of the page and of `status`, and the defaults of `check`. The alert ZitharaWorkerQueueOld uses the same age.
+THRESHOLDS = Thresholds()
+
+
+def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[Condition]:
+    """The worst first."""
+    found = [
+        *_of_targets(fleet.alive),
+        *(each for topic in fleet.topics for each in _of_topic(topic, thresholds)),
+        *_of_relays(fleet),
+        *_of_reconciliations(fleet),
+    ]
+    return sorted(found, key=lambda each: -each.level)
+
+
+def paused(topic: str) -> str:
+    return f"topic {topic} is paused: continue it with 'zithara-worker resume {topic}'"
+
+
+def _of_topic(topic: TopicStatus, thresholds: Thresholds) -> Iterator[Condition]:
+    name = topic.topic
+
+    def condition(level: Level, text: str, remedy: str) -> Condition:
+        return Condition(level=level, topic=name, text=text, remedy=remedy)
+
+    if topic.queue is None:
+        yield condition(Level.CRITICAL, f"the shop has no queue for {name}", "run 'zithara-worker install'")
+        return
+    if not topic.workers:
+        yield condition(
+            Level.CRITICAL, f"no living worker serves {name}", f"start one ('zithara-worker consume {name}')"
+        )
+    if topic.pause is not None:
+        text, _, remedy = paused(name).partition(": ")
+        yield condition(Level.WARNING, text, remedy)
+    waited = topic.oldest_new_seconds or 0.0
+    if topic.workers and topic.pause is None and (level := _reached(waited, thresholds.age_seconds)):
+        yield condition(
+            level,
+            f"{name} is late, its oldest new message has waited for {duration(waited)}",
+            "look at the breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start "
+            "another worker",
+        )
+    if level := _reached(topic.pending, thresholds.pending):
+        yield condition(level, f"{count(topic.pending)} messages of {name} wait", "see 'zithara-worker status'")
+    if level := _reached(topic.error, thresholds.failed):
+        yield condition(
+            level,
+            f"{count(topic.error)} {'messages' if topic.error > 1 else 'message'} of {name} failed",
+            "see 'zithara-worker failed summary'; Magento deletes them after a week",
+        )
+    if (topic.oldest_in_progress_seconds or 0) > UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
+        yield condition(
+            Level.WARNING,
+            f"messages of {name} are in progress that no worker holds, the oldest for "
+            f"{duration(topic.oldest_in_progress_seconds)}",
+            "see 'zithara-worker doctor'",
+        )
+    if topic.relay_missing:
+        yield condition(
+            Level.CRITICAL,
+            f"the relay of {name} has ended without stopping in order, and what the shop publishes stays in RabbitMQ",
+            f"start it ('zithara-worker relay {name}'), and look at its log",
+        )
+    if topic.aside:
+        yield condition(
+            Level.WARNING,
+            f"{count(topic.aside)} messages of {name} from RabbitMQ are kept aside, because the queue cannot hold them",
+            "see 'zithara-worker failed list'",
+        )
+    if topic.uncompared:
+        yield condition(
+            Level.NOTE,
+            f"every message of {name} is sent, because others deliver too and do not record it (PHP consumers, or "
+            "workers older than 0.3)",
+            "see 'zithara-worker doctor'",
+        )
+
+
+def _reached(value: float, limits: tuple[float | None, float | None]) -> Level:
+    warning, critical = limits
+    if critical is not None and value >= critical:
+        return Level.CRITICAL
+    return Level.WARNING if warning is not None and value >= warning else Level.NOTE
+
+
+def _of_targets(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
+    """Hosts and paths to which nothing is sent but probes, worst where all workers agree."""
+    reports: defaultdict[str, list[TargetReport]] = defaultdict(list)
+    for worker in workers:
+        for report in worker.target_reports:
+            reports[report.target].append(report)
+    for target, all_of_it in sorted(reports.items()):
+        down = [report for report in all_of_it if report.breaker != "closed"]
+        if not down:
+            continue
+        every = len(down) == len(all_of_it)
+        why = next((report.why for report in down if report.why), "deliveries fail")
+        seen = "" if every else f", as {len(down)} of {len(all_of_it)} workers see it"
+        probe = min((report.next_probe_seconds or 0.0 for report in down), default=0.0)
+        if "credentials" in why:
+            remedy = (
+                "correct client id and secret in the shop's Zithara configuration, or in [zithara]; no message is lost"
+            )
+        else:
+            remedy = f"messages wait and lose no attempt, the next probe is in {duration(probe)}"
+        name = "API" if target == "api" else target
+        yield Condition(
+            level=Level.CRITICAL if every else Level.WARNING, text=f"{name} DOWN{seen}: {why}", remedy=remedy
+        )
+
+
+def _of_relays(fleet: FleetStatus) -> Iterator[Condition]:
+    for relay in fleet.relays:
+        if not relay.alive:
+            continue
+        for topic, queue in sorted(relay.rabbitmq.items()):
+            if queue.why:
+                yield Condition(
+                    level=Level.WARNING,
+                    topic=topic,
+                    text=f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present",
+                    remedy=f"it is {queue.state}: {queue.why}",
+                )
+
+
+def _of_reconciliations(fleet: FleetStatus) -> Iterator[Condition]:
+    for kind in fleet.reconciliations:
+        if kind.wrong:
+            yield Condition(
+                level=Level.WARNING,
+                text=f"{count(kind.wrong)} of {count(kind.total)} {kind.kind} are not with Zithara, as reconcile found "
+                f"{duration(fleet.at_utc - (kind.judged_utc or fleet.at_utc))} ago",
+                remedy=f"see 'zithara-worker reconcile {kind.kind}' (--publish sends what is missing)",
+            )
