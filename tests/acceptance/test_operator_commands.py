@@ -281,7 +281,7 @@ def test_status_tells_which_topics_nobody_serves(shop: Shop, worker_config: Conf
     with WorkerProcess(worker_config(), "consume", TOPIC_CART) as worker:
         worker.wait_for_log(event="started")
         eventually(lambda: shop.query("SELECT 1 FROM {prefix}zithara_worker"), within=10)
-        shown = run("status").stdout
+        shown = " ".join(run("status").stdout.split())
     assert f"no living worker serves {TOPIC_ORDER}: start one ('zithara-worker consume {TOPIC_ORDER}')" in shown
     assert f"no living worker serves {TOPIC_CART}" not in shown
 

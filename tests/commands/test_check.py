@@ -72,7 +72,11 @@ def test_a_topic_that_nobody_serves_and_an_api_that_is_down_are_critical(
     shop: Shop, database: Database, check: Check
 ) -> None:
     code, line = check("cart")
-    assert code == 2 and "no living worker serves zithara.cart.events: start one" in line
+    assert code == 2 and "CRITICAL - no worker is running: start one" in line
+    register(database, topics=[TOPIC_ORDER])
+    code, line = check("cart", "order")
+    assert code == 2 and "CRITICAL - no living worker serves zithara.cart.events: start one" in line
+    assert check("order")[0] == 0
     down = {"breaker": "open", "why": "credentials refused (HTTP 401 | x)", "next_probe_seconds": 5}
     register(database, state={"api": down})
     code, line = check()

@@ -210,7 +210,7 @@ def test_a_topic_without_a_queue_is_told_and_a_worker_without_a_row_is_not_shown
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"workers": 0}, f"no living worker serves {TOPIC}: start one"),
+        ({"workers": 0}, "no worker is running: start one"),
         ({"oldest_new_seconds": 1200.0}, f"{TOPIC} is late, its oldest new message has waited for 20m00s"),
         ({"pause": paused(TOPIC, "anna")}, f"topic {TOPIC} is paused"),
         ({"error": 3}, f"3 messages of {TOPIC} failed: see &#x27;zithara-worker failed summary"),

@@ -325,7 +325,7 @@ def _history(found: FleetStatus, width: int, *, plain: bool) -> Iterator[str]:
 
 def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
     if not workers:
-        return [coloured("red", "no worker is running: start one with 'zithara-worker consume --all'", bold=True)]
+        return []
     rows = []
     for worker in workers:
         held = " ".join(f"{short_name(topic)} {number}" for topic, number in sorted(worker.held.items()))

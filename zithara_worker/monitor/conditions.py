@@ -49,11 +49,18 @@ class Thresholds:
 THRESHOLDS = Thresholds()
 
 
+_NOBODY = Condition(
+    level=Level.CRITICAL, text="no worker is running", remedy="start one with 'zithara-worker consume --all'"
+)
+
+
 def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[Condition]:
     """The worst first."""
+    served = any(topic.workers for topic in fleet.topics)
     found = [
+        *([] if served else [_NOBODY]),
         *_of_targets(fleet.alive),
-        *(each for topic in fleet.topics for each in _of_topic(topic, thresholds)),
+        *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, others_served=served)),
         *_of_relays(fleet),
         *_of_reconciliations(fleet),
     ]
@@ -64,7 +71,7 @@ def paused(topic: str) -> str:
     return f"topic {topic} is paused: continue it with 'zithara-worker resume {topic}'"
 
 
-def _of_topic(topic: TopicStatus, thresholds: Thresholds) -> Iterator[Condition]:
+def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool) -> Iterator[Condition]:
     name = topic.topic
 
     def condition(level: Level, text: str, remedy: str) -> Condition:
@@ -73,7 +80,7 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds) -> Iterator[Condition]
     if topic.queue is None:
         yield condition(Level.CRITICAL, f"the shop has no queue for {name}", "run 'zithara-worker install'")
         return
-    if not topic.workers:
+    if not topic.workers and others_served:
         yield condition(
             Level.CRITICAL, f"no living worker serves {name}", f"start one ('zithara-worker consume {name}')"
         )
