@@ -28,6 +28,20 @@ INSERT INTO {prefix}zithara_relay_aside
 VALUES (%(id)s, %(piece)s, %(pieces)s, %(queue)s, %(topic)s, %(message_id)s, %(length)s, %(reason)s, %(detail)s, NOW(3),
         %(content)s)
 
+-- ============================== messages that are kept aside ==============================
+
+-- relay_asides --
+-- A few rows, whose contents InnoDB stores on pages of their own.
+SELECT id, queue_name, topic_name, message_id, length, reason_code, detail, UNIX_TIMESTAMP(kept_at) AS kept_at
+FROM {prefix}zithara_relay_aside WHERE piece = 0 ORDER BY kept_at, id LIMIT %(limit)s
+
+-- relay_aside_piece --
+SELECT pieces, content FROM {prefix}zithara_relay_aside WHERE id = %(id)s AND piece = %(piece)s
+
+-- relay_aside_delete --
+-- The pieces of these messages, by the first column of the primary key.
+DELETE FROM {prefix}zithara_relay_aside WHERE id IN %(ids)s
+
 -- ============================== back pressure, upkeep ==============================
 
 -- relay_pending --

@@ -99,7 +99,7 @@ def test_nothing_is_unacknowledged_while_the_database_is_away(typed_bench: Bench
 
 
 def relay_problem(relay: Any) -> bool:
-    return relay.loop is not None and not relay.loop.health(configuration_problem=None).ready
+    return relay.loop is not None and not relay.loop.health().ready
 
 
 def test_database_that_comes_and_goes_does_not_use_up_the_delivery_limit(

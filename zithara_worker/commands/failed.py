@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import click
 
 from zithara_worker.commands import failed_actions
+from zithara_worker.commands.failed_aside import aside_command, aside_lines
 from zithara_worker.commands.failed_selection import (
     Choice,
     queues_of,
@@ -36,6 +37,7 @@ from zithara_worker.queue import failures, search
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import find
+from zithara_worker.relay import aside
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso
 from zithara_worker.zithara.api import encoded, idempotency_key
@@ -60,6 +62,7 @@ def failed() -> None:
 failed.add_command(failed_actions.retry)
 failed.add_command(failed_actions.discard)
 failed.add_command(failed_actions.release)
+failed.add_command(aside_command)
 
 
 @failed.command()
@@ -119,9 +122,15 @@ def list_command(context: Context, choice: Choice, waiting: bool, limit: int, as
     with context.database() as database:
         selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
         found, total = failures.newest(database, selection, limit=limit)
+        kept = [] if choice.narrowed or as_json else aside.find(database, limit=limit)
     if as_json:
         print_json([as_record(each) for each in found], indent=2)
         return
+    if kept:
+        click.echo(
+            "from RabbitMQ, kept aside because the queue cannot hold them ('zithara-worker failed aside --help'):"
+        )
+        click.echo("\n".join(aside_lines(kept)) + "\n")
     if not found:
         click.echo("no failed messages" + (" match these options" if choice.narrowed else ""))
         return
@@ -197,6 +206,7 @@ def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrit
     with context.database() as database:
         selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
         relation_ids = failures.matching(database, selection)
+        kept = 0 if choice.narrowed else len(aside.find(database))
         written = 0
         with _output(file, overwrite=overwrite) as stream, progress(len(relation_ids), "exporting") as on_progress:
             for record in export_records(database, relation_ids):
@@ -204,6 +214,10 @@ def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrit
                 written += 1
                 on_progress(1)
     click.echo(f"{written} messages exported" + ("" if str(file) == "-" else f" to {file}"), err=True)
+    if kept:
+        click.echo(
+            f"{kept} from RabbitMQ are kept aside and not among them: 'zithara-worker failed aside export'", err=True
+        )
 
 
 # ---------------------------------------------------------------- values

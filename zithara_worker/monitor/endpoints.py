@@ -47,7 +47,7 @@ NO_PROMETHEUS = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MonitoredWorker:
     """What the endpoints read of a loop and its delivery, until the next reload. The callables may be called from any
-    thread."""
+    thread. A relay has no targets and no queues that are to be delivered, and judges its health by itself."""
 
     status: Callable[[], LoopStatus]
     #: Target -> its breaker and throttle
@@ -59,6 +59,8 @@ class MonitoredWorker:
     targets_by_topic: Mapping[str, Sequence[str]]
     settings: Settings
     audit: AuditFile | None
+    #: Given why a changed configuration cannot be used. None: the health follows from the values above
+    health: Callable[[str | None], Health] | None = None
 
 
 class Endpoints:
@@ -148,6 +150,8 @@ class Endpoints:
         worker = self._worker
         if worker is None:
             return worker_health(None, self._monotonic(), down={}, stopping=self._stopping(), audit_problem=None)
+        if worker.health is not None:
+            return worker.health(self._configuration_problem())
         audit = worker.audit if worker.settings.logging.audit_required else None
         down = {target: status.breaker.why for target, status in worker.targets().items() if status.breaker.why}
         return worker_health(

@@ -408,7 +408,7 @@ class RelayLoop:
             self._registry.update(
                 in_flight=0,
                 metrics_address=self._metrics_address(),
-                state={RABBITMQ: self._reports()},
+                state={RABBITMQ: self.reports()},
                 minutes=self._minute_counters.minutes(),
             )
             self._registry.remove_stale()
@@ -417,7 +417,7 @@ class RelayLoop:
             # A full slice: there are more.
             self._upkeep_at = now + (WAIT_SECONDS if removed >= FORGOTTEN_AT_ONCE else UPKEEP_SECONDS)
 
-    def _reports(self) -> Mapping[str, Mapping[str, Any]]:
+    def reports(self) -> Mapping[str, Mapping[str, Any]]:
         """Topic -> the fields of `fleet.RelayedQueue`."""
         return {topic: self.report(stream) for stream in self._streams for topic in stream.topics}
 
@@ -442,16 +442,20 @@ class RelayLoop:
             if stream.holds and status.phase in (Phase.AWAY, Phase.WAITING):
                 yield stream.name, status.why
 
-    def health(self, *, configuration_problem: str | None) -> Health:
+    def status(self) -> LoopStatus:
+        """From any thread."""
+        return LoopStatus(
+            turned_at=self._turned_at,
+            longest_wait_seconds=WAIT_SECONDS,
+            database_up=self._problem is None,
+            consumable=True,
+            paused=(),
+        )
+
+    def health(self, configuration_problem: str | None = None) -> Health:
         """From any thread."""
         return relay_health(
-            LoopStatus(
-                turned_at=self._turned_at,
-                longest_wait_seconds=WAIT_SECONDS,
-                database_up=self._problem is None,
-                consumable=True,
-                paused=(),
-            ),
+            self.status(),
             self._monotonic(),
             waiting={name: why for name, why in self._hindered() if why},
             stopping=self._stopping(),

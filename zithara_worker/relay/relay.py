@@ -13,6 +13,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.limits import End, Limits
 from zithara_worker.logs import handlers as logs
 from zithara_worker.monitor.counters import WorkerMetrics
+from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
 from zithara_worker.monitor.fleet import RELAY
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
@@ -54,6 +55,13 @@ class Relay:
         self._reload = Reload(self._prepare_next, monotonic=monotonic)
         self._minute_counters = MinuteCounters(utc)
         self._metrics = WorkerMetrics(monotonic=monotonic, utc=utc)
+        self._endpoints = Endpoints(
+            self._metrics,
+            open_database=lambda settings: Database(settings.database),
+            stopping=self._stopping.is_set,
+            configuration_problem=lambda: self._reload.problem,
+            monotonic=monotonic,
+        )
         self._next: LoadedSettings | None = None
         #: The loop at work
         self.loop: RelayLoop | None = None
@@ -73,11 +81,22 @@ class Relay:
         Raises ConfigurationError and ShopError, which only a person can mend."""
         limits = limits or Limits()
         names = tuple(full_name(topic) for topic in topics)
+        try:
+            return self._run_loops(names, limits)
+        finally:
+            self._endpoints.close()
+
+    def _run_loops(self, names: Sequence[str], limits: Limits) -> End:
         while True:
             require_rabbitmq(self._configured)
             started = self._monotonic()
+            self._endpoints.serve(self._configured.settings)
             loop = self.loop = self._loop(self._configured, names, limits)
-            end = loop.run()
+            self._endpoints.attach(self._monitored(loop))
+            try:
+                end = loop.run()
+            finally:
+                self._endpoints.detach()
             if end is not End.RELOAD or self._stopping.is_set() or self._next is None:
                 log.info("stopped", extra={"event": "stopped", "why": end.value})
                 return end
@@ -105,9 +124,21 @@ class Relay:
             metrics=self._metrics,
             reload=self._reload,
             service_manager=self._service_manager,
-            metrics_address=lambda: None,
+            metrics_address=lambda: self._endpoints.address,
             monotonic=self._monotonic,
             lease_seconds=self._lease_seconds,
+        )
+
+    def _monitored(self, loop: RelayLoop) -> MonitoredWorker:
+        return MonitoredWorker(
+            status=loop.status,
+            targets=dict,
+            token_refreshes=lambda: 0,
+            queues=(),
+            targets_by_topic={},
+            settings=self._configured.settings,
+            audit=None,
+            health=loop.health,
         )
 
     def _prepare_next(self, database_up: bool) -> bool:

@@ -24,14 +24,12 @@ from zithara_worker.errors import Unstorable, ZitharaWorkerError
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import INTERNAL_ERROR, RELAY_NOT_TEXT, RELAY_OTHER_TOPIC, RELAY_TOO_LARGE
 from zithara_worker.relay.amqp import Delivery
+from zithara_worker.relay.aside import ROW_BYTES, STATEMENT_BYTES, escaped_bytes, fits
 
 log = logging.getLogger(__name__)
 
 #: Characters in zithara_relayed.queue_name and message_id.
 _KEY_LENGTH = 191
-#: The bytes that the driver escapes with a backslash, and what a row and a statement need beside the body.
-_ESCAPED = (b"\\", b'"', b"'", b"\n", b"\r", b"\0", b"\x1a")
-_ROW_BYTES, _STATEMENT_BYTES = 400, 1024
 #: Bytes of one piece of a message that is kept aside, at most.
 _PIECE_BYTES = 4 * 1024 * 1024
 
@@ -73,7 +71,7 @@ class Transferred:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Aside:
+class Unfit:
     """Why a message cannot be stored. `detail`: for people."""
 
     reason: str
@@ -88,11 +86,6 @@ def stored_key(text: str) -> str:
     if len(plain) <= _KEY_LENGTH and plain.isprintable():
         return plain
     return f"sha256:{hashlib.sha256(encoded).hexdigest()}"
-
-
-def escaped_bytes(body: bytes) -> int:
-    """The length of the body within a statement."""
-    return len(body) + sum(map(body.count, _ESCAPED))
 
 
 class Transfer:
@@ -110,13 +103,13 @@ class Transfer:
         try:
             return self._run(deliveries, None)
         except Unstorable as error:
-            why = Aside(reason=RELAY_NOT_TEXT, detail=str(error))
+            why = Unfit(reason=RELAY_NOT_TEXT, detail=str(error))
         except (ZitharaWorkerError, LockLost):
             raise
         except Exception as error:
             # One bad message must not stop a queue.
             log.exception("a batch cannot be stored", extra={"event": "internal_error", "queue": self._source.name})
-            why = Aside(reason=INTERNAL_ERROR, detail=repr(error))
+            why = Unfit(reason=INTERNAL_ERROR, detail=repr(error))
         if len(deliveries) == 1:
             return self._run(deliveries, why)
         # It is one of them. The others are stored all the same, and each stays in its place.
@@ -125,10 +118,10 @@ class Transfer:
             together.add(self.store([each]))
         return together
 
-    def _run(self, deliveries: Sequence[Delivery], aside: Aside | None) -> Transferred:
+    def _run(self, deliveries: Sequence[Delivery], aside: Unfit | None) -> Transferred:
         return self._database.again_on_contention(partial(self._transaction, deliveries, aside))
 
-    def _transaction(self, deliveries: Sequence[Delivery], aside: Aside | None) -> Transferred:
+    def _transaction(self, deliveries: Sequence[Delivery], aside: Unfit | None) -> Transferred:
         result = Transferred()
         with self._database.transaction():
             if not locks.keep(self._database, self._source.lock, owner=self._owner, lease_seconds=self._lease_seconds):
@@ -137,10 +130,10 @@ class Transfer:
             if marks:
                 self._database.insert_rows("relay_mark", marks, queue=self._source.key)
             storable: list[tuple[Delivery, str]] = []
-            kept: list[tuple[Delivery, Aside]] = []
+            kept: list[tuple[Delivery, Unfit]] = []
             for each in new:
                 content = aside or self._content(each)
-                if isinstance(content, Aside):
+                if isinstance(content, Unfit):
                     kept.append((each, content))
                 else:
                     storable.append((each, content))
@@ -188,31 +181,31 @@ class Transfer:
                 marks.append(key)
         return new, marks
 
-    def _content(self, delivery: Delivery) -> str | Aside:
+    def _content(self, delivery: Delivery) -> str | Unfit:
         """The body as text, or why it cannot be stored."""
         if delivery.routing_key not in self._source.queue_ids:
             belonging = ", ".join(self._source.queue_ids)
-            return Aside(
+            return Unfit(
                 reason=RELAY_OTHER_TOPIC, detail=f"its routing key is {delivery.routing_key!r}, not {belonging}"
             )
-        needed, limit = escaped_bytes(delivery.body), self._database.max_allowed_packet
-        if needed + _ROW_BYTES + _STATEMENT_BYTES > limit:
-            return Aside(
+        limit = self._database.max_allowed_packet
+        if not fits(delivery.body, limit):
+            return Unfit(
                 reason=RELAY_TOO_LARGE,
-                detail=f"the statement would have {needed} bytes, and max_allowed_packet is {limit}",
+                detail=f"the statement would have {escaped_bytes(delivery.body)} bytes, max_allowed_packet is {limit}",
             )
         try:
             return delivery.body.decode()
         except UnicodeDecodeError as error:
-            return Aside(reason=RELAY_NOT_TEXT, detail=f"the byte at offset {error.start} is not UTF-8")
+            return Unfit(reason=RELAY_NOT_TEXT, detail=f"the byte at offset {error.start} is not UTF-8")
 
     def _statements(self, storable: Sequence[tuple[Delivery, str]]) -> Iterator[Sequence[tuple[Delivery, str]]]:
         """Runs of messages that fit in one statement each."""
-        room = self._database.max_allowed_packet - _STATEMENT_BYTES
+        room = self._database.max_allowed_packet - STATEMENT_BYTES
         group: list[tuple[Delivery, str]] = []
         used = 0
         for each in storable:
-            needed = escaped_bytes(each[0].body) + _ROW_BYTES
+            needed = escaped_bytes(each[0].body) + ROW_BYTES
             if group and used + needed > room:
                 yield group
                 group, used = [], 0
@@ -231,8 +224,8 @@ class Transfer:
             status=int(Status.NEW),
         )
 
-    def _keep_aside(self, delivery: Delivery, why: Aside) -> None:
-        size = min(_PIECE_BYTES, (self._database.max_allowed_packet - _STATEMENT_BYTES) // 2 - _ROW_BYTES)
+    def _keep_aside(self, delivery: Delivery, why: Unfit) -> None:
+        size = min(_PIECE_BYTES, (self._database.max_allowed_packet - STATEMENT_BYTES) // 2 - ROW_BYTES)
         body = delivery.body
         pieces = [body[start : start + size] for start in range(0, len(body), size)] or [b""]
         aside_id = secrets.token_hex(16)
