@@ -43,11 +43,11 @@ def _rebuilt(customer: Row, addresses: Sequence[Row], attributes: Mapping[str, s
     no such message: Zithara would call another number.
     """
     billing = next((each for each in addresses if each["entity_id"] == customer["default_billing"]), None)
-    phone_number = (text(billing["telephone"]) if billing else None) or attributes.get(_MOBILE_NUMBER, "")
-    payload = _message(customer, phone_number, attributes, billing)
-    told = [None, *(each for each in addresses if not phone_number or text(each["telephone"]) == phone_number)]
+    phone_number = _telephone(billing) or attributes.get(_MOBILE_NUMBER, "")
+    payload = _message(customer, phone_number, _telephone(billing), attributes, billing)
+    told = [None, *(each for each in addresses if not phone_number or _telephone(each) == phone_number)]
     forms = (
-        _message(customer, phone_number or (text(address["telephone"]) if address else None) or "", own, address)
+        _message(customer, phone_number or _telephone(address), _telephone(address or billing), own, address)
         for own in ((attributes, {}) if attributes else ({},))
         for address in told
     )
@@ -59,7 +59,14 @@ def _rebuilt(customer: Row, addresses: Sequence[Row], attributes: Mapping[str, s
     )
 
 
-def _message(customer: Row, phone_number: str, attributes: Mapping[str, str], address: Row | None) -> dict[str, Any]:
+def _telephone(address: Row | None) -> str:
+    return text(address["telephone"]) or "" if address else ""
+
+
+def _message(
+    customer: Row, phone_number: str, of_address: str, attributes: Mapping[str, str], address: Row | None
+) -> dict[str, Any]:
+    """`of_address`: the telephone number of an address, of which alone the module makes a WhatsApp number."""
     first_name, last_name = text(customer["firstname"]) or "", text(customer["lastname"]) or ""
     return {
         "platform_customer_id": str(customer["entity_id"]),
@@ -68,7 +75,7 @@ def _message(customer: Row, phone_number: str, attributes: Mapping[str, str], ad
         "last_name": last_name,
         "name": f"{first_name} {last_name}".strip(" \t\n\r\v\0"),
         # The processor knows this form, and makes the right number of phone_number and the address's country.
-        "whatsapp_phone_number": observers_whatsapp(phone_number),
+        "whatsapp_phone_number": observers_whatsapp(of_address),
         "email": text(customer["email"]) or "",
         "custom_attributes": attributes
         if address is None
