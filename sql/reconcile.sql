@@ -10,11 +10,15 @@ SELECT CAST(NOW() AS CHAR) AS now, CAST(NOW() - INTERVAL %(seconds)s SECOND AS C
 
 -- reconcile_ledger --
 -- By primary key. A row of another destination tells what an operator refused and what reconcile published, and no more.
-SELECT group_key, destination = %(destination)s AND accepted > 0 AS is_here, message_id, create_id, content, stale,
-       CAST(compared_at AS CHAR) AS compared_at, refused, reconcile_id, COALESCE(doubt_until > NOW(3), 0) AS in_doubt,
-       UNIX_TIMESTAMP(last_accepted_at) AS last_accepted_at, CAST(published_at AS CHAR) AS published_at
-FROM {prefix}zithara_delivery
-WHERE topic_name = %(topic)s AND group_key IN %(group_keys)s
+-- `is_sure`: no doubt has come up since the acceptance.
+SELECT d.group_key, d.destination = %(destination)s AND d.accepted > 0 AS is_here, d.create_id, d.content, d.stale,
+       IF(d.id_epoch < COALESCE(l.id_epoch, 0), 0, d.message_id) AS message_id, CAST(d.compared_at AS CHAR) AS compared_at,
+       d.refused, d.reconcile_id, COALESCE(d.doubt_until > NOW(3), 0) AS in_doubt,
+       d.request IS NOT NULL OR COALESCE(d.last_accepted_at >= d.doubt_until - INTERVAL %(doubt_seconds)s SECOND, 1) AS is_sure,
+       UNIX_TIMESTAMP(d.last_accepted_at) AS last_accepted_at, CAST(d.published_at AS CHAR) AS published_at
+FROM {prefix}zithara_delivery AS d FORCE INDEX (PRIMARY)
+LEFT JOIN {prefix}zithara_ledger AS l ON l.topic = d.topic_name
+WHERE d.topic_name = %(topic)s AND d.group_key IN %(group_keys)s
 
 -- reconcile_pending --
 -- The next %(limit)s messages of the queue: a row for each that is pending or in progress, and one with message_id 0 for all

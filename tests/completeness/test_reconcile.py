@@ -22,6 +22,7 @@ from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.monitor.reconciliations import read_results
 from zithara_worker.queue import failures, operator
 from zithara_worker.queue.failures import Selection
+from zithara_worker.queue.ledger import DOUBT_SECONDS
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
@@ -209,14 +210,34 @@ def test_a_stale_mark_makes_it_look_and_is_cleared_where_all_is_well(
     assert shop.query("SELECT stale FROM {prefix}zithara_delivery") == [(0,)]
 
 
-def test_a_request_that_may_still_arrive_leaves_it_unsettled(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+@pytest.mark.parametrize(
+    ("began", "accepted", "verdict"),
+    [
+        (540, 3600, Verdict.UNSETTLED),  # the request may still arrive
+        (540, 60, Verdict.UNSETTLED),
+        (660, 3600, Verdict.STALE),  # nobody knows whether it did
+        (660, 60, Verdict.COMPLETE),  # the state was accepted since
+    ],
+)
+def test_a_request_without_an_answer_puts_in_doubt_what_was_accepted_before(
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    consume: Callable[[], None],
+    began: int,
+    accepted: int,
+    verdict: Verdict,
 ) -> None:
+    """Or what a PHP consumer delivered. Times: seconds ago."""
     shop.publish(TOPIC_ORDER, rows.order(1))
     consume()
     reconciler.compare()
-    shop.query("UPDATE {prefix}zithara_delivery SET request = NULL, doubt_until = NOW() + INTERVAL 60 SECOND")
-    assert reconciler.verdict() is Verdict.UNSETTLED
+    shop.query(
+        "UPDATE {prefix}zithara_delivery SET request = NULL, doubt_until = NOW(3) + INTERVAL %s SECOND, "
+        "last_accepted_at = NOW(3) - INTERVAL %s SECOND",
+        (DOUBT_SECONDS - began, accepted),
+    )
+    assert reconciler.verdict() is verdict
 
 
 # ---------------------------------------------------------------- publish

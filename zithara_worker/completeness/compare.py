@@ -17,6 +17,7 @@ from zithara_worker.completeness.pending import PendingMessages
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.messages import Entity, Event, Rejection, Request, Skip
+from zithara_worker.queue.ledger import DOUBT_SECONDS
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import INTERNAL_ERROR
 from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity
@@ -75,7 +76,8 @@ class Judged:
 
 
 class _Known(NamedTuple):
-    """A row of zithara_delivery. `is_here`: Zithara has accepted something of it at this account."""
+    """A row of zithara_delivery. `is_here`: Zithara has accepted something of it at this account. `in_doubt`: a request
+    may still arrive. `is_sure`: nothing has put in doubt since then what the CRM holds, such as a delivery by PHP."""
 
     is_here: bool
     message_id: int
@@ -86,12 +88,13 @@ class _Known(NamedTuple):
     refused: str
     reconcile_id: int
     in_doubt: bool
+    is_sure: bool
     last_accepted_at: float
     #: When the message that was accepted last was published, or a little later
     published_at: str
 
 
-_NOTHING = _Known(False, 0, 0, "", False, "", "", 0, False, 0.0, "")
+_NOTHING = _Known(False, 0, 0, "", False, "", "", 0, False, True, 0.0, "")
 
 
 class Comparison:
@@ -169,6 +172,8 @@ class Comparison:
             elif row.is_here and row.content in digests and row.last_accepted_at >= (resend_since or 0.0):
                 if row.in_doubt:
                     judged.append(Judged(entity=entity, verdict=Verdict.UNSETTLED))
+                elif not row.is_sure:
+                    different.append((entity, rebuilt.payload))
                 else:
                     judged.append(Judged(entity=entity, verdict=Verdict.COMPLETE))
                     equal.append((entity.group_key, row.content, entity.updated_at))
@@ -270,6 +275,7 @@ class Comparison:
             topic=self._reader.topic,
             group_keys=sorted(group_keys),
             destination=self._destination,
+            doubt_seconds=DOUBT_SECONDS,
         )
         return {
             row["group_key"]: _Known(
@@ -282,6 +288,7 @@ class Comparison:
                 refused=row["refused"] or "",
                 reconcile_id=row["reconcile_id"],
                 in_doubt=bool(row["in_doubt"]),
+                is_sure=bool(row["is_sure"]),
                 last_accepted_at=float(row["last_accepted_at"]),
                 published_at=row["published_at"],
             )
@@ -306,4 +313,4 @@ _UNDER_WAY = frozenset({Status.NEW, Status.IN_PROGRESS, Status.RETRY_REQUIRED})
 
 
 def _is_sure(row: _Known) -> bool:
-    return row.is_here and bool(row.content) and not row.in_doubt
+    return row.is_here and bool(row.content) and row.is_sure and not row.in_doubt
