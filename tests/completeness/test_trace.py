@@ -213,6 +213,19 @@ def test_the_shops_state_is_compared_by_content(
     assert (ordered.entity.id, ordered.has_latest, ordered.request) == (cart_id, None, None)
 
 
+def test_a_state_that_an_operator_discarded_is_not_to_be_published(shop: Shop, tables: ShopTables, look: Look) -> None:
+    cart_id = tables.open_cart()
+    published = shop.publish_cart(str(cart_id))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4")
+    shop.query(
+        "INSERT INTO {prefix}zithara_delivery_failure (id, queue_id, message_id, topic_name, group_key, attempts, "
+        "reason_code, detail, first_failed_at, last_failed_at, history, discarded_at) SELECT id, queue_id, message_id, "
+        "%s, %s, 1, 'http_400', '', NOW(), NOW(), '', NOW() FROM {prefix}queue_message_status",
+        [TOPIC_CART, f"cart:{cart_id}"],
+    )
+    assert commands(look("cart", str(cart_id))) == [f"zithara-worker failed retry {published.message_id}"]
+
+
 def test_an_order_number_of_two_stores_is_said(tables: ShopTables, look: Look) -> None:
     tables.place_order("000000101")
     tables.place_order("000000101", store_id=2)

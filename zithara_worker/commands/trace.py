@@ -155,8 +155,14 @@ def steps(found: Traced) -> Iterator[tuple[str | None, str]]:
     if len(found.in_shop) > 1:
         yield None, "give the orders of one store other numbers: Zithara cannot tell these apart"
     elif not any(not each.ended or each.ended == "failed" for each in found.messages):
+        discarded = [each.row.message_id for each in found.messages[-1:] if each.ended == "discarded"]
         for each in found.in_shop:
-            if each.has_latest is False:
+            if each.has_latest is False and discarded:
+                yield (
+                    f"zithara-worker failed retry {discarded[0]}",
+                    "takes the discard back, if it is to be sent after all",
+                )
+            elif each.has_latest is False:
                 yield (
                     f"zithara-worker reconcile {found.entity.kind}s {_window(each.entity.updated_at)} --publish",
                     "publishes it, once it has not changed for 15 minutes",
