@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import ClassVar
 
 import pymysql.err
@@ -61,7 +62,12 @@ class Member(Node):
             bootstraps = self.number == 0 and not self._joined
             if bootstraps:
                 cursor.execute("SET GLOBAL group_replication_bootstrap_group = ON")
-            cursor.execute("START GROUP_REPLICATION")
+            if self._joined:
+                # Refused (3092) until the group has expelled what this server was before; the operator tries again.
+                with suppress(pymysql.err.Error):
+                    cursor.execute("START GROUP_REPLICATION")
+            else:
+                cursor.execute("START GROUP_REPLICATION")
             if bootstraps:
                 cursor.execute("SET GLOBAL group_replication_bootstrap_group = OFF")
         self._joined = True
@@ -74,8 +80,9 @@ class Member(Node):
 
     def rejoin(self) -> None:
         """What an operator does with a member that the group has expelled."""
-        self.ask("STOP GROUP_REPLICATION")
-        self.ask("START GROUP_REPLICATION")
+        for statement in ("STOP GROUP_REPLICATION", "START GROUP_REPLICATION"):
+            with suppress(pymysql.err.Error, DatabaseUnavailable):
+                self.ask(statement)
 
     @property
     def takes_writes(self) -> bool:

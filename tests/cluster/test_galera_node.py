@@ -14,6 +14,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.doctor.cluster import nodes
 from zithara_worker.doctor.finding import Level
 from zithara_worker.errors import DatabaseUnavailable
+from zithara_worker.messages import OutcomeKind
 from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import TcpProxy
@@ -90,7 +91,10 @@ def test_claims_renewals_and_settlements_in_doubt_are_in_step(
     worker.deliver([message])
     assert {waited[name] for name in ("claim_lock", "claim_take", "lease_renew", "leases_held")} == {7}
     assert {waited[name] for name in ("poll", "settle_complete")} == {0}
-    assert shop.statuses() == [4]
+    shop.publish_order("B")
+    (doubtful,) = worker.claim()
+    worker.settle((doubtful, OutcomeKind.DELIVERED), in_doubt=True)
+    assert (waited["settle_lock"], shop.statuses()) == (7, [4, 4])
 
 
 def test_a_node_outside_the_majority_is_left_for_the_next_address(

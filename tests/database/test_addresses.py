@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import logging
 import socket
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
+from support.waiting import eventually
 from support.workers import settings_of
+from worker.test_outage import running
 
+from zithara_worker import Settings, Worker
 from zithara_worker.database import session as session_module
 from zithara_worker.database.addresses import Address, Addresses, none_serves, why_not_written
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import TcpProxy
-from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, WorkerSettings, ZitharaSettings
 from zithara_worker.settings.values import Secret
 
 
@@ -136,10 +141,14 @@ def test_the_next_address_is_used_where_one_is_dead_or_silent_and_kept_while_it_
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(session_module, "CONNECT_TIMEOUT", 0.2)
+    monkeypatch.setattr(session_module, "ANSWER_TIMEOUT", 3600)
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as silent:  # as a server that is stopped: the kernel still accepts
         database = open_at(dead_port, silent.getsockname()[1], proxy.port, second.port)
-        assert database.rows("paused") == []
+        first = threading.Thread(target=database.rows, args=("paused",))
+        first.start()
+        first.join(10)
+        assert not first.is_alive(), "it waits CONNECT_TIMEOUT for the first word, and not ANSWER_TIMEOUT"
     assert port_of(database) == proxy.port
     # Another session of the worker follows it, without trying the others.
     follower = open_at(dead_port, proxy.port, second.port, addresses=database.addresses)
@@ -198,3 +207,42 @@ def test_a_refused_user_is_said_without_the_password(open_at: Callable[..., Data
     with pytest.raises(DatabaseRefused) as raised:
         open_at(proxy.port, proxy.port, password=Secret("hidden-word")).rows("paused")
     assert "hidden-word" not in str(raised.value)
+
+
+def test_every_session_of_a_worker_follows_the_first_to_its_server(
+    shop: Shop, proxy: TcpProxy, api: FakeZithara
+) -> None:
+    """An address that does not serve costs seconds: the sessions for renewals and for the token do not try it again."""
+    tried: list[None] = []
+    held = threading.Event()
+
+    def respond(request: RecordedRequest) -> Reply | None:
+        held.wait(20)
+        return None
+
+    with socket.create_server(("127.0.0.1", 0)) as useless:
+
+        def close_each() -> None:
+            with suppress(OSError):
+                while True:
+                    useless.accept()[0].close()
+                    tried.append(None)
+
+        threading.Thread(target=close_each, daemon=True).start()
+        host = f"127.0.0.1:{useless.getsockname()[1]},127.0.0.1:{proxy.port}"
+        settings = Settings(
+            database=settings_of(shop, host=host, unix_socket=""),
+            zithara=ZitharaSettings(base_url=api.base_url),
+            worker=WorkerSettings(poll_interval=0.02, lease=2.0),
+            metrics=MetricsSettings(listen=""),
+        )
+        api.responder = respond
+        shop.publish_order("A")
+        with running(Worker(settings)):
+            (until,) = eventually(lambda: shop.query("SELECT lease_until FROM zithara_message_group"))[0]
+            renewed = "SELECT 1 FROM zithara_message_group WHERE lease_until > %s"
+            eventually(lambda: shop.query(renewed, (until,)))
+            held.set()
+            eventually(lambda: shop.statuses() == [4])
+        useless.shutdown(socket.SHUT_RDWR)
+    assert len(tried) == 1
