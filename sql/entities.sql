@@ -3,22 +3,24 @@
 -- password, card or token is among them. Plain reads without locks.
 --
 -- A page reads the next %(limit)s rows of the kind in the order of the primary key, whatever the window, and returns a row for
--- each that lies in the window, and one with entity_id 0 for all others together. The sum of `seen` is the number of rows read;
--- the greatest last_id is where the next page begins. By primary key though orders have an index on updated_at: in the order of
--- time an entity that is saved meanwhile would move behind the page, and customers and carts have no such index.
+-- each that lies in the window, and one with entity_id 0 for all others together; where %(each)s is 0, that one for all. The sum
+-- of `seen` is the number of rows read, that of `found` how many lie in the window; the greatest last_id is where the next page
+-- begins. By primary key though orders have an index on updated_at: in the order of time an entity that is saved meanwhile would
+-- move behind the page, and customers and carts have no such index.
 
 -- ============================== orders ==============================
 
 -- orders_page --
-SELECT IF(in_window, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen, MAX(increment_id) AS label,
-       MAX(store_id) AS store_id, MAX(created_at) AS created_at, MAX(updated_at) AS updated_at
+SELECT IF(in_window AND %(each)s, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen,
+       SUM(in_window) AS found, MAX(increment_id) AS label, MAX(store_id) AS store_id, MAX(created_at) AS created_at,
+       MAX(updated_at) AS updated_at
 FROM (SELECT entity_id, increment_id, store_id, CAST(created_at AS CHAR) AS created_at, CAST(updated_at AS CHAR) AS updated_at,
              (%(since)s IS NULL OR updated_at >= %(since)s) AND (%(until)s IS NULL OR updated_at < %(until)s) AS in_window
       FROM {prefix}sales_order FORCE INDEX (PRIMARY)
       WHERE entity_id > %(after)s
       ORDER BY entity_id
       LIMIT %(limit)s) AS next_rows
-GROUP BY IF(in_window, entity_id, 0)
+GROUP BY IF(in_window AND %(each)s, entity_id, 0)
 
 -- orders_newest --
 SELECT COALESCE(MAX(entity_id), 0) AS newest FROM {prefix}sales_order
@@ -59,8 +61,8 @@ FROM {prefix}sales_order_address WHERE parent_id IN %(ids)s ORDER BY entity_id
 
 -- customers_page --
 -- A customer is as old as the newest of its own row and its addresses: an address is saved without the customer.
-SELECT IF(in_window, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen, MAX(store_id) AS store_id,
-       MAX(created_at) AS created_at, MAX(updated_at) AS updated_at
+SELECT IF(in_window AND %(each)s, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen,
+       SUM(in_window) AS found, MAX(store_id) AS store_id, MAX(created_at) AS created_at, MAX(updated_at) AS updated_at
 FROM (SELECT entity_id, store_id, CAST(created_at AS CHAR) AS created_at, CAST(changed_at AS CHAR) AS updated_at,
              (%(since)s IS NULL OR changed_at >= %(since)s) AND (%(until)s IS NULL OR changed_at < %(until)s) AS in_window
       FROM (SELECT c.entity_id, MAX(c.store_id) AS store_id, MAX(c.created_at) AS created_at,
@@ -72,7 +74,7 @@ FROM (SELECT entity_id, store_id, CAST(created_at AS CHAR) AS created_at, CAST(c
                   LIMIT %(limit)s) AS c
             LEFT JOIN {prefix}customer_address_entity AS a ON a.parent_id = c.entity_id
             GROUP BY c.entity_id) AS aged) AS next_rows
-GROUP BY IF(in_window, entity_id, 0)
+GROUP BY IF(in_window AND %(each)s, entity_id, 0)
 
 -- customers_newest --
 SELECT COALESCE(MAX(entity_id), 0) AS newest FROM {prefix}customer_entity
@@ -129,8 +131,8 @@ WHERE entity_id IN %(ids)s AND attribute_id IN %(attributes)s
 
 -- carts_page --
 -- A cart is active, with items and an email address, as the module's cron CheckAbandonedCarts selects them.
-SELECT IF(in_window, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen, MAX(store_id) AS store_id,
-       MAX(created_at) AS created_at, MAX(updated_at) AS updated_at
+SELECT IF(in_window AND %(each)s, entity_id, 0) AS entity_id, MAX(entity_id) AS last_id, COUNT(*) AS seen,
+       SUM(in_window) AS found, MAX(store_id) AS store_id, MAX(created_at) AS created_at, MAX(updated_at) AS updated_at
 FROM (SELECT entity_id, store_id, CAST(created_at AS CHAR) AS created_at, CAST(updated_at AS CHAR) AS updated_at,
              is_active = 1 AND items_count > 0 AND customer_email IS NOT NULL
              AND (%(since)s IS NULL OR updated_at >= %(since)s) AND (%(until)s IS NULL OR updated_at < %(until)s) AS in_window
@@ -138,7 +140,7 @@ FROM (SELECT entity_id, store_id, CAST(created_at AS CHAR) AS created_at, CAST(u
       WHERE entity_id > %(after)s
       ORDER BY entity_id
       LIMIT %(limit)s) AS next_rows
-GROUP BY IF(in_window, entity_id, 0)
+GROUP BY IF(in_window AND %(each)s, entity_id, 0)
 
 -- carts_newest --
 SELECT COALESCE(MAX(entity_id), 0) AS newest FROM {prefix}quote

@@ -58,7 +58,10 @@ def made(tables: ShopTables, kind: str, **columns: Any) -> int:
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])
-def test_pages_have_each_entity_once_by_id(real_shop: Database, make: Make, limit: int) -> None:
+def test_pages_have_each_entity_once_by_id(
+    real_shop: Database, make: Make, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zithara_worker.shop.entities._COUNT_SLICE", limit)
     reader = make(real_shop)
     found = ids(reader, limit)
     assert found == sorted(set(found)) == ids(reader)

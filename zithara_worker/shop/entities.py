@@ -7,7 +7,7 @@ key in pages of bounded cost, and names every column it reads: never a password,
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -126,13 +126,19 @@ class TableReader:
         self._database = database
 
     def count(self, *, since: str | None, until: str | None) -> int:
-        return sum(len(page.entities) for page in self._pages(since, until))
+        found, last_id, seen = 0, 0, _COUNT_SLICE
+        while seen == _COUNT_SLICE:
+            rows = self._slice(last_id, _COUNT_SLICE, since, until, each=False)
+            found += sum(int(row["found"] or 0) for row in rows)
+            last_id = max((int(row["last_id"]) for row in rows), default=last_id)
+            seen = sum(int(row["seen"]) for row in rows)
+        return found
 
     def newest_id(self) -> int:
         return int(self._rows(f"{self.kind}_newest")[0]["newest"])
 
     def page(self, after: int, limit: int, *, since: str | None, until: str | None) -> Page:
-        rows = self._rows(f"{self.kind}_page", after=after, limit=limit, since=since, until=until)
+        rows = self._slice(after, limit, since, until, each=True)
         return Page(
             # entity_id 0: all rows outside the window together
             entities=sorted((self._entity(row) for row in rows if row["entity_id"]), key=lambda each: each.id),
@@ -157,11 +163,10 @@ class TableReader:
     def ambiguous(self, labels: Collection[str]) -> frozenset[str]:
         return frozenset()
 
-    def _pages(self, since: str | None, until: str | None) -> Iterator[Page]:
-        page = Page([], 0, is_last=False)
-        while not page.is_last:
-            page = self.page(page.last_id, _COUNT_SLICE, since=since, until=until)
-            yield page
+    def _slice(
+        self, after: int, limit: int, since: str | None, until: str | None, *, each: bool
+    ) -> list[dict[str, Any]]:
+        return self._rows(f"{self.kind}_page", after=after, limit=limit, since=since, until=until, each=each)
 
     def _entity(self, row: Row) -> ShopEntity:
         label = str(row.get("label", row["entity_id"]) or "")
