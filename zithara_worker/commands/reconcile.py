@@ -107,7 +107,9 @@ def reconcile(
     )
     wanted = [kind for kind in KINDS if not kinds or kind in kinds]
     with context.database() as database, context.audit() as audit, interruptible() as stopping:
-        run = _Run(context, database, audit, asked, stopping, show=not as_json)
+        run = _Run(
+            context, database, audit, asked, stopping, show=not as_json, is_default=not (since or until or every)
+        )
         found = [
             run.one(kind, _window(since, until, days=None if every else _DAYS[kind]))
             for kind in wanted
@@ -175,6 +177,7 @@ class _Run:
         stopping: threading.Event,
         *,
         show: bool,
+        is_default: bool,
     ) -> None:
         from zithara_worker.completeness.reconcile import Surroundings
         from zithara_worker.completeness.requests import request_of
@@ -187,6 +190,8 @@ class _Run:
         self._audit = audit
         self._asked = asked
         self._show = show
+        #: Whether no window was given
+        self._is_default = is_default
         self._stopping = stopping
         schema.require(database)
         shop = read_configuration(database, deployment_config(context.configured.settings.magento.root))
@@ -225,15 +230,13 @@ class _Run:
                 found = self._publish(run, found)
             run.keep(found)
         if self._show:
-            for line in report(found, window_options=_options_of(window)):
+            for line in report(found, window_options="" if self._is_default else _options_of(window)):
                 click.echo(line, err=self._asked.printing)
         return found
 
     def _print(self, run: Reconcile, queue: QueueRow) -> None:
-        from zithara_worker.queue.queues import stored_body
-
         for each in run.messages(limit=self._asked.limit):
-            print_json({"topic": queue.topic, "group": each.entity.group_key, "body": stored_body(each.text)})
+            print_json({"topic": queue.topic, "group": each.entity.group_key, "body": each.body})
 
     def _publish(self, run: Reconcile, found: Result) -> Result:
         from zithara_worker.completeness.reconcile import MANY_BYTES

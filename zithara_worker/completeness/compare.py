@@ -18,6 +18,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.messages import Entity, Event, Rejection, Request, Skip
 from zithara_worker.queue.ledger import DOUBT_SECONDS
+from zithara_worker.queue.queues import stored_body
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import INTERNAL_ERROR
 from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity
@@ -70,9 +71,9 @@ class Judged:
     reason: str = ""
 
     @property
-    def text(self) -> str:
-        """The message as the module would pass it to Magento's publisher."""
-        return json.dumps(self.payload, separators=(",", ":"))
+    def body(self) -> str:
+        """The message as Magento stores it."""
+        return stored_body(json.dumps(self.payload, separators=(",", ":")))
 
 
 class _Known(NamedTuple):

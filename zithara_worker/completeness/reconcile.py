@@ -31,7 +31,7 @@ from zithara_worker.completeness.pending import PendingMessages
 from zithara_worker.database import locks
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ZitharaWorkerError
-from zithara_worker.queue.queues import QueueRow, store_message, stored_body
+from zithara_worker.queue.queues import QueueRow, store_message
 from zithara_worker.shop.entities import EntityReader, ShopEntity
 
 log = logging.getLogger(__name__)
@@ -200,7 +200,7 @@ class Reconcile:
                         named.append((each.entity.label, each.reason))
                 if each.payload is not None:
                     self._publishable.append(each.entity.id)
-                    size += len(each.text)
+                    size += len(each.body)
             on_progress(len(entities))
             self._renew()
             if self._here.stopped():
@@ -278,7 +278,7 @@ class Reconcile:
                 chosen = chosen[: limit - published]
             done = self._store(sorted(chosen, key=lambda each: each.entity.id))
             published += len(done)
-            size += sum(len(each.text) for each in done)
+            size += sum(len(each.body) for each in done)
             on_progress(len(entities))
             if max_bytes is not None and size > max_bytes:
                 why = "many_bytes"
@@ -366,9 +366,7 @@ class Reconcile:
                 rows = [
                     (
                         each.entity.group_key,
-                        store_message(
-                            self._database, topic=topic, queue_id=self._queue.queue_id, body=stored_body(each.text)
-                        ),
+                        store_message(self._database, topic=topic, queue_id=self._queue.queue_id, body=each.body),
                     )
                     for each in chosen
                 ]
