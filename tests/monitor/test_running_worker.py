@@ -51,6 +51,7 @@ def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., 
         eventually(lambda: shop.query("SELECT metrics_address FROM {prefix}zithara_worker") == [(address,)])
         answer = httpx.get(f"http://{address}/healthz")
         assert (answer.status_code, answer.json()["ready"]) == (200, True)
+        assert (answer.json()["pid"], answer.json()["topics"]) == (worker.pid, [TOPIC_ORDER])
         page = httpx.get(f"http://{address}/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in page.headers["content-security-policy"] and TOPIC_ORDER in page.text

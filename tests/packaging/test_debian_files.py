@@ -71,6 +71,22 @@ def test_every_topic_has_a_program_in_the_group() -> None:
     }
 
 
+def test_each_program_keeps_an_address_of_its_own() -> None:
+    """Also with several processes a topic, and whichever of supervisor and systemd runs it."""
+    supervisor = ini(DEBIAN / "etc/supervisor/conf.d/zithara-worker.conf")
+    under_supervisor = {
+        program["command"].split()[-1]: program["environment"].partition("=")[2].strip('"')
+        for name, program in supervisor.items()
+        if name.startswith("program:")
+    }
+    for unit, ports in (("zithara-worker", (9210, 9220, 9230, 9240)), ("zithara-worker-relay", range(9250, 9254))):
+        for topic, port in zip(TOPICS, ports, strict=True):
+            drop_in = ini(DEBIAN / f"systemd/{unit}@{topic}.service.d/port.conf")["Service"]["Environment"]
+            assert drop_in == f"ZITHARA_WORKER_METRICS_LISTEN=127.0.0.1:{port}"
+            if unit == "zithara-worker":
+                assert under_supervisor[topic] == f"127.0.0.1:{port}".removesuffix("0") + "%(process_num)d"
+
+
 def test_relay_is_one_program_that_is_off_until_it_is_asked_for() -> None:
     supervisor = ini(DEBIAN / "etc/supervisor/conf.d/zithara-worker-relay.conf")
     (name,) = supervisor.sections()

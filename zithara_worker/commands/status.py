@@ -334,6 +334,7 @@ def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
             [
                 printable(worker.host, width=18),
                 str(worker.pid or "-"),
+                printable(worker.metrics_address or "-"),
                 "-" if worker.started_utc is None else duration(now - worker.started_utc),
                 _seen(worker),
                 count(worker.in_flight),
@@ -342,8 +343,8 @@ def _workers(workers: Sequence[WorkerStatus], now: float) -> list[str]:
                 _targets(worker),
             ]
         )
-    head = ["WORKER", "PID", "UP", "SEEN", "ACTIVE", "HOLDS", "TOPICS", "STATE"]
-    return table([coloured("bright_black", name) for name in head], rows, left=(0, 5, 6, 7))
+    head = ["WORKER", "PID", "ADDRESS", "UP", "SEEN", "ACTIVE", "HOLDS", "TOPICS", "STATE"]
+    return table([coloured("bright_black", name) for name in head], rows, left=(0, 2, 6, 7, 8))
 
 
 def _relays(found: FleetStatus) -> Iterator[str]:

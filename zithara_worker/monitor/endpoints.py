@@ -5,6 +5,8 @@ database is not available, and keeps its port and its counters through every rel
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +51,7 @@ class MonitoredWorker:
     """What the endpoints read of a loop and its delivery, until the next reload. The callables may be called from any
     thread. A relay has no targets and no queues that are to be delivered, and judges its health by itself."""
 
+    topics: Sequence[str]
     status: Callable[[], LoopStatus]
     #: Target -> its breaker and throttle
     targets: Callable[[], Mapping[str, TargetStatus]]
@@ -169,13 +172,17 @@ class Endpoints:
 
     def _healthz(self, accept: str) -> Reply:
         health = self.health()
-        return as_json(
-            HTTPStatus.OK if health.live and health.ready else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json()
-        )
+        return self._told(health, good=health.live and health.ready)
 
     def _live(self, accept: str) -> Reply:
         health = self.health()
-        return as_json(HTTPStatus.OK if health.live else HTTPStatus.SERVICE_UNAVAILABLE, health.as_json())
+        return self._told(health, good=health.live)
+
+    def _told(self, health: Health, *, good: bool) -> Reply:
+        """With who answers, because addresses can change hands."""
+        worker = self._worker
+        me = {"host": socket.gethostname(), "pid": os.getpid(), "topics": list(worker.topics) if worker else []}
+        return as_json(HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE, {**me, **health.as_json()})
 
     def _scrape(self, accept: str) -> Reply:
         if self._prometheus is None:

@@ -92,7 +92,7 @@ class Relay:
             started = self._monotonic()
             self._endpoints.serve(self._configured.settings)
             loop = self.loop = self._loop(self._configured, names, limits)
-            self._endpoints.attach(self._monitored(loop))
+            self._endpoints.attach(self._monitored(loop, names))
             try:
                 end = loop.run()
             finally:
@@ -129,8 +129,9 @@ class Relay:
             lease_seconds=self._lease_seconds,
         )
 
-    def _monitored(self, loop: RelayLoop) -> MonitoredWorker:
+    def _monitored(self, loop: RelayLoop, topics: Sequence[str]) -> MonitoredWorker:
         return MonitoredWorker(
+            topics=topics,
             status=loop.status,
             targets=dict,
             token_refreshes=lambda: 0,

@@ -412,6 +412,7 @@ class Parts:
     def monitored(self) -> MonitoredWorker:
         """What the endpoints read."""
         return MonitoredWorker(
+            topics=[row.topic for row in self._prepared.queues],
             status=self.loop.status,
             targets=self.courier.states,
             token_refreshes=lambda: self.tokens.refresh_count,
