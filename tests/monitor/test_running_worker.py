@@ -17,7 +17,7 @@ from support.waiting import eventually
 
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
 ANYWHERE = {"listen": "127.0.0.1:0"}
 
@@ -51,7 +51,7 @@ def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., 
         eventually(lambda: shop.query("SELECT metrics_address FROM {prefix}zithara_worker") == [(address,)])
         answer = httpx.get(f"http://{address}/healthz")
         assert (answer.status_code, answer.json()["ready"]) == (200, True)
-        assert (answer.json()["pid"], answer.json()["topics"]) == (worker.pid, [TOPIC_ORDER])
+        assert (answer.json()["pid"], answer.json()["topics"]) == (worker.pid, list(TOPICS))
         page = httpx.get(f"http://{address}/")
         assert page.headers["content-type"] == "text/html; charset=utf-8"
         assert "default-src 'none'" in page.headers["content-security-policy"] and TOPIC_ORDER in page.text
