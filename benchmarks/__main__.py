@@ -10,14 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks import completeness, counted, idleness, ledger, report, scale, throughput
+from benchmarks import completeness, counted, idleness, ledger, relay, report, scale, throughput
 from benchmarks.api_server import ApiProcess
 from benchmarks.quota import Unavailable
 from benchmarks.throughput import Scene
 from zithara_worker.sandbox.mariadb import MariaDbServer
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "scale", "idleness", "counted", "ledger", "completeness")
+PARTS = ("throughput", "scale", "idleness", "counted", "ledger", "relay", "completeness")
 LIMITS = ("raw_httpx", "raw_urllib3", "raw_queue")
 WORKERS = ("worker", "two_workers")
 OTHERS = ("php", "huey", "celery")
@@ -68,6 +68,11 @@ def main() -> None:
                 costs = ledger.measure(server, api, directory, rounds=options.rounds, count=options.messages // 3)
                 results["ledger"] = [asdict(each) for each in costs]
                 tell("## The delivery ledger\n\n" + ledger.table(costs))
+                keep()
+            if "relay" in options.parts:
+                moved = relay.measure(server, api, directory, rounds=options.rounds, count=options.messages)
+                results["relay"] = [asdict(each) for each in moved]
+                tell("## The relay\n\n" + relay.table(moved))
                 keep()
             if "idleness" in options.parts:
                 tell("## Latency and idleness\n")

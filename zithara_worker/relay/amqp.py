@@ -254,7 +254,8 @@ class Broker:
         self._closing = True
         self._closed.set()
         self._wake()
-        self._thread.join(within_seconds)
+        if self._thread.ident is not None:
+            self._thread.join(within_seconds)
 
     def consume(self, queue: str) -> None:
         """Takes messages of the queue from now on, as soon as RabbitMQ lets us."""
