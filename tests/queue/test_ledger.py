@@ -416,6 +416,64 @@ def test_a_message_that_php_took_before_us_leaves_its_entity_unsure_at_once(
     assert worker.ship(message).reason == ""
 
 
+@pytest.mark.parametrize("status", [3, 4])
+@pytest.mark.parametrize("waits", [False, True])
+def test_an_older_snapshot_that_php_took_is_not_replaced_by_one_that_tells_nothing_new(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, status: int, waits: bool
+) -> None:
+    """B would complete with A, which equals what is recorded; PHP sends B. Also where B was released before."""
+    worker = make_shipper(coalesce=True)
+    cart(shop, 10)
+    worker.run()
+    if not waits:
+        shop.publish_cart("7002")
+    by_php = cart(shop, 20)
+    if waits:
+        [message] = worker.claim()
+    again = cart(shop, 10)
+    if waits:
+        shop.publish_cart("7002")
+    assert len(worker.claim(1)) == 1
+    if waits:
+        worker.settle_as(message, Outcome(kind=OutcomeKind.RELEASED, reason="throttled"))
+    php_delivers(shop, clock, by_php, status=status)
+    [message] = worker.take(1)
+    assert (message.message_id, message.supersedes) == (again.message_id, ())
+    assert worker.ship(message).reason == ""
+    assert ledger_row(shop)["doubt"]
+
+
+def test_a_message_whose_row_was_changed_by_hand_while_it_was_sent_leaves_its_entity_unsure(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    """A is recorded; B is accepted and cannot be settled; A comes again and would complete B unsent."""
+    worker = make_shipper(coalesce=True)
+    cart(shop, 10)
+    worker.run()
+    second = cart(shop, 20)
+    [message] = worker.claim()
+    outcome = worker.ship(message)
+    again = cart(shop, 10)
+    shop.publish_cart("7002")
+    assert len(worker.claim(1)) == 1
+    put_back(shop, second)
+    assert worker.settle_as(message, outcome).lost == [message]
+    assert worker.run() == [(again.message_id, "sent")]
+    assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
+
+
+def test_a_clock_that_went_back_makes_nothing_unchanged(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """How long ago the request was accepted is not known any more."""
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    clock.pass_by(-60)
+    cart(shop, 10)
+    assert [reason for _, reason in worker.run()] == ["sent"]
+
+
 def test_a_message_that_another_worker_took_leaves_nothing_unsure(
     shop: Shop, make_shipper: Callable[..., Shipper]
 ) -> None:

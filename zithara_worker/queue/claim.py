@@ -7,6 +7,7 @@ two of them never wait for each other.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,6 +98,7 @@ class Claim:
             recorded = self._failures(won)
             pending = self._pending(won)
             accepted = self._ledger.read([each.candidate.group for each in won]) if self._ledger else {}
+            accepted = {**accepted, **self._doubted(won, pending, accepted)}
         claimed = [
             self._claimed(
                 each,
@@ -238,6 +240,23 @@ class Claim:
         ids = sorted({older.id for each in won for older in each.candidate.supersedes})
         rows = self._database.rows("statuses", ids=ids) if ids else []
         return {int(row["id"]) for row in rows if row["status"] in PENDING}
+
+    def _doubted(
+        self, won: Sequence[_Won], pending: Collection[int], accepted: Mapping[str, Known]
+    ) -> dict[str, Known]:
+        """What is known of the groups of which somebody else took an older snapshot, a PHP consumer for one: its
+        request has gone over what is recorded, or will."""
+        doubted = {
+            each.candidate.group: replace(known, request="")
+            for each in won
+            for older in each.candidate.supersedes
+            if (known := accepted.get(each.candidate.group))
+            and older.id not in pending
+            and older.message_id > known.message_id
+        }
+        if self._ledger:
+            self._ledger.doubt(doubted)
+        return doubted
 
     def _claimed(
         self,

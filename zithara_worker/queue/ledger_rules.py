@@ -46,7 +46,9 @@ class Rules:
         if overtakes(known, message, entity, ordered_ids=self.ordered_ids):
             return OVERTAKEN
         # The digest costs a few microseconds: only where it can be the same.
-        if known.request and known.accepted_ago < self.unchanged_for and self.digest(request) == known.request:
+        # Below 0: the database's clock went back, so nobody knows how long ago it was.
+        is_recent = 0 <= known.accepted_ago < self.unchanged_for
+        if known.request and is_recent and self.digest(request) == known.request:
             return UNCHANGED
         return ""
 

@@ -142,6 +142,8 @@ class Settle:
                 else:  # the group is ours, but the row was changed by hand or by Magento's cron: the group is given up
                     self._group_statement("group_wait", [each], delay_us=0)
                     lost.append(message)
+                    if self._ledger:  # It may have been sent, and its outcome is recorded nowhere.
+                        self._ledger.doubt([message.group_key])
             if ours:
                 self._write_in_transaction(ours)
             done = self._written_before(others, now, groups)
