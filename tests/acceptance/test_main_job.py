@@ -377,8 +377,14 @@ def test_refused_credentials_keep_every_message_and_say_so(shop: Shop, api: Fake
     shop.configure_webhook(client_id="wrong", client_secret="wrong", webhook_url=api.webhook_url)
     for number in range(5):
         shop.publish_order(f"N{number}")
-    with WorkerProcess(worker_config(**QUICK), "consume", TOPIC_ORDER) as worker:
-        assert worker.wait_for_log(event="breaker_opened")["reason"] == "credentials_refused"
+    config = worker_config(**QUICK)
+    with WorkerProcess(config, "consume", TOPIC_ORDER) as worker:
+        logged = worker.wait_for_log(event="breaker_opened")
+        assert logged["reason"] == "credentials_refused" and "correct client id and secret in" in logged["message"]
+        # The same words wherever an operator looks.
+        told = "API DOWN: credentials refused (HTTP 401: "
+        assert logged["message"].startswith(told)
+        eventually(lambda: told in run("--config", str(config), "check").stdout, within=15)
         eventually(lambda: shop.statuses() == [2] * 5)
         shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
         worker.wait_for_log(event="shop_changed")

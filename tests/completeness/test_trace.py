@@ -479,7 +479,7 @@ def test_what_keeps_a_topic_from_being_delivered_is_told_with_its_remedy(
     assert [(block.why, block.detail) for block in found.blocks] == [
         ("paused", "by anna@shop1: import"),
         ("shop_disabled", ""),
-        ("breaker", "/order: http_503"),
+        ("breaker", "/order DOWN: http_503"),
     ]
     assert commands(found) == [
         "zithara-worker resume order",

@@ -384,7 +384,10 @@ def zithara(api: FakeZithara, **changes: Any) -> ZitharaSettings:
 
 def test_refused_credentials_fail_and_the_secret_stays_secret(api: FakeZithara) -> None:
     found = by_check(api_checks(zithara(api, client_secret=Secret("hunter2")), time.time))
-    assert found["api.token"].level is Level.FAILED and "correct them" in found["api.token"].remedy
+    assert found["api.token"].level is Level.FAILED and found["api.token"].found.startswith(
+        "API DOWN: credentials refused (HTTP 401"
+    )
+    assert found["api.token"].remedy.startswith("correct client id and secret")
     assert "hunter2" not in str(found)
 
 

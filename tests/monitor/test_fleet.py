@@ -247,6 +247,18 @@ def test_the_backlog_drains_at_the_present_rate(shop: Shop, database: Database) 
     assert paused.drain_seconds is None and paused.pause is not None and paused.pause.paused_by == "anna@shop1"
 
 
+def test_nothing_promises_an_end_to_a_backlog_while_nothing_flows(shop: Shop, database: Database) -> None:
+    shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": "1"})])
+    (now, counts), *_ = counted({OutcomeKind.DELIVERED: 40}).items()
+    register(database, minutes={str(int(now) - 3): counts})
+    found = topic(read_fleet(database, {}), TOPIC_ORDER)
+    assert found.rates.done_per_minute > 0 and found.drain_seconds is None, "what flowed was three minutes ago"
+    register(database, minutes={now: counts})
+    assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is not None
+    shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE")
+    assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is None, "the worker is dead"
+
+
 def test_counters_of_another_version_are_left_out(database: Database) -> None:
     now = str(int(time.time() // 60))
     register(database, "a", minutes={now: {TOPIC_ORDER: {"outcomes": [1], "buckets": [1, 2]}, "x": 7}, "y": None})

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fleet import NOW, reconciliation, topic_status
+from support.fleet import NOW, fleet_status, reconciliation, topic_status, worker_status
 
 from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
+from zithara_worker.monitor.conditions import conditions
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
 from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, worker_health
 from zithara_worker.monitor.prometheus import PrometheusMetrics, State
@@ -276,7 +277,7 @@ def test_working_worker_is_live_and_ready() -> None:
         ({"consumable": False}, {}, "switched Zithara off"),
         ({}, {"stopping": True}, "stopping"),
         ({}, {"audit_problem": "No space left on device"}, r"audit file cannot be written \(No space left"),
-        ({}, {"down": {"api": "HTTP 503"}, "delivers_nothing": True}, r"deliveries to api are stopped .*\(HTTP 503\)"),
+        ({}, {"down": {"api": "HTTP 503"}, "delivers_nothing": True}, "API DOWN: HTTP 503: messages wait"),
     ],
 )
 def test_worker_that_cannot_deliver_is_live_but_not_ready(
@@ -286,6 +287,17 @@ def test_worker_that_cannot_deliver_is_live_but_not_ready(
     health = worker_health(loop_status(**changes), 1001.0, **given)
     assert health.live and not health.ready
     assert len(health.reasons) == 1 and re.search(reason, health.reasons[0])
+
+
+def test_refused_credentials_are_told_in_the_same_words_as_elsewhere() -> None:
+    why = "credentials refused (HTTP 401: invalid client)"
+    down = {"api": why, "/cart": 'HTTP 500: {"message": "credentials"}'}
+    health = worker_health(loop_status(), 1001.0, down=down, delivers_nothing=True, stopping=False, audit_problem=None)
+    cart, api = health.reasons
+    assert api.startswith(f"API DOWN: {why}: correct client id and secret in the shop's Zithara configuration, or in ")
+    assert cart.startswith("/cart DOWN: HTTP 500: ") and "correct" not in cart, "only what is said of credentials"
+    worker = worker_status(targets={"api": {"breaker": "open", "why": why}})
+    assert api in [str(each) for each in conditions(fleet_status(workers=(worker,)))]
 
 
 def test_one_host_of_two_being_down_is_only_a_note() -> None:

@@ -115,7 +115,7 @@ def test_worker_whose_api_is_down_says_so(shop: Shop, api: FakeZithara, worker_c
         address = address_of(worker)
         worker.wait_for_log(event="breaker_opened")
         eventually(lambda: httpx.get(f"http://{address}/healthz").status_code == 503)
-        assert "deliveries to api are stopped until a probe succeeds" in httpx.get(f"http://{address}/healthz").text
+        assert "API DOWN: " in httpx.get(f"http://{address}/healthz").text
         assert metric(address, "breaker_state", target="api", state="closed") == 0.0
 
 

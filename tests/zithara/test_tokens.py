@@ -184,7 +184,7 @@ def test_a_refused_token_is_not_taken_from_the_store_again(
 def test_refused_credentials_are_told_from_a_sick_api(api: FakeZithara, tokens: TokenSource, status: int) -> None:
     answer_tokens_with(api, Reply.error(status, "invalid client"))
 
-    with pytest.raises(CredentialsRefused, match=rf"HTTP {status}.*invalid client.*correct them"):
+    with pytest.raises(CredentialsRefused, match=rf"HTTP {status}.*invalid client"):
         tokens.get()
 
 
@@ -377,7 +377,7 @@ def test_a_secret_that_cannot_be_sent_is_refused_and_not_shown(
         transport=transport,
     )
 
-    with pytest.raises(CredentialsRefused, match="cannot be sent: correct them") as caught:
+    with pytest.raises(CredentialsRefused, match="cannot be sent") as caught:
         tokens.get()
 
     assert "hush" not in "".join(traceback.format_exception(caught.value))

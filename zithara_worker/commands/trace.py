@@ -426,6 +426,6 @@ def _block_text(block: Block) -> str:
             "paused": f"paused {printable(block.detail)}",
             "shop_disabled": "the shop has switched Zithara off",
             "no_worker": "no living worker serves it",
-            "breaker": f"deliveries are stopped until a probe succeeds ({printable(block.detail)})",
+            "breaker": printable(block.detail),
         }[block.why]
     )

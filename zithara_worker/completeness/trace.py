@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from zithara_worker.database.session import Database
 from zithara_worker.delivery.courier import targets_of
+from zithara_worker.delivery.down import down
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.monitor.fleet import WorkerStatus, living_by_topic, now_utc, read_workers
@@ -435,4 +436,4 @@ def _blocks(database: Database, topic: str, workers: Sequence[WorkerStatus], *, 
             if worker.alive and report.target in targets and report.breaker != "closed":
                 seen[report.target] = report.why
     for target, why in sorted(seen.items()):
-        yield Block(topic=topic, why="breaker", detail=f"{target}: {why}" if why else target)
+        yield Block(topic=topic, why="breaker", detail=down(target, why))

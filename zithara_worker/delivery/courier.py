@@ -16,6 +16,7 @@ from typing import Protocol
 
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_PAUSE_SECONDS, BreakerStatus, CircuitBreaker, Permit
+from zithara_worker.delivery.down import CREDENTIALS, down, remedy
 from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, RateLimit, Throttle
 from zithara_worker.delivery.witnesses import WITNESS_SECONDS, Success, Witnesses
 from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request, Target
@@ -26,8 +27,8 @@ log = logging.getLogger(__name__)
 #: Characters of an answer that a breaker keeps as the reason why it is open.
 WHY_LENGTH = 200
 _MEANINGS = {
-    CREDENTIALS_REFUSED: "credentials refused",
-    "http_401": "credentials refused",
+    CREDENTIALS_REFUSED: CREDENTIALS,
+    "http_401": CREDENTIALS,
     "http_403": "access is refused",
     TOKEN_UNAVAILABLE: "no access token can be had",
 }
@@ -328,9 +329,11 @@ def _why(outcome: Outcome) -> str:
 
 
 def _log_opened(target: _TargetState, outcome: Outcome) -> None:
+    why = _why(outcome)
     log.warning(
-        "nothing more is sent to %s until a probe gets through",
-        target.name,
+        "%s: %s",
+        down(target.name, why),
+        remedy(why),
         extra={
             "event": "breaker_opened",
             "target": target.name,

@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
+from zithara_worker.delivery.courier import API
+from zithara_worker.delivery.down import CREDENTIALS, down, remedy
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings
@@ -130,8 +132,7 @@ def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], floa
     try:
         source.get()
     except CredentialsRefused as error:
-        text, _, remedy = str(error).rpartition("): ")
-        yield failed("api.token", f"{text})", remedy)
+        yield failed("api.token", down(API, f"{CREDENTIALS} ({error})"), remedy(CREDENTIALS))
     except TokenUnavailable as error:
         yield failed("api.token", str(error), "check [zithara] base_url, DNS, the firewall and Zithara's own status")
     else:

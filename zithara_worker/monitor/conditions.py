@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from zithara_worker.delivery.down import down, remedy
 from zithara_worker.monitor.fleet import FleetStatus, TargetReport, TopicStatus, WorkerStatus
 from zithara_worker.units import count, duration
 
@@ -145,22 +146,17 @@ def _of_targets(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
         for report in worker.target_reports:
             reports[report.target].append(report)
     for target, all_of_it in sorted(reports.items()):
-        down = [report for report in all_of_it if report.breaker != "closed"]
-        if not down:
+        found = [report for report in all_of_it if report.breaker != "closed"]
+        if not found:
             continue
-        every = len(down) == len(all_of_it)
-        why = next((report.why for report in down if report.why), "deliveries fail")
-        seen = "" if every else f", as {len(down)} of {len(all_of_it)} workers see it"
-        probe = min((report.next_probe_seconds or 0.0 for report in down), default=0.0)
-        if "credentials" in why:
-            remedy = (
-                "correct client id and secret in the shop's Zithara configuration, or in [zithara]; no message is lost"
-            )
-        else:
-            remedy = f"messages wait and lose no attempt, the next probe is in {duration(probe)}"
-        name = "API" if target == "api" else target
+        every = len(found) == len(all_of_it)
+        why = next((report.why for report in found if report.why), "")
+        seen = "" if every else f", as {len(found)} of {len(all_of_it)} workers see it"
+        probe = min((report.next_probe_seconds or 0.0 for report in found), default=0.0)
         yield Condition(
-            level=Level.CRITICAL if every else Level.WARNING, text=f"{name} DOWN{seen}: {why}", remedy=remedy
+            level=Level.CRITICAL if every else Level.WARNING,
+            text=down(target, why, seen=seen),
+            remedy=remedy(why, probe=f"the next probe is in {duration(probe)}"),
         )
 
 

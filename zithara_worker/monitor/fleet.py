@@ -99,7 +99,7 @@ class TopicStatus:
     #: Leases that their worker has not renewed: any worker takes these over
     leases_expired: int
     rates: Rates
-    #: At the present rate; None: nothing is being delivered
+    #: At the present rate; None: no worker has delivered anything for a minute, or the topic is paused
     drain_seconds: float | None
     pause: Pause | None
     #: Whether a worker sends each message of it, because others deliver too and do not record what Zithara accepted
@@ -280,6 +280,8 @@ def _topic_status(
         for relay in living
         if (relayed := relay.rabbitmq.get(topic)) is not None and relayed.waiting is not None
     ]
+    # An estimate by what flowed some minutes ago would promise an end to a backlog that grows.
+    flows = workers > 0 and pause is None and any(minute.done for minute in hour[-2:])
     backlog = sum(counts[each].messages for each in (Status.NEW, Status.RETRY_REQUIRED, Status.IN_PROGRESS))
     return TopicStatus(
         topic=topic,
@@ -299,7 +301,7 @@ def _topic_status(
         groups_waiting=groups.waiting,
         leases_expired=groups.expired,
         rates=recent,
-        drain_seconds=None if queue is None else drain_seconds(backlog, 0.0 if pause else recent.done_per_minute),
+        drain_seconds=None if queue is None else drain_seconds(backlog, recent.done_per_minute if flows else 0.0),
         pause=pause,
         uncompared=uncompared,
         relays=len(living),

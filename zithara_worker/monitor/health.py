@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from zithara_worker.delivery import down as words
 from zithara_worker.monitor.conditions import paused
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
@@ -103,9 +104,7 @@ def worker_health(
         )
     if audit_problem is not None:
         reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
-    stopped = [
-        f"deliveries to {target} are stopped until a probe succeeds ({why})" for target, why in sorted(down.items())
-    ]
+    stopped = [f"{words.down(target, why)}: {words.remedy(why)}" for target, why in sorted(down.items())]
     if delivers_nothing:
         reasons += stopped
     else:

@@ -41,10 +41,7 @@ LOOK_SECONDS = 0.2
 FAILURE_SECONDS = 1.0
 MASK = "[masked]"
 
-_NOT_HEADERS = (
-    "client_id or client_secret holds characters that cannot be sent: correct them in the shop's Zithara configuration "
-    "or in [zithara]"
-)
+_NOT_HEADERS = "client_id or client_secret holds characters that cannot be sent"
 
 #: Headers of every request. An answer that is compressed all the same is not read; see `Answer.unreadable`.
 COMMON_HEADERS = (
@@ -59,7 +56,8 @@ class TokenUnavailable(ZitharaWorkerError):
 
 
 class CredentialsRefused(ZitharaWorkerError):
-    """The API refuses client_id and client_secret. An operator must correct them."""
+    """The API refuses client_id and client_secret, which an operator must correct. The text: its answer, or what else
+    is wrong with them."""
 
 
 class SharedToken(Protocol):
@@ -239,10 +237,7 @@ class TokenSource:
         parsed = answer.parsed()
         status = effective_status(answer, parsed)
         if status in (400, 401, 403):
-            raise CredentialsRefused(
-                f"Zithara refused client_id and client_secret ({describe(answer, self.mask)}): "
-                "correct them in the shop's Zithara configuration or in [zithara]"
-            )
+            raise CredentialsRefused(describe(answer, self.mask))
         token = parsed.get("access_token") if isinstance(parsed, dict) else None
         if not 200 <= status < 300 or not isinstance(token, str) or not _is_writable(token):
             # A 2xx answer is not quoted, because it may contain a token even if it is malformed.

@@ -1,0 +1,19 @@
+"""The words about a target to which only probes are sent: the same in the log, `status`, `check`, page and /healthz."""
+
+from __future__ import annotations
+
+#: How a reason begins if an operator has to correct the credentials; no probe can succeed before.
+CREDENTIALS = "credentials refused"
+
+
+def down(target: str, why: str, *, seen: str = "") -> str:
+    """What is down, and why. `target`: "api", "webhook" or a path; `why`: of its breaker; `seen`: by whom, if not by
+    all workers."""
+    return f"{'API' if target == 'api' else target} DOWN{seen}: {why or 'deliveries fail'}"
+
+
+def remedy(why: str, *, probe: str = "the next probe comes by itself") -> str:
+    """What to do, or what happens next. `probe`: when the next probe is sent."""
+    if why.startswith(CREDENTIALS):
+        return "correct client id and secret in the shop's Zithara configuration, or in [zithara]; no message is lost"
+    return f"messages wait and lose no attempt, {probe}"
