@@ -9,11 +9,11 @@ SELECT CAST(NOW() AS CHAR) AS now, CAST(NOW() - INTERVAL %(seconds)s SECOND AS C
        UNIX_TIMESTAMP(NOW(3)) AS now_utc
 
 -- reconcile_ledger --
--- By primary key. A row of another destination tells what an operator refused and what reconcile published, and no more.
+-- By primary key. A row of another destination tells what an operator refused, and no more.
 -- `is_sure`: no doubt has come up since the acceptance.
 SELECT d.group_key, d.destination = %(destination)s AND d.accepted > 0 AS is_here, d.create_id, d.content, d.stale,
        IF(d.id_epoch < COALESCE(l.id_epoch, 0), 0, d.message_id) AS message_id, CAST(d.compared_at AS CHAR) AS compared_at,
-       d.refused, d.reconcile_id, COALESCE(d.doubt_until > NOW(3), 0) AS in_doubt,
+       d.refused, COALESCE(d.doubt_until > NOW(3), 0) AS in_doubt,
        d.request IS NOT NULL OR COALESCE(d.last_accepted_at >= d.doubt_until - INTERVAL %(doubt_seconds)s SECOND, 1) AS is_sure,
        UNIX_TIMESTAMP(d.last_accepted_at) AS last_accepted_at, CAST(d.published_at AS CHAR) AS published_at
 FROM {prefix}zithara_delivery AS d FORCE INDEX (PRIMARY)
@@ -30,10 +30,6 @@ FROM (SELECT message_id, status
       ORDER BY message_id
       LIMIT %(limit)s) AS next_rows
 GROUP BY IF(status IN (2, 3, 5), message_id, 0)
-
--- reconcile_statuses --
-SELECT message_id, status FROM {prefix}queue_message_status FORCE INDEX ({unique})
-WHERE queue_id = %(queue_id)s AND message_id IN %(message_ids)s
 
 -- reconcile_failures --
 -- The newest message in ERROR of each of these groups. Served by KEY message_group.
@@ -63,7 +59,7 @@ ON DUPLICATE KEY UPDATE
   stale = IF(content = VALUES(content), 0, stale)
 
 -- reconcile_published --
--- The message that reconcile has published of an entity: another run does not publish it again while it is pending.
+-- The message that reconcile has published of an entity: ledger_record treats its time accordingly.
 INSERT INTO {prefix}zithara_delivery
   (topic_name, group_key, destination, message_id, published_at, covers, first_accepted_at, last_accepted_at, accepted, reconcile_id)
 VALUES (%(topic)s, %s, '', 0, NOW(), '', NOW(3), NOW(3), 0, %s)

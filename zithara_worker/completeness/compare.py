@@ -19,7 +19,6 @@ from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.messages import Entity, Event, Rejection, Request, Skip
 from zithara_worker.queue.ledger import DOUBT_SECONDS
 from zithara_worker.queue.queues import stored_body
-from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import INTERNAL_ERROR
 from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity
 from zithara_worker.zithara.api import content_digest
@@ -87,7 +86,6 @@ class _Known(NamedTuple):
     stale: bool
     compared_at: str
     refused: str
-    reconcile_id: int
     in_doubt: bool
     is_sure: bool
     last_accepted_at: float
@@ -95,7 +93,7 @@ class _Known(NamedTuple):
     published_at: str
 
 
-_NOTHING = _Known(False, 0, 0, "", False, "", "", 0, False, True, 0.0, "")
+_NOTHING = _Known(False, 0, 0, "", False, "", "", False, True, 0.0, "")
 
 
 class Comparison:
@@ -196,13 +194,10 @@ class Comparison:
         ids = [entity.id for entity, _ in entities]
         now = self._reader.times(ids)
         failed = self._failed([entity.group_key for entity, _ in entities])
-        own = self._own_messages(
-            [known[entity.group_key].reconcile_id for entity, _ in entities if entity.group_key in known]
-        )
         judged = []
         for entity, payload in entities:
             row = known.get(entity.group_key, _NOTHING)
-            verdict = self._verdict(entity, row, now, failed, own, resend=resend_since is not None)
+            verdict = self._verdict(entity, row, now, failed, resend=resend_since is not None)
             if verdict not in PUBLISHABLE:
                 judged.append(Judged(entity=entity, verdict=verdict))
                 continue
@@ -218,13 +213,12 @@ class Comparison:
         row: _Known,
         now: Mapping[int, str],
         failed: Mapping[str, int],
-        own: Mapping[int, Status],
         *,
         resend: bool,
     ) -> Verdict:
         if now.get(entity.id) != entity.updated_at:
             return Verdict.UNSETTLED  # it has changed while it was read
-        if entity.group_key in self._pending or own.get(row.reconcile_id) in _UNDER_WAY:
+        if entity.group_key in self._pending:
             return Verdict.WAITING
         if failed.get(entity.group_key, 0) > (row.message_id if row.is_here else 0) and not resend:
             return Verdict.FAILED
@@ -287,7 +281,6 @@ class Comparison:
                 stale=bool(row["stale"]),
                 compared_at=row["compared_at"] or "",
                 refused=row["refused"] or "",
-                reconcile_id=row["reconcile_id"],
                 in_doubt=bool(row["in_doubt"]),
                 is_sure=bool(row["is_sure"]),
                 last_accepted_at=float(row["last_accepted_at"]),
@@ -300,17 +293,6 @@ class Comparison:
         """Group -> its newest message in ERROR."""
         rows = self._database.rows("reconcile_failures", queue_id=self._queue_id, group_keys=sorted(group_keys))
         return {row["group_key"]: int(row["message_id"]) for row in rows}
-
-    def _own_messages(self, message_ids: Collection[int]) -> dict[int, Status]:
-        """The statuses of messages that reconcile published before."""
-        wanted = sorted({each for each in message_ids if each})
-        if not wanted:
-            return {}
-        rows = self._database.rows("reconcile_statuses", queue_id=self._queue_id, message_ids=wanted)
-        return {int(row["message_id"]): Status(int(row["status"])) for row in rows}
-
-
-_UNDER_WAY = frozenset({Status.NEW, Status.IN_PROGRESS, Status.RETRY_REQUIRED})
 
 
 def _is_sure(row: _Known) -> bool:
