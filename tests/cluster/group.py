@@ -91,9 +91,10 @@ class Member(Node):
     @property
     def is_expelled(self) -> bool:
         try:
-            return self.ask(_STATE) in ([], [("ERROR", "")], [("OFFLINE", "")])
+            found = self.ask(_STATE)
         except (DatabaseUnavailable, pymysql.err.Error):
             return False
+        return not found or found[0][0] in ("ERROR", "OFFLINE")
 
     def _serves(self) -> bool:
         found = self.ask(_STATE)
@@ -124,6 +125,13 @@ class Group(Cluster):
                 super().wait_until_whole(5.0)
             except AssertionError:
                 if time.monotonic() > deadline:
+                    for member in self.nodes:
+                        print(
+                            member.number,
+                            member.ask("SELECT * FROM performance_schema.replication_group_members"),
+                            member._log_tail()[-3000:],
+                            sep="\n",
+                        )
                     raise
                 for member in self.nodes:
                     if member.is_expelled:
