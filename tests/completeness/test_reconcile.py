@@ -547,8 +547,10 @@ def test_a_worker_that_delivers_meanwhile_is_seen(
 
     rows.before = deliver
     found = reconciler.publish()
-    assert (found.counts, found.published) == (counts(missing=1), 0)
-    assert len(api.requests()) == 1
+    assert (found.counts, found.published, found.moved) == (counts(missing=1), 0, 1)
+    assert found.is_complete and len(api.requests()) == 1
+    [kept] = read_results(reconciler.database)
+    assert kept.wrong == 0 and kept.total == 1
 
 
 def test_a_failing_api_leaves_failed_and_not_missing(

@@ -52,9 +52,8 @@ class Verdict(Enum):
     UNSETTLED = "unsettled"
 
 
-#: What `--publish` publishes, and what is not right.
+#: What `--publish` publishes.
 PUBLISHABLE = frozenset({Verdict.MISSING, Verdict.STALE})
-WRONG = PUBLISHABLE | {Verdict.FAILED}
 
 Process = Callable[[Event], Request | Skip | Rejection]
 

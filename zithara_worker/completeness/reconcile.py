@@ -21,7 +21,6 @@ from zithara_worker.completeness import records
 from zithara_worker.completeness.compare import (
     PUBLISHABLE,
     SETTLED_SECONDS,
-    WRONG,
     Comparison,
     Judged,
     Process,
@@ -69,9 +68,10 @@ class Window:
 class Result:
     """What a run found of one kind.
 
-    `counts`: verdict -> entities, as found. `published`: messages put on the queue, and their `bytes`. `named`: verdict
-    -> (label, reason) of some. `ended`: why it ended before its end, "" if it did not. `in_rabbitmq`: messages of the
-    topic that RabbitMQ still holds; None: the shop has none, or it is not known.
+    `counts`: verdict -> entities, as found. `named`: verdict -> (label, reason) of some. `published`: messages put on
+    the queue, and their bytes. `moved`: missing or stale ones that were delivered or changed before they could be
+    published. `ended`: why it ended before its end, "" if it did not. `in_rabbitmq`: messages of the topic that
+    RabbitMQ still holds; None: the shop has none, or it is not known.
     """
 
     kind: str
@@ -81,6 +81,7 @@ class Result:
     publishable_bytes: int = 0
     published: int = 0
     published_bytes: int = 0
+    moved: int = 0
     seconds: float = 0.0
     ended: str = ""
     in_rabbitmq: int | None = None
@@ -97,7 +98,8 @@ class Result:
     @property
     def is_complete(self) -> bool:
         """Whether nothing is missing, stale or failed, but for what is on the queue now."""
-        return not self.ended and not self.in_rabbitmq and self.published >= sum(self.counts[each] for each in WRONG)
+        left = self.publishable - self.published - self.moved
+        return not self.ended and not self.in_rabbitmq and left <= 0 and not self.counts[Verdict.FAILED]
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -262,7 +264,7 @@ class Reconcile:
         that are NEW. Raises ShopError, DatabaseUnavailable.
         """
         started = self._here.monotonic()
-        published = size = 0
+        published = size = moved = 0
         why = ""
         if found.in_rabbitmq:
             why = "in_rabbitmq"
@@ -274,10 +276,12 @@ class Reconcile:
                 break
             self._pending.refresh(self._renew)
             chosen = [each for each in self._judge(entities) if each.payload is not None]
+            moved += len(entities) - len(chosen)
             if limit is not None:
                 chosen = chosen[: limit - published]
             done = self._store(sorted(chosen, key=lambda each: each.entity.id))
             published += len(done)
+            moved += len(chosen) - len(done)
             size += sum(len(each.body) for each in done)
             on_progress(len(entities))
             if max_bytes is not None and size > max_bytes:
@@ -287,6 +291,7 @@ class Reconcile:
             found,
             published=published,
             published_bytes=size,
+            moved=moved,
             seconds=found.seconds + self._here.monotonic() - started,
             ended=found.ended or why,
         )
@@ -295,15 +300,15 @@ class Reconcile:
         """Keeps the result for `status`, the page and the metrics, where every entity was judged."""
         if self._compared:
             told = result.as_json()
-            # What was published is on its way.
-            moved = Counter(told["counts"])
-            left = result.published
-            for verdict in (Verdict.MISSING, Verdict.STALE):
-                part = min(left, moved[verdict.value])
-                moved[verdict.value] -= part
-                moved[Verdict.WAITING.value] += part
-                left -= part
-            told["counts"] = dict(moved)
+            # What was published is on its way, and what moved is judged next time.
+            counts = Counter(told["counts"])
+            for amount, verdict in ((result.published, Verdict.WAITING), (result.moved, Verdict.UNSETTLED)):
+                for wrong in (Verdict.MISSING, Verdict.STALE):
+                    part = min(amount, counts[wrong.value])
+                    counts[wrong.value] -= part
+                    counts[verdict.value] += part
+                    amount -= part
+            told["counts"] = dict(counts)
             told["finished_utc"] = self._now_utc()
             if result.resend and result.ended:
                 told["resend_since"] = self._resend_since
