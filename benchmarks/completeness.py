@@ -41,10 +41,11 @@ LATENCY_SECONDS = 0.05
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reconciled:
-    """`seconds` and `mib` (resident at most) of the command."""
+    """`seconds`, `cpu_seconds` and `mib` (resident at most) of the command."""
 
     what: str
     seconds: float
+    cpu_seconds: float
     mib: float
     counts: dict[str, int]
     published: int
@@ -104,6 +105,7 @@ def _reconcile(what: str, config: Path, *options: str) -> Reconciled:
     return Reconciled(
         what=what,
         seconds=time.monotonic() - started,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
         mib=usage.ru_maxrss / 1024,
         counts={name: number for name, number in kind["counts"].items() if number},
         published=kind["published"],
@@ -187,12 +189,12 @@ def _bodies() -> Iterator[str]:
 
 def table(found: Sequence[Reconciled], beside: Beside) -> str:
     rows = "".join(
-        f"| {each.what} | {each.seconds:.1f} | {each.mib:.0f} | "
+        f"| {each.what} | {each.seconds:.1f} | {each.cpu_seconds:.1f} | {each.mib:.0f} | "
         f"{', '.join(f'{name} {number:,}' for name, number in each.counts.items())} | {each.published:,} |\n"
         for each in found
     )
     return (
-        "| run | seconds | MiB | found | published |\n| --- | --- | --- | --- | --- |\n"
+        "| run | seconds | CPU | MiB | found | published |\n| --- | --- | --- | --- | --- | --- |\n"
         f"{rows}\nLive events while it published: {beside.events:,}, from commit to request median "
         f"{beside.median_ms:.0f} ms, p95 {beside.p95_ms:.0f} ms.\n"
     )

@@ -509,6 +509,21 @@ def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
     assert reconciler.publish(resend=True, concurrency=100).published == 40, "the next resend begins anew"
 
 
+def test_what_is_resent_is_sent_though_it_is_unchanged(
+    shop: Shop, administrator: Database, settings: Settings, consume: Callable[[], None], api: FakeZithara
+) -> None:
+    rows = MemoryShop(topic=TOPIC_CART, entity="cart")
+    rows.put(1, cart(10))
+    shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (1)")
+    reconciler = Reconciler(administrator, rows, settings)
+    shop.publish(TOPIC_CART, cart(10))
+    consume()
+    assert reconciler.publish(resend=True).published == 1
+    consume()
+    assert len(api.requests("/v1/cart")) == 2
+    assert reconciler.verdict() is Verdict.COMPLETE
+
+
 # ---------------------------------------------------------------- with live events
 
 
