@@ -41,12 +41,18 @@ def sync_wait(database: Database) -> int:
 def test_only_statements_that_need_it_wait_for_what_other_nodes_have_committed(
     node: GaleraNode, database: Database
 ) -> None:
+    def kill_session() -> None:
+        with closing(node.connect()) as root, root.cursor() as cursor:
+            cursor.execute("KILL %s", (database.session_id,))
+
+    assert sync_wait(database) == 0
+    kill_session()
+    with pytest.raises(DatabaseUnavailable), database.in_step():
+        pytest.fail("the session was lost before")
     assert sync_wait(database) == 0
     with database.in_step():
         assert sync_wait(database) == 7
-        node_sessions = database._open().thread_id()
-        with closing(node.connect()) as root, root.cursor() as cursor:
-            cursor.execute("KILL %s", (node_sessions,))
+        kill_session()
         with pytest.raises(DatabaseUnavailable):
             database.rows("paused")
         assert sync_wait(database) == 7, "the next session of the block waits too"

@@ -393,8 +393,8 @@ class Database:
         Without it a node that lags could answer that a lease is gone, or not there yet. Sends nothing elsewhere.
         """
         self._open()
-        self._set_in_step(True)
         try:
+            self._set_in_step(True)
             yield
         finally:
             # The session may be lost by now, and the next one begins without.
