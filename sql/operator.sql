@@ -73,6 +73,17 @@ LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
 WHERE s.id IN %(ids)s
 GROUP BY s.queue_id, reason
 
+-- failed_summary --
+-- The newest messages in ERROR, counted by queue and reason: `limit` rows are read at most, by Magento's index (status,
+-- updated_at).
+SELECT s.queue_id, COALESCE(f.reason_code, 'unrecorded') AS reason, COUNT(*) AS messages, MAX(s.message_id) AS newest,
+       UNIX_TIMESTAMP(MIN(COALESCE(f.first_failed_at, s.updated_at))) AS since
+FROM (SELECT id, queue_id, message_id, updated_at FROM {prefix}queue_message_status {by_status}
+      WHERE status = 6 AND queue_id IN %(queue_ids)s ORDER BY updated_at DESC LIMIT %(limit)s) AS s
+LEFT JOIN {prefix}zithara_delivery_failure AS f ON f.id = s.id
+GROUP BY s.queue_id, reason
+ORDER BY s.queue_id, messages DESC, reason
+
 -- failures_lock --
 -- Those of the given messages that are in ERROR or discarded. Locks them by primary key, before any row of a group, as a
 -- settle does. Locks their failure rows too: a delivery that sets newer_delivered has committed and is seen, or it waits.

@@ -22,7 +22,9 @@ from zithara_worker.monitor import page
 from zithara_worker.monitor.fleet import RELAY, FleetStatus, RelayedQueue
 from zithara_worker.monitor.rates import NO_REQUESTS, Minute
 from zithara_worker.monitor.server import Listener, Reply
+from zithara_worker.queue.failures import FailureCount
 from zithara_worker.queue.operator import Pause
+from zithara_worker.reasons import find
 
 EVIL = "<script>document.title='owned'</script>\"'><img src=x onerror=alert(1)>"
 TOPIC = "zithara.order.events"
@@ -104,6 +106,26 @@ def test_page_says_what_was_not_sent_and_what_is_not_compared() -> None:
     words = " ".join(_Outline(document).text.split())
     assert "last hour without a request: 1400 unchanged, 2 <script>" in words and "<script" not in document
     assert f"every message of {TOPIC} is sent, because others deliver too" in words
+
+
+def test_page_sums_up_the_failures_by_reason_with_what_to_do() -> None:
+    failures = (
+        FailureCount(topic=TOPIC, reason="http_422", messages=1234, since_utc=NOW - 7200, newest_id=99),
+        FailureCount(topic=TOPIC, reason=EVIL, messages=1, since_utc=NOW - 60, newest_id=7),
+    )
+    document = rendered(replace(fleet(), failures=failures))
+    words = " ".join(_Outline(document).text.split())
+    assert "zithara-worker failed list --topic order --reason http_422" in words and "2h00m ago" in words
+    known = find("http_422")
+    assert known is not None and known.remedy in words
+    assert "<script" not in document and "Failed messages" not in rendered(fleet())
+
+
+def test_charts_tell_the_present_value_the_highest_and_the_scale() -> None:
+    minutes = (Minute(minute=NEWEST - 1, answered=70), Minute(minute=NEWEST, answered=30))
+    found = fleet_status((topic_status(minutes=minutes),), (worker_status(),))
+    words = " ".join(_Outline(rendered(found)).text.split())
+    assert "Messages a minutedonefailednow 30, highest 70" in words and "scale to 100" in words
 
 
 def test_page_shows_relays_and_what_they_wait_for() -> None:

@@ -31,6 +31,21 @@ def test_the_newest_come_first_and_the_rest_is_counted(
     assert ([each.message_id for each in found], total) == ([ids[4], ids[3]], 5)
 
 
+def test_the_newest_are_counted_by_topic_and_reason_without_reading_all(
+    shop: Shop, database: Database, consume: Consume, refused: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused.add("00000077")
+    orders = [shop.publish_order(f"00000077{n}") for n in range(3)]
+    broken = shop.publish_body(TOPIC_CUSTOMER, "{nonsense")
+    consume()
+    queues = find_queues(database, TOPICS, {})
+    found = [(each.topic, each.messages, each.newest_id) for each in failures.newest_by_reason(database, queues)]
+    assert sorted(found) == [(TOPIC_CUSTOMER, 1, broken.message_id), (TOPIC_ORDER, 3, orders[-1].message_id)]
+    shop.make_older(minutes=5, relation_ids=[broken.relation_id])
+    monkeypatch.setattr(failures, "SUMMARISED", 3)
+    assert [(each.topic, each.messages) for each in failures.newest_by_reason(database, queues)] == [(TOPIC_ORDER, 3)]
+
+
 def test_a_selection_goes_by_topic_reason_group_and_age(
     shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes, total
 from zithara_worker.monitor.reconciliations import Reconciliation, read_results
+from zithara_worker.queue.failures import FailureCount, newest_by_reason
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
@@ -188,6 +189,8 @@ class FleetStatus:
     topics: tuple[TopicStatus, ...]
     workers: tuple[WorkerStatus, ...]
     relays: tuple[WorkerStatus, ...] = ()
+    #: The newest failed messages by topic and reason
+    failures: tuple[FailureCount, ...] = ()
     #: All topics together
     rates: Rates
     history: tuple[Minute, ...] = field(repr=False)
@@ -252,6 +255,7 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
         topics=tuple(topics),
         workers=tuple(workers),
         relays=tuple(relays),
+        failures=tuple(newest_by_reason(database, queues)),
         rates=rates(hour, now, started),
         history=hour,
         reconciliations=tuple(read_results(database)),

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from importlib import resources
 
 from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import FleetStatus, RelayedQueue, TopicStatus, WorkerStatus
+from zithara_worker.reasons import find
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, milliseconds, moment, percent, rate
 from zithara_worker.version import VERSION
@@ -53,6 +54,7 @@ def render(
         title = f"{count(sum(topic.pending for topic in fleet.topics))} waiting"
         parts += [
             _queues(fleet),
+            _failures(fleet),
             _charts(fleet, backlog),
             _workers(fleet),
             _relays(fleet),
@@ -132,6 +134,30 @@ def _queue(topic: TopicStatus) -> str:
             ("Empty in", duration(topic.drain_seconds or None), ""),
         ),
     )
+
+
+def _failures(fleet: FleetStatus) -> str:
+    """Failed messages by reason, and what to do. Nothing where none has failed."""
+    if not fleet.failures:
+        return ""
+    rows = []
+    for each in fleet.failures:
+        topic, known = short_name(each.topic), find(each.reason)
+        select = f"--topic {topic} --reason {each.reason}"
+        rows.append(
+            _row(
+                f"{escape(topic)}<small>{escape(each.reason)}</small>",
+                (
+                    ("Messages", count(each.messages), "bad"),
+                    ("Since", f"{duration(fleet.at_utc - each.since_utc)} ago", ""),
+                    ("Newest", str(each.newest_id), ""),
+                    ("What to do", escape(known.remedy if known else ""), "text"),
+                    ("Command", f"<code>{escape(f'zithara-worker failed list {select}')}</code>", "text"),
+                ),
+            )
+        )
+    heads = ("Failed", "Messages", "Since", "Newest", "What to do", "Command")
+    return f"<h2>Failed messages</h2>{_table(heads, rows)}"
 
 
 def _workers(fleet: FleetStatus) -> str:
@@ -229,23 +255,38 @@ def _charts(fleet: FleetStatus, backlog: Mapping[int, int]) -> str:
     slow = [each.percentile_ms(0.95) for each in hour]
 
     top = round_top(waiting, least=10)
-    charts = _chart("Backlog", f"{count(top)} messages", lines([("main", waiting)], top=top, label="Backlog"))
-    top = round_top([a + b for a, b in zip(done, failed, strict=True)], least=10)
+    charts = _chart("Backlog", waiting, count, top, lines([("main", waiting)], top=top, label="Backlog"))
+    both = [a + b for a, b in zip(done, failed, strict=True)]
+    top = round_top(both, least=10)
     drawing = bars([("main", done), ("fail", failed)], top=top, label="Throughput")
-    charts += _chart("Throughput", f"{count(top)} a minute", drawing, (("main", "done"), ("fail", "failed")))
+    charts += _chart("Messages a minute", both, count, top, drawing, (("main", "done"), ("fail", "failed")))
     top = min(100.0, round_top(shares, least=1))
-    charts += _chart("Failure rate", f"{top:g}%", lines([("fail", shares)], top=top, label="Failure rate"))
+    drawing = lines([("fail", shares)], top=top, label="Failure rate")
+    charts += _chart("Failure rate", shares, lambda value: f"{value:.3g}%", top, drawing)
     top = round_top(slow, least=10)
     drawing = lines([("second", slow), ("main", medians)], top=top, label="Response times")
-    charts += _chart("Response times", milliseconds(top), drawing, (("main", "median"), ("second", "95%")))
+    charts += _chart("Response times", slow, milliseconds, top, drawing, (("main", "median"), ("second", "95%")))
     return f'<h2>The last hour</h2><div class="charts">{charts}</div>'
 
 
-def _chart(title: str, top: str, drawing: str, legend: Sequence[tuple[str, str]] = ()) -> str:
+def _chart(
+    title: str,
+    values: Sequence[float | None],
+    written: Callable[[float], str],
+    top: float,
+    drawing: str,
+    legend: Sequence[tuple[str, str]] = (),
+) -> str:
+    """`values`: those whose latest and highest are told. `top`: the upper end of the scale."""
     keys = "".join(f'<span class="key {kind}">{escape(text)}</span>' for kind, text in legend)
+    seen = [each for each in values if each is not None]
+    now = written(values[-1]) if values and values[-1] is not None else "-"
+    highest = written(max(seen)) if seen else "-"
     return (
-        f"<figure><figcaption><b>{escape(title)}</b>{keys}<span>{escape(top)}</span></figcaption>{drawing}"
-        '<div class="axis"><span>60 min ago</span><span>now</span></div></figure>'
+        f"<figure><figcaption><b>{escape(title)}</b>{keys}<span>now {escape(now)}, highest {escape(highest)}</span>"
+        f"</figcaption>{drawing}"
+        f'<div class="axis"><span>60 min ago</span><span>scale to {escape(written(top))}</span><span>now</span></div>'
+        "</figure>"
     )
 
 

@@ -21,6 +21,8 @@ from zithara_worker.reasons import UNRECORDED
 
 #: Ids that one statement reads.
 PAGE = 5000
+#: Failed messages that the page's summary counts, at most.
+SUMMARISED = 10_000
 #: Bodies of one statement: how many, and how many bytes together. A larger body is read by itself, in pieces of so many
 #: characters, so that no answer exceeds max_allowed_packet.
 BODIES = 50
@@ -241,6 +243,21 @@ def summary(database: Database, relation_ids: Sequence[int], queues: Sequence[Qu
         for (queue_id, reason), (messages, since, newest) in sorted(
             total.items(), key=lambda item: (item[0][0], -item[1][0], item[0][1])
         )
+    ]
+
+
+def newest_by_reason(database: Database, queues: Sequence[QueueRow]) -> list[FailureCount]:
+    """The newest SUMMARISED messages in ERROR, counted by topic and reason, most first."""
+    topics = {queue.queue_id: queue.topic for queue in queues}
+    return [
+        FailureCount(
+            topic=topics[int(row["queue_id"])],
+            reason=str(row["reason"]),
+            messages=int(row["messages"]),
+            since_utc=float(row["since"]),
+            newest_id=int(row["newest"]),
+        )
+        for row in database.rows("failed_summary", queue_ids=sorted(topics), limit=SUMMARISED)
     ]
 
 
