@@ -506,7 +506,9 @@ def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
     consume()
     assert sorted(sent(api)) == [("POST", f"{id:09d}") for id in range(1, 41)], "each once, none skipped as unchanged"
     assert reconciler.compare().counts == counts(complete=40)
-    assert reconciler.publish(resend=True, concurrency=100).published == 40, "the next resend begins anew"
+    assert reconciler.publish(resend=True, concurrency=100, limit=1).published == 1, "the next resend begins anew"
+    consume()
+    assert reconciler.publish(resend=True, concurrency=100).published == 39, "and goes on behind its limit"
 
 
 def test_what_is_resent_is_sent_though_it_is_unchanged(
@@ -549,23 +551,33 @@ def test_what_a_transaction_of_the_shop_publishes_late_is_not_taken_for_older(
     assert reconciler.verdict() is Verdict.COMPLETE
 
 
-def test_a_worker_that_delivers_meanwhile_is_seen(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+@pytest.mark.parametrize("delivered", [True, False])
+def test_what_the_module_publishes_meanwhile_is_seen_and_what_a_worker_delivers(
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    consume: Callable[[], None],
+    api: FakeZithara,
+    delivered: bool,
 ) -> None:
-    """The module's message is delivered between the first and the second pass."""
+    """Between the first and the second pass. Another order is deleted meanwhile."""
     state = rows.order(1)
+    rows.order(2)
 
-    def deliver(call: str) -> None:
+    def publish(call: str) -> None:
         if call == "page" and rows.calls["page"] == 2:
             shop.publish(TOPIC_ORDER, state)
-            consume()
+            del rows.rows[2], rows.states[2]
+            if delivered:
+                consume()
 
-    rows.before = deliver
+    rows.before = publish
     found = reconciler.publish()
-    assert (found.counts, found.published, found.moved) == (counts(missing=1), 0, 1)
-    assert found.is_complete and len(api.requests()) == 1
+    assert (found.counts, found.published, found.moved) == (counts(missing=2), 0, 2)
+    consume()
+    assert found.is_complete and len(api.requests("/v1/order")) == 1
     [kept] = read_results(reconciler.database)
-    assert kept.wrong == 0 and kept.total == 1
+    assert kept.wrong == 0 and kept.total == 2
 
 
 def test_a_failing_api_leaves_failed_and_not_missing(

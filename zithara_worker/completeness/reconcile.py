@@ -287,6 +287,8 @@ class Reconcile:
             if max_bytes is not None and size > max_bytes:
                 why = "many_bytes"
                 break
+        if limit is None and not why:
+            moved = found.publishable - published  # with what the shop has deleted
         return replace(
             found,
             published=published,
@@ -310,7 +312,7 @@ class Reconcile:
                     amount -= part
             told["counts"] = dict(counts)
             told["finished_utc"] = self._now_utc()
-            if result.resend and result.ended:
+            if result.resend and not result.is_complete:
                 told["resend_since"] = self._resend_since
             records.end(self._database, self._reader.kind, told)
 
