@@ -36,6 +36,11 @@ SHOW SESSION STATUS WHERE Variable_name = 'Ssl_cipher'
 SELECT table_name AS name, engine AS engine, table_comment AS comment FROM information_schema.tables
 WHERE table_schema = DATABASE() AND table_name IN %(tables)s
 
+-- other_prefixes --
+-- Tables that end like Magento's, under whatever prefix: names one that was configured wrongly.
+SELECT table_name AS name FROM information_schema.tables
+WHERE table_schema = DATABASE() AND table_name REGEXP 'queue_message_status$' ORDER BY table_name LIMIT 5
+
 -- column_present --
 SELECT column_name AS name FROM information_schema.columns
 WHERE table_schema = DATABASE() AND table_name = %(table)s AND column_name = %(column)s

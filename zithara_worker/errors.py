@@ -7,6 +7,7 @@
         DatabaseRefused      wrong user, password or name: also a configuration error; a running worker waits
       BrokerUnavailable      RabbitMQ cannot be reached, or refuses us; the relay waits and tries again (exit 1)
       ShopError              the shop lacks something; the text and `doctor` name the remedy (exit 1)
+        NotGranted           the database account lacks a privilege
         Unstorable           the server cannot hold a value, whatever the transaction
         SchemaOutdated       the worker's tables are of an older version: `consume` waits for `install`
       MessageRejected        one message cannot become a request; the others are not affected
@@ -43,6 +44,22 @@ class BrokerUnavailable(ZitharaWorkerError):
 
 class ShopError(ZitharaWorkerError):
     """The shop's database lacks a table, a row or a privilege that the program needs."""
+
+
+#: The remedy where the worker's own account lacks a privilege on purpose.
+AS_OPERATOR = (
+    "do it as the operator's account, since the worker's own has no right to that. 'zithara-worker install --print "
+    "--operator ACCOUNT' shows its grants; ZITHARA_WORKER_DATABASE_USER and ZITHARA_WORKER_DATABASE_PASSWORD_FILE name "
+    "it for one command"
+)
+
+
+class NotGranted(ShopError):
+    """The account lacks a privilege. `seen`: what the server says."""
+
+    def __init__(self, seen: str, remedy: str) -> None:
+        super().__init__(f"{seen}: {remedy}")
+        self.seen = seen
 
 
 class Unstorable(ShopError):

@@ -133,3 +133,13 @@ def test_a_rabbitmq_that_cannot_be_asked_stops_publishing_only(capsys: pytest.Ca
     assert "cannot be asked" in capsys.readouterr().err
     with pytest.raises(ShopError, match="nothing is published before that is known"):
         waiting_in_rabbitmq(unreachable, queue, needed=True)
+
+
+def test_the_workers_own_account_is_told_which_account_may(shop: Shop, worker_config: Callable[..., Path]) -> None:
+    ShopTables(shop).create()
+    for action in (["publish", "order"], ["reconcile", "orders"], ["reconcile", "orders", "--publish", "--yes"]):
+        told = CliRunner().invoke(command, ["--config", str(worker_config()), *action], input="{}")
+        text = str(told.exception)
+        assert told.exit_code == 1 and " command denied to user " in text
+        assert ": do it as the operator's account" in text and "install --print --operator" in text
+        assert "grant it" not in text

@@ -276,7 +276,7 @@ def test_what_the_server_cannot_do_now_is_waited_for(shop: Shop, database: Datab
         pause(database)
 
 
-@pytest.mark.parametrize(("code", "state"), [(1064, "42000"), (1235, "42000"), (1406, "22001"), (1062, "23000")])
+@pytest.mark.parametrize(("code", "state"), [(1064, "42000"), (1235, "42000"), (1062, "23000")])
 def test_a_statement_that_the_server_will_never_take_is_said_with_its_code(
     shop: Shop, database: Database, code: int, state: str
 ) -> None:
@@ -331,12 +331,21 @@ def test_the_server_gives_a_statement_up_before_we_stop_listening(
 @pytest.mark.parametrize(
     ("changes", "expected", "remedy"),
     [
-        ({"password": Secret("wrong")}, ConfigurationError, "user and password"),
-        ({"name": "no_such_database"}, ConfigurationError, "database"),
-        ({"table_prefix": "other_"}, ShopError, "table_prefix"),
-        ({"unix_socket": "/nonexistent/mysqld.sock"}, DatabaseUnavailable, "not available"),
+        (
+            {"password": Secret("wrong")},
+            ConfigurationError,
+            r"at \S+\.sock refused the user \(.*\): correct \[database\] user and password",
+        ),
+        (
+            {"name": "no_such_database"},
+            ConfigurationError,
+            r"password is right, but .* no such database at \S+ \(.*\): correct \[database\] name, or run",
+        ),
+        ({"table_prefix": "other_"}, ShopError, r"other_queue_message_status .* table_prefix"),
+        ({"unix_socket": "/nonexistent/mysqld.sock"}, DatabaseUnavailable, "no socket /nonexistent/mysqld.sock"),
+        ({"unix_socket": "", "host": "127.0.0.1", "port": 1}, DatabaseUnavailable, r"no connection to 127.0.0.1:1 \("),
     ],
-    ids=["password", "database", "prefix", "socket"],
+    ids=["password", "database", "prefix", "socket", "port"],
 )
 def test_what_is_wrong_with_the_settings_is_said_with_its_remedy(
     open_database: Callable[..., Database], changes: dict[str, object], expected: type[Exception], remedy: str
@@ -408,7 +417,7 @@ def test_every_named_statement_can_be_filled_in(database: Database) -> None:
     database._places.setdefault("pending", "`x`")
     for name in database._texts:
         text = database.text(name)
-        assert "{" not in text, name
+        assert not re.search(r"\{\w", text), name
         assert "--" not in text.replace("'--'", ""), name
 
 

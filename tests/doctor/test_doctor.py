@@ -112,21 +112,39 @@ def test_a_database_that_is_away_fails_and_the_api_is_checked_all_the_same(
     examine: Examine, settings: Settings, tmp_path: Path
 ) -> None:
     away = replace(settings.database, unix_socket=str(tmp_path / "no.sock"))
-    found = examine(database=Database(away))
-    assert found["database"].level is Level.FAILED and "[database] host" in found["database"].remedy
+    found = examine(database=Database(away), configured=LoadedSettings(settings=replace(settings, database=away)))
+    told = found["database"]
+    assert told.level is Level.FAILED and f"there is no socket {tmp_path / 'no.sock'}; so tables, " in told.found
+    assert told.remedy == "check that the server runs there, and [database] unix_socket"
     assert found["api.token"].level is Level.OK
-    assert "privileges" not in found
+    assert [finding.check for finding in found.values() if finding.level is Level.FAILED] == ["database"]
+    # The credentials are the shop's: that they are not known is no finding of its own.
+    remote = replace(settings.database, unix_socket="", host="127.0.0.1", port=1)
+    unknown = replace(settings, database=remote, zithara=replace(settings.zithara, client_id=""))
+    found = examine(database=Database(remote), configured=LoadedSettings(settings=unknown))
+    assert [finding.check for finding in found.values() if finding.level is Level.FAILED] == ["database"]
+    assert "no connection to 127.0.0.1:1 (" in found["database"].found and "api.token" not in found
+    assert found["database"].remedy.endswith("[database] host and port")
 
 
 def test_wrong_credentials_of_the_database_fail(examine: Examine, settings: Settings) -> None:
     found = examine(database=Database(replace(settings.database, password=Secret("wrong"))))
     assert found["database"].level is Level.FAILED and "refused" in found["database"].found
+    assert found["database"].remedy.startswith("correct [database] user and password")
 
 
-def test_a_wrong_table_prefix_fails(examine: Examine, settings: Settings) -> None:
+def test_a_wrong_name_of_the_database_is_told_apart_from_a_wrong_password(examine: Examine, settings: Settings) -> None:
+    found = examine(database=Database(replace(settings.database, name="no_such_database")))["database"]
+    assert found.level is Level.FAILED and "the password is right" in found.found
+    assert found.remedy.startswith("correct [database] name")
+
+
+def test_a_wrong_table_prefix_fails_once_and_names_the_right_one(examine: Examine, settings: Settings) -> None:
     found = examine(database=Database(replace(settings.database, table_prefix="m2_")))
-    assert found["tables.magento"].level is Level.FAILED and "m2_queue" in found["tables.magento"].found
-    assert "table_prefix" in found["tables.magento"].remedy
+    told = found["tables.magento"]
+    assert [finding.check for finding in found.values() if finding.level is Level.FAILED] == ["tables.magento"]
+    assert told.found == "the database has no Magento tables with the prefix 'm2_', but with ''"
+    assert told.remedy == "set [database] table_prefix to ''"
 
 
 def test_missing_tables_of_ours_fail(make_shop: Callable[..., Shop], examine: Examine) -> None:

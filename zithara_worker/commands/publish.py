@@ -6,7 +6,7 @@ from typing import TextIO
 
 import click
 
-from zithara_worker.commands.root import Context, topic_argument
+from zithara_worker.commands.root import Context, as_operator, topic_argument
 
 
 @click.command()
@@ -28,6 +28,6 @@ def publish(context: Context, topic: str, file: TextIO, jsonl: bool) -> None:
 
     context.start_logging()
     texts = (line.rstrip("\r\n") for line in file if line.strip()) if jsonl else [file.read().strip()]
-    with context.database() as database:
+    with context.database() as database, as_operator():
         for message_id in operator.publish(database, topic, texts, context.configured.settings.queues):
             click.echo(message_id)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zithara_worker.commands.failed_selection import age
-from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
+from zithara_worker.commands.root import EXIT_FAILED, Context, as_operator, operator_name
 from zithara_worker.commands.terminal import coloured, print_json, printable, progress, table
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError
 from zithara_worker.monitor.reconciliations import KINDS
@@ -106,7 +106,12 @@ def reconcile(
         publishing=(publishing or resend) and not printing, resend=resend, printing=printing, limit=limit, yes=yes
     )
     wanted = [kind for kind in KINDS if not kinds or kind in kinds]
-    with context.database() as database, context.audit() as audit, interruptible() as stopping:
+    with (
+        context.database() as database,
+        context.audit() as audit,
+        interruptible() as stopping,
+        as_operator(),
+    ):
         run = _Run(
             context, database, audit, asked, stopping, show=not as_json, is_default=not (since or until or every)
         )

@@ -16,7 +16,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from zithara_worker.commands.signals import Signals
-from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.errors import (
+    AS_OPERATOR,
+    ConfigurationError,
+    DatabaseUnavailable,
+    NotGranted,
+    ZitharaWorkerError,
+)
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.topics import SHORT_NAMES, TOPICS, full_name
 from zithara_worker.version import VERSION
@@ -112,6 +118,16 @@ class Context:
             yield file.append
         finally:
             file.close()
+
+
+@contextmanager
+def as_operator() -> Iterator[None]:
+    """Around what the worker's account may not do, and need not: an error about privileges names the account that
+    may."""
+    try:
+        yield
+    except NotGranted as error:
+        raise NotGranted(error.seen, AS_OPERATOR) from error
 
 
 def operator_name() -> str:

@@ -14,12 +14,15 @@ from zithara_worker.errors import (
     Contention,
     DatabaseRefused,
     DatabaseUnavailable,
+    NotGranted,
     ShopError,
     Unstorable,
     ZitharaWorkerError,
 )
 
-_ACCESS_DENIED = {1044, 1045, 1698}
+_ACCESS_DENIED = {1045, 1698}
+#: The user may log in, but may not use the database, or there is none of this name: MariaDB says 1044 for both.
+_NO_DATABASE_PRIVILEGE = {1044}
 _NO_PRIVILEGE = {1142, 1143, 1227, 1370}
 _NO_SUCH_TABLE = {1146}
 _NO_SUCH_DATABASE = {1049}
@@ -57,9 +60,9 @@ _GARBLED = (struct.error, IndexError, AssertionError)
 RAISED = (pymysql.err.Error, OSError, *_GARBLED)
 
 
-def translated(error: Exception) -> ZitharaWorkerError:
+def translated(error: Exception, *, at: str = "") -> ZitharaWorkerError:
     """Our error for one of the driver's: one of `RAISED`, or RuntimeError while it connects. The caller raises it from
-    the original."""
+    the original. `at`: the address, while it connects."""
     code = error.args[0] if error.args and isinstance(error.args[0], int) else 0
     text = str(error.args[1]) if len(error.args) > 1 else str(error)
     told = f"(error {code})" if code in _MISLEADING else f"(error {code}: {text})"
@@ -69,8 +72,13 @@ def translated(error: Exception) -> ZitharaWorkerError:
         return Contention(text)
     if code in _ACCESS_DENIED:
         return DatabaseRefused(
-            f"the database refused the user ({text}): correct [database] user and password, or create the user with "
-            "the grants that 'zithara-worker install --print' shows"
+            f"the database{at and f' at {at}'} refused the user ({text}): correct [database] user and password, or "
+            "create the user with the grants that 'zithara-worker install --print' shows"
+        )
+    if code in _NO_DATABASE_PRIVILEGE:
+        return DatabaseRefused(
+            f"the password is right, but this user has no such database{at and f' at {at}'} ({text}): correct "
+            "[database] name, or run the GRANT statements that 'zithara-worker install --print' shows"
         )
     if code == NO_TLS:
         return DatabaseRefused(
@@ -80,14 +88,18 @@ def translated(error: Exception) -> ZitharaWorkerError:
     if code == NO_SUCH_LOGIN:
         return DatabaseRefused(f"logging in to the database: {text}")
     if code in _NO_SUCH_DATABASE:
-        return DatabaseRefused(f"{text}: correct [database] name")
+        return DatabaseRefused(f"there is no such database{at and f' at {at}'} ({text}): correct [database] name")
     if code in _NO_SUCH_TABLE:
         return ShopError(
             f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
             "correct [database] name and table_prefix"
         )
     if code in _NO_PRIVILEGE:
-        return ShopError(f"{text}: grant it; 'zithara-worker install --print' shows all grants the worker needs")
+        return NotGranted(
+            text,
+            "grant it ('zithara-worker install --print' shows all grants the worker needs), or, if there is no such "
+            "table, correct [database] name and table_prefix",
+        )
     if code in _WRONG_SHAPE:
         return ShopError(
             f"{text}: the tables are not as this version needs them; run 'zithara-worker install', or, if it is one of "

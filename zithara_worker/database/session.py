@@ -210,7 +210,7 @@ class Database:
             self._learn_server()
         except (RuntimeError, *RAISED) as error:
             self.close()
-            raise translated(error) from error
+            raise translated(error, at=_default_socket(address, self._settings) or str(address)) from error
         except BaseException:
             self.close()
             raise
@@ -504,9 +504,11 @@ def _connected_socket(address: Address, unix_socket: str) -> socket.socket:
     except OSError as error:
         if wire is not None:
             wire.close()
-        raise pymysql.err.OperationalError(
-            NO_CONNECTION, f"no connection to {unix_socket or address} ({error})"
-        ) from error
+        missing = isinstance(error, FileNotFoundError)
+        seen = (
+            f"there is no socket {unix_socket}" if missing else f"no connection to {unix_socket or address} ({error})"
+        )
+        raise pymysql.err.OperationalError(NO_CONNECTION, seen) from error
     return wire
 
 

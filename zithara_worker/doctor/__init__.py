@@ -18,6 +18,7 @@ from zithara_worker.doctor.shop import unreadable
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.monitor import fleet
 from zithara_worker.queue.queues import queues_present
+from zithara_worker.settings.sections import DatabaseSettings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration
 from zithara_worker.shop.deployment_config import deployment_config
@@ -53,11 +54,7 @@ class Doctor:
         try:
             yield from database.server(self.database)
         except (DatabaseUnavailable, ConfigurationError) as error:
-            yield failed(
-                "database",
-                str(error),
-                "check that the server runs, and [database] host, port, unix_socket, user, password and name",
-            )
+            yield _away(error, settings.database)
             return None
         yield from self._guarded("cluster", lambda: cluster.nodes(self.database))
         yield from self._guarded(
@@ -66,13 +63,15 @@ class Doctor:
         yield from self._guarded("database.proxy", lambda: cluster.proxy(self.database))
         yield from self._guarded("database.durability", lambda: cluster.durability(self.database))
         yield from self._guarded("tables.magento", lambda: database.magento_tables(self.database))
-        worker_tables = self._guarded("tables.worker", lambda: database.worker_tables(self.database))
+        is_shop = database.has_queue_tables(self.database)
+        # Where Magento's tables are not found, one finding says so: ours have the same prefix.
+        worker_tables = self._guarded("tables.worker", lambda: database.worker_tables(self.database) if is_shop else ())
         yield from worker_tables
         verified = settings.database.ssl_ca is not None
         yield from self._guarded("database.encryption", lambda: database.encryption(self.database, verified=verified))
         yield from self._guarded("database.isolation", lambda: database.session(self.database))
         yield from self._guarded("database.clock", lambda: database.clock(self.database, self.utc))
-        if not database.has_queue_tables(self.database):
+        if not is_shop:
             return None
         yield from self._guarded("privileges", lambda: database.privileges(self.database))
         yield from self._guarded("database.index", lambda: database.optional_index(self.database))
@@ -133,7 +132,10 @@ class Doctor:
                     yield warning(
                         "shop.settings", text, "correct it in the shop, or set it in the worker's configuration"
                     )
-        yield from api.checks(configured.settings.zithara, self.utc)
+        # What the shop's database gives cannot be missed while that cannot be read.
+        zithara = configured.settings.zithara
+        known = found is not None or bool(zithara.client_id and zithara.client_secret)
+        yield from api.checks(zithara, self.utc, credentials_known=known)
 
     def _guarded(self, check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
         """An error within a check is a finding, and the other checks go on."""
@@ -141,3 +143,18 @@ class Doctor:
             return list(look())
         except ZitharaWorkerError as error:
             return [failed(check, str(error), "see the text")]
+
+
+def _away(error: DatabaseUnavailable | ConfigurationError, settings: DatabaseSettings) -> Finding:
+    """The one finding of a database that cannot be used, with what cannot be checked because of it."""
+    told, colon, remedy = str(error).rpartition(": correct ")
+    if not colon:
+        where = "unix_socket" if settings.unix_socket else "host and port"
+        told, remedy = remedy, f"check that the server runs there, and [database] {where}"
+    else:
+        remedy = f"correct {remedy}"
+    return failed(
+        "database",
+        f"{told}; so tables, privileges, queues, workers and the shop's settings and credentials were not checked",
+        remedy,
+    )

@@ -50,8 +50,9 @@ class _Remembering(Transport):
         return self.answer
 
 
-def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Finding]:
-    """All checks of the API; after a failed one the next are left out."""
+def checks(settings: ZitharaSettings, utc: Callable[[], float], *, credentials_known: bool = True) -> Iterator[Finding]:
+    """All checks of the API; after a failed one the next are left out. `credentials_known`: False where the shop's,
+    which would count, cannot be read."""
     try:
         url = usable_url(settings.base_url)
         tls = tls_context(verify=settings.verify, ca_file=str(settings.ca_file or ""))
@@ -64,7 +65,7 @@ def checks(settings: ZitharaSettings, utc: Callable[[], float]) -> Iterator[Find
     for finding in certificate(url, tls, settings, utc):
         problem = problem or finding.level.value == "failed"
         yield finding
-    if not problem:
+    if not problem and credentials_known:
         yield from token(settings, tls, utc)
 
 

@@ -80,7 +80,15 @@ def magento_tables(database: Database) -> Iterator[Finding]:
     names = {database.prefix + table for table in MAGENTO_TABLES}
     present = {str(row["name"]) for row in database.rows("tables_present", tables=sorted(names))}
     missing = sorted(names - present)
-    if missing:
+    others = [] if has_queue_tables(database) else [str(row["name"]) for row in database.rows("other_prefixes")]
+    if others:
+        known = ", ".join(f"'{name.removesuffix('queue_message_status')}'" for name in others)
+        yield failed(
+            "tables.magento",
+            f"the database has no Magento tables with the prefix '{database.prefix}', but with {known}",
+            f"set [database] table_prefix to {known if len(others) == 1 else 'the one of this shop'}",
+        )
+    elif missing:
         yield failed(
             "tables.magento",
             f"not there, or not for this user to see: {', '.join(missing)}",

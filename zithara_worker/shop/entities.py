@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ShopError
+from zithara_worker.errors import AS_OPERATOR, NotGranted, ShopError
 from zithara_worker.processors.groups import entity_key
 from zithara_worker.topics import TOPIC_TABLE
 
@@ -184,6 +184,8 @@ class TableReader:
     def _rows(self, statement: str, **parameters: object) -> list[dict[str, Any]]:
         try:
             return self._database.rows(statement, **parameters)
+        except NotGranted as error:
+            raise NotGranted(f"the shop's {self.kind} cannot be read: {error.seen}", AS_OPERATOR) from error
         except ShopError as error:
             raise ShopError(f"the shop's {self.kind} cannot be read: {error}") from error
 
