@@ -501,6 +501,7 @@ def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
     found = reconciler.publish(resend=True, stopped=lambda: len(shop.rows()) >= before + 16)
     assert (found.published, found.ended) == (16, "stopped")
     consume()
+    reconciler.compare()  # a nightly one
     found = reconciler.publish(resend=True, concurrency=100)
     assert (found.published, found.counts) == (24, counts(complete=16, stale=24))
     consume()
@@ -508,7 +509,10 @@ def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
     assert reconciler.compare().counts == counts(complete=40)
     assert reconciler.publish(resend=True, concurrency=100, limit=1).published == 1, "the next resend begins anew"
     consume()
-    assert reconciler.publish(resend=True, concurrency=100).published == 39, "and goes on behind its limit"
+    assert reconciler.publish(resend=True, concurrency=100, limit=1).published == 1, "and goes on behind its limit"
+    shop.query("UPDATE {prefix}zithara_reconciliation SET result = JSON_SET(result, '$.resend_since', 1.0)")
+    consume()
+    assert reconciler.publish(resend=True, concurrency=100).published == 40, "but not after a long time"
 
 
 def test_what_is_resent_is_sent_though_it_is_unchanged(

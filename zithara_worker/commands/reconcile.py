@@ -23,7 +23,7 @@ from zithara_worker.commands.terminal import coloured, print_json, printable, pr
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError
 from zithara_worker.monitor.reconciliations import KINDS
 from zithara_worker.topics import short_name
-from zithara_worker.units import duration
+from zithara_worker.units import duration, moment
 
 if TYPE_CHECKING:
     from zithara_worker.completeness.reconcile import Reconcile, Result, Surroundings, Window
@@ -376,6 +376,11 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
             yield f"  {verdict.value}: {_examples(found.named[verdict], found.counts[verdict])}"
     if found.in_rabbitmq:
         yield f"  RabbitMQ still holds {found.in_rabbitmq} messages of them: they are not counted here"
+    if found.resend_since_utc is not None:
+        yield (
+            f"  resent: all that Zithara has not accepted since {moment(found.resend_since_utc)} UTC, when this resend "
+            "began. To begin anew: zithara-worker ledger forget --all, then --publish"
+        )
     if found.published:
         yield coloured("green", f"  {found.published} published: workers deliver them now")
     if found.ended:

@@ -86,6 +86,8 @@ class Result:
     ended: str = ""
     in_rabbitmq: int | None = None
     resend: bool = False
+    #: Since when, in seconds since the epoch: a resend that was stopped goes on
+    resend_since_utc: float | None = None
 
     @property
     def total(self) -> int:
@@ -190,6 +192,7 @@ class Reconcile:
             window=window,
             in_rabbitmq=self._here.in_rabbitmq(self._reader.topic),
             resend=resend,
+            resend_since_utc=self._resend_since,
         )
         size = 0
         self._publishable = array("Q")
@@ -312,9 +315,7 @@ class Reconcile:
                     amount -= part
             told["counts"] = dict(counts)
             told["finished_utc"] = self._now_utc()
-            if result.resend and not result.is_complete:
-                told["resend_since"] = self._resend_since
-            records.end(self._database, self._reader.kind, told)
+            records.end(self._database, self._reader.kind, told, resent=result.resend and result.is_complete)
 
     def _chunks(self, size: int) -> Iterator[list[ShopEntity]]:
         """The entities that may be published, by id, read anew."""
