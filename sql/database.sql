@@ -6,10 +6,15 @@
 -- server --
 -- SHOW, because a SELECT of a variable that another kind of server does not have is an error there.
 SHOW SESSION VARIABLES WHERE Variable_name IN
-  ('version', 'max_allowed_packet', 'auto_increment_increment', 'read_only', 'super_read_only', 'wsrep_on')
+  ('version', 'max_allowed_packet', 'auto_increment_increment', 'read_only', 'super_read_only', 'wsrep_on',
+   'group_replication_group_name')
 
 -- galera_node --
 SHOW STATUS WHERE Variable_name IN ('wsrep_ready', 'wsrep_cluster_status')
+
+-- group_member --
+-- Whether the server has joined its replication group. Needs SELECT on this table, which the worker goes without if it must.
+SELECT MEMBER_STATE AS state FROM performance_schema.replication_group_members WHERE MEMBER_ID = @@server_uuid
 
 -- sync_wait --
 -- Which statements of this session wait until this node has applied what others have committed. Galera only.

@@ -35,6 +35,8 @@ class Member(Node):
             "--enforce-gtid-consistency=ON",
             f"--server-id={number + 1}",
             "--report-host=127.0.0.1",
+            # Without it a member that has restarted and not joined yet takes writes of its own, as any server does.
+            "--super-read-only=ON",
             "--plugin-load-add=group_replication.so",
             f"--loose-group-replication-group-name={group}",
             "--loose-group-replication-start-on-boot=OFF",
@@ -50,6 +52,7 @@ class Member(Node):
         self.is_frozen = False
         with self.connect() as session, session.cursor() as cursor:
             if not self._joined:
+                cursor.execute("SET GLOBAL super_read_only = OFF")
                 cursor.execute("SET sql_log_bin = 0")
                 cursor.execute("CREATE USER %s@'%%' IDENTIFIED BY %s", _ACCOUNT)
                 cursor.execute("GRANT REPLICATION SLAVE, CONNECTION_ADMIN ON *.* TO %s@'%%'", _ACCOUNT[:1])
@@ -125,13 +128,6 @@ class Group(Cluster):
                 super().wait_until_whole(5.0)
             except AssertionError:
                 if time.monotonic() > deadline:
-                    for member in self.nodes:
-                        print(
-                            member.number,
-                            member.ask("SELECT * FROM performance_schema.replication_group_members"),
-                            member._log_tail()[-3000:],
-                            sep="\n",
-                        )
                     raise
                 for member in self.nodes:
                     if member.is_expelled:

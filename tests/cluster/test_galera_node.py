@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 from support.waiting import eventually
@@ -15,7 +17,9 @@ from zithara_worker.doctor.cluster import nodes
 from zithara_worker.doctor.finding import Level
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import OutcomeKind
+from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
+from zithara_worker.sandbox.session import worker_command, write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import TcpProxy
 
@@ -68,6 +72,23 @@ def test_doctor_reads_the_state_of_the_node(database: Database) -> None:
     found = {each.check: each for each in nodes(database)}
     assert found["cluster"].found.startswith("Galera, 1 nodes, this one Synced: with fewer than three")
     assert found["cluster.autoinc"].level is Level.OK
+
+
+def test_the_index_is_built_on_a_cluster_only_if_the_operator_says_so(
+    node: GaleraNode, make_shop: Callable[..., Shop], api: FakeZithara, tmp_path: Path
+) -> None:
+    shop = make_shop(node)
+    config = write_config(tmp_path / "w.conf", shop, api, {"database": {"user": "root", "password": ""}})
+
+    def install(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [worker_command(), "--config", str(config), "install", "--index", *options]
+        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
+
+    refused = install()
+    assert refused.returncode == 1 and "no node takes writes" in refused.stderr and "built" not in refused.stdout
+    built = install("--yes")
+    assert built.returncode == 0 and "index: built" in built.stdout, built.stderr
+    assert "index: there" in install().stdout
 
 
 def test_claims_renewals_and_settlements_in_doubt_are_in_step(

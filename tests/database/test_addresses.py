@@ -17,7 +17,7 @@ from zithara_worker import Settings, Worker
 from zithara_worker.database import session as session_module
 from zithara_worker.database.addresses import Address, Addresses, none_serves, why_not_written
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ConfigurationError, DatabaseRefused, DatabaseUnavailable
+from zithara_worker.errors import ConfigurationError, DatabaseRefused, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
@@ -69,6 +69,8 @@ def test_the_one_that_served_last_is_tried_first_and_the_others_in_their_order()
         ({"super_read_only": "ON"}, {}, "read-only"),
         ({"read_only": "NO_LOCK"}, {}, "read-only"),
         ({}, {"wsrep_ready": "OFF", "wsrep_cluster_status": "non-Primary"}, "non-Primary"),
+        ({}, {"group_member": "ONLINE"}, ""),
+        ({}, {"group_member": "ERROR"}, "outside its replication group (member state ERROR)"),
     ],
 )
 def test_who_takes_no_writes_is_left(variables: dict[str, str], status: dict[str, str], left: str) -> None:
@@ -201,6 +203,32 @@ def test_a_session_on_a_server_that_became_read_only_goes_to_the_one_that_takes_
             open_at(demoted.tcp_port, 1).rows("clock")
         # A single address is used as it is: `status` may read from a replica.
         assert len(open_at(demoted.tcp_port).rows("clock")) == 1
+
+
+def test_a_member_that_has_not_joined_its_group_is_left(
+    open_at: Callable[..., Database], proxy: TcpProxy, second: TcpProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes writes, which the group never gets. The server's answers are those of MySQL 9.7."""
+    states: list[list[dict[str, str]] | Exception] = [[], [{"state": "ONLINE"}]]
+    rows = Database.rows
+
+    def answer(database: Database, statement: str, /, **parameters: object) -> object:
+        if statement == "group_member":
+            state = states.pop(0)
+            if isinstance(state, Exception):
+                raise state
+            return state
+        more = [{"Variable_name": "group_replication_group_name", "Value": "a347"}] if statement == "server" else []
+        return [*rows(database, statement, **parameters), *more]
+
+    monkeypatch.setattr(Database, "rows", answer)
+    database = open_at(proxy.port, second.port)
+    database.rows("clock")
+    assert (port_of(database), states) == (second.port, [])
+    states.append(ShopError("SELECT command denied"))
+    database = open_at(proxy.port, second.port)
+    database.rows("clock")
+    assert (port_of(database), states) == (proxy.port, []), "without the privilege it is used"
 
 
 def test_a_refused_user_is_said_without_the_password(open_at: Callable[..., Database], proxy: TcpProxy) -> None:

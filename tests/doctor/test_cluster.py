@@ -119,7 +119,7 @@ def test_a_shop_that_writes_to_several_nodes_is_told_by_its_ids() -> None:
         (["ONLINE"] * 3, "OFF", Level.WARNING, "multi-primary"),
         (["ONLINE", "ONLINE", "UNREACHABLE"], "ON", Level.WARNING, "db3:3306 UNREACHABLE"),
         (["ONLINE"] * 2, "ON", Level.WARNING, "2 of 2"),
-        (["OFFLINE"], "ON", Level.FAILED, "in no group"),
+        (["OFFLINE"], "ON", Level.FAILED, "outside its group"),
         (ShopError("SELECT command denied"), "ON", Level.WARNING, "denied"),
     ],
 )

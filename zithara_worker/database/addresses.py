@@ -67,15 +67,18 @@ class Addresses:
 
 
 def why_not_written(variables: Mapping[str, str], status: Mapping[str, str]) -> str:
-    """Why a server is left for the next address, by its variables and the status of its Galera node; "" if it serves.
+    """Why a server is left for the next address, by its variables and its state in a cluster; "" if it serves.
 
-    A replica, and a primary that was switched over, are read-only. A Galera node outside the majority answers 1047.
+    A replica, and a primary that was switched over, are read-only. A Galera node outside the majority answers 1047. A
+    member that has restarted and not joined its replication group takes writes that the group never gets.
     """
     if any(variables.get(name, "OFF").upper() not in ("OFF", "0") for name in ("read_only", "super_read_only")):
         return "it is read-only, as a replica is"
     if status.get("wsrep_ready", "ON") != "ON":
         state = status.get("wsrep_cluster_status", "unknown")
         return f"its Galera node is not ready (wsrep_cluster_status {state})"
+    if status.get("group_member", "ONLINE") != "ONLINE":
+        return f"it is outside its replication group (member state {status['group_member']})"
     return ""
 
 

@@ -276,8 +276,14 @@ class Database:
         server = {str(row["Variable_name"]): str(row["Value"]) for row in self.rows("server")}
         self.is_galera = server.get("wsrep_on", "OFF") == "ON"
         if self.addresses.several:
-            status = self.rows("galera_node") if self.is_galera else []
-            left = why_not_written(server, {str(row["Variable_name"]): str(row["Value"]) for row in status})
+            status: dict[str, str] = {}
+            if self.is_galera:
+                status = {str(row["Variable_name"]): str(row["Value"]) for row in self.rows("galera_node")}
+            elif server.get("group_replication_group_name"):
+                with suppress(ShopError):  # the privilege is optional
+                    member = self.rows("group_member")
+                    status["group_member"] = str(member[0]["state"]) if member else "OFFLINE"
+            left = why_not_written(server, status)
             if left:
                 raise DatabaseUnavailable(left)
         if self.is_galera:

@@ -129,7 +129,12 @@ def _group(database: Database, variables: Mapping[str, str]) -> Iterator[Finding
     online = [row for row in members if row["state"] == "ONLINE"]
     told = f"Group Replication, {len(online)} of {len(members)} members online"
     if not online:
-        yield failed("cluster", f"{told}: this server is in no group", "START GROUP_REPLICATION, or see its error log")
+        yield failed(
+            "cluster",
+            f"{told}: this server is outside its group, and what is written to it is lost to the others",
+            "START GROUP_REPLICATION, or see its error log; set super_read_only = ON in its configuration, so that it "
+            "takes no writes before it has joined",
+        )
     elif len(online) < max(3, len(members)):
         away = ", ".join(f"{row['host']}:{row['port']} {row['state']}" for row in members if row not in online)
         yield warning(
