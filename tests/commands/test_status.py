@@ -98,7 +98,17 @@ def test_the_fields_of_the_json_are_these() -> None:
     }
     assert value["workers"][0].keys() == {
         *("id", "host", "pid", "version", "topics", "started_at", "last_seen_seconds", "alive", "registered"),
-        *("in_flight", "held", "metrics_address", "targets", "uncompared", "role", "rabbitmq", "is_rate_limited"),
+        *(
+            "in_flight",
+            "held",
+            "metrics_address",
+            "targets",
+            "uncompared",
+            "role",
+            "rabbitmq",
+            "is_rate_limited",
+            "audit_problem",
+        ),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
+from zithara_worker.commands.status import report
+from zithara_worker.database.session import Database
+from zithara_worker.monitor.conditions import conditions
+from zithara_worker.monitor.fleet import read_fleet
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
@@ -117,6 +122,29 @@ def test_worker_whose_api_is_down_says_so(shop: Shop, api: FakeZithara, worker_c
         eventually(lambda: httpx.get(f"http://{address}/healthz").status_code == 503)
         assert "API DOWN: " in httpx.get(f"http://{address}/healthz").text
         assert metric(address, "breaker_state", target="api", state="closed") == 0.0
+
+
+def test_worker_that_may_not_go_on_unaudited_says_so_on_every_host(
+    shop: Shop, database: Database, worker_config: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "audit"
+    wanted = {"audit_file": str(folder / "audit.jsonl"), "audit_required": "true"}
+    with WorkerProcess(worker_config(metrics=ANYWHERE, logging=wanted), "consume", "--all") as worker:
+        address = address_of(worker)
+
+        def seen() -> str:
+            return " ".join(str(each) for each in conditions(read_fleet(database, {})))
+
+        told = "the audit file cannot be written (No such file or directory) and [logging] audit_required is set: free"
+        eventually(
+            lambda: told in seen() and f"nothing is taken by worker {socket.gethostname()} " in seen(), within=15
+        )
+        assert told in httpx.get(f"http://{address}/healthz").text
+        (row,) = read_fleet(database, {}).workers
+        assert "audit file unwritable (No such file" in " ".join(report(read_fleet(database, {}), width=80))
+        assert row.audit_problem == "No such file or directory" and "audit_problem" not in row.targets
+        folder.mkdir()
+        eventually(lambda: seen() == "", within=15)
 
 
 def test_without_prometheus_client_only_metrics_are_missing(

@@ -384,6 +384,8 @@ def _seen(worker: WorkerStatus) -> str:
 def _targets(worker: WorkerStatus) -> str:
     """The breakers that are not closed, the throttled targets, and the rate limit where it bounds the pace."""
     said = [coloured("yellow", "limited by rate_limit")] if worker.is_rate_limited else []
+    if worker.audit_problem:
+        said.append(coloured("red", f"audit file unwritable ({printable(worker.audit_problem, width=60)})"))
     for each in worker.target_reports:
         target = printable(each.target)
         if each.breaker != "closed":

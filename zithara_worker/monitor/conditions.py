@@ -61,11 +61,21 @@ def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[
     found = [
         *([] if served else [_NOBODY]),
         *_of_targets(fleet.alive),
+        *_of_audit_files(fleet.alive),
         *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, others_served=served)),
         *_of_relays(fleet),
         *_of_reconciliations(fleet),
     ]
     return sorted(found, key=lambda each: -each.level)
+
+
+def audit_unwritable(problem: str, who: str = "") -> tuple[str, str]:
+    """What is wrong where an audit file is required and cannot be written, and what to do."""
+    return (
+        f"nothing is taken{who}, because the audit file cannot be written ({problem}) and [logging] audit_required is "
+        "set",
+        "free space or correct its permissions, or name another file in [logging] audit_file",
+    )
 
 
 def paused(topic: str) -> str:
@@ -158,6 +168,14 @@ def _of_targets(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
             text=down(target, why, seen=seen),
             remedy=remedy(why, probe=f"the next probe is in {duration(probe)}"),
         )
+
+
+def _of_audit_files(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
+    found = [worker for worker in workers if worker.audit_problem]
+    if found:
+        who = f" by worker {', '.join(f'{worker.host} {worker.pid}' for worker in found)}"
+        text, remedy = audit_unwritable(found[0].audit_problem, who)
+        yield Condition(level=Level.CRITICAL if len(found) == len(workers) else Level.WARNING, text=text, remedy=remedy)
 
 
 def _of_relays(fleet: FleetStatus) -> Iterator[Condition]:

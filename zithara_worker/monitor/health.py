@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.delivery import down as words
-from zithara_worker.monitor.conditions import paused
+from zithara_worker.monitor.conditions import audit_unwritable, paused
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
 
@@ -103,7 +103,7 @@ def worker_health(
             "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
         )
     if audit_problem is not None:
-        reasons.append(f"the audit file cannot be written ({audit_problem}), and audit_required is set")
+        reasons.append(": ".join(audit_unwritable(audit_problem)))
     stopped = [f"{words.down(target, why)}: {words.remedy(why)}" for target, why in sorted(down.items())]
     if delivers_nothing:
         reasons += stopped

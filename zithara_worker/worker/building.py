@@ -26,7 +26,7 @@ from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
-from zithara_worker.monitor.fleet import RATE_LIMITED, UNCOMPARED
+from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, UNCOMPARED
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
@@ -358,10 +358,14 @@ class Parts:
             poll_interval_seconds=self._settings.worker.poll_interval,
         )
 
+    @property
+    def _required_audit(self) -> AuditFile | None:
+        return self._prepared.audit if self._settings.logging.audit_required else None
+
     @cached_property
     def claiming(self) -> Claiming:
         # Nothing is claimed while an audit file that is required cannot be written.
-        audit = self._prepared.audit if self._settings.logging.audit_required else None
+        audit = self._required_audit
         return Claiming(
             self.topics,
             settings=self._settings.worker,
@@ -397,6 +401,7 @@ class Parts:
             }
             for target, status in self.courier.states().items()
         }
+        audit = self._required_audit
         self.registry.update(
             in_flight=in_hand,
             metrics_address=self._lasting.endpoints.address,
@@ -404,6 +409,7 @@ class Parts:
                 **targets,
                 UNCOMPARED: sorted(self.relevance.unrecorded),
                 RATE_LIMITED: self.rate_limit.is_limiting,
+                AUDIT_PROBLEM: "" if audit is None or audit.ready() else str(audit.problem),
             },
             minutes=self._lasting.minute_counters.minutes(),
         )
