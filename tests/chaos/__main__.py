@@ -81,6 +81,9 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--relay", action="store_true", help="a shop on RabbitMQ: relays and RabbitMQ are killed too; no poison, no PHP"
     )
+    parser.add_argument(
+        "--quorum", action="store_true", help="with --relay: quorum queues, which drop after 20 deliveries"
+    )
     parser.add_argument("--short", action="store_true", help="about a minute: smaller where nothing else is said")
     options = parser.parse_args(arguments)
     if options.relay and options.short and options.kills is None:

@@ -204,7 +204,8 @@ def run(options: argparse.Namespace, directory: Path, *, attempt_limit: int) -> 
     ):
         virtual_host = VirtualHost(rabbitmq)
         virtual_host.create()
-        virtual_host.declare()
+        # The limit that RabbitMQ 4 sets by itself.
+        virtual_host.declare(arguments={"x-queue-type": "quorum", "x-delivery-limit": 20} if options.quorum else None)
         shop.grant_publishing()
         client_id, client_secret = host.client
         shop.configure_webhook(client_id=client_id, client_secret=client_secret)
@@ -212,7 +213,10 @@ def run(options: argparse.Namespace, directory: Path, *, attempt_limit: int) -> 
         for group in every:
             if group.topic == TOPIC_CART:
                 shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (%s)", (group.number,))
-        print(f"seed {options.seed}, {server.version}, RabbitMQ {rabbitmq.version}", flush=True)
+        print(
+            f"seed {options.seed}, {server.version}, RabbitMQ {rabbitmq.version}{', quorum queues' * options.quorum}",
+            flush=True,
+        )
         config = write_config(
             directory / "zithara-worker.conf",
             shop.worker_settings,
