@@ -143,5 +143,8 @@ def test_missing_privilege_is_waited_for_and_said(bench: Bench, shop: Shop, conf
     with WorkerProcess(config(), "relay", "order") as relay:
         away = relay.wait_for_log(event="database_away")
         assert "install --print" in away["detail"]
+        # status and doctor say it too: the relay is alive, and is not taken for a dead one.
+        told = "SELECT COUNT(*) FROM {prefix}zithara_worker WHERE state LIKE '%\"stopped\"%INSERT command denied%'"
+        eventually(lambda: bench.shop.query(told) == [(1,)], within=4)
         bench.shop.grant_publishing()
         bench.wait_until_stored(bodies)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from queue import Empty, SimpleQueue
@@ -17,7 +18,7 @@ from typing import Any
 
 from zithara_worker.database import locks, schema
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ConfigurationError, SchemaOutdated, ShopError, ZitharaWorkerError
+from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, SchemaOutdated, ShopError, ZitharaWorkerError
 from zithara_worker.limits import End, Limits
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.fleet import RABBITMQ
@@ -229,6 +230,8 @@ class RelayLoop:
                 self._keep_copies(stream)
                 self._broker.give_back(stream.name)
                 stream.paused = False
+        if self._problem is None:
+            self._register_at = 0.0
         self._problem = str(error) or repr(error)
         self._pause = min(5.0, 2 * self._pause or 0.2)
         self._retry_at = self._monotonic() + self._pause
@@ -244,6 +247,10 @@ class RelayLoop:
         if not self._prepared:
             told = "waits for zithara-worker install" if outdated else "waits for the database"
             self._service_manager.waiting(told)
+        elif not isinstance(error, DatabaseUnavailable):
+            # Nothing can be stored, but `status` and `doctor` can be told why.
+            with suppress(ZitharaWorkerError):
+                self._register()
 
     def _keep_copies(self, stream: Stream) -> None:
         """Keeps what was delivered beside the batch that failed, in its order."""
@@ -401,7 +408,7 @@ class RelayLoop:
 
     # ---------------------------------------------------------------- upkeep
 
-    def _upkeep(self) -> None:
+    def _register(self) -> None:
         now = self._monotonic()
         if now >= self._register_at:
             self._register_at = now + REGISTRY_SECONDS
@@ -412,6 +419,10 @@ class RelayLoop:
                 minutes=self._minute_counters.minutes(),
             )
             self._registry.remove_stale()
+
+    def _upkeep(self) -> None:
+        self._register()
+        now = self._monotonic()
         if now >= self._upkeep_at:
             removed = self._database.execute("relayed_forget", days=REMEMBERED_DAYS, limit=FORGOTTEN_AT_ONCE)
             # A full slice: there are more.
