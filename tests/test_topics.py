@@ -72,4 +72,4 @@ def test_every_command_takes_a_topic_by_its_short_name(path: str, parameter: cli
 
 def test_the_commands_that_take_topics_are_known() -> None:
     found = {path.split()[0] for path, _ in topic_parameters()}
-    assert found == {"consume", "publish", "preview", "failed", "pause", "resume"}
+    assert found == {"consume", "relay", "publish", "preview", "failed", "check", "pause", "resume"}
