@@ -50,6 +50,7 @@ FOR UPDATE
 
 -- ledger_unchanged --
 -- Locked before: none of the rows is inserted. The time of acceptance stays, so that `unchanged_for` counts from a real request.
+-- An equal request of a create is a create. An order's own time is not known here: until the next acceptance ids tell the order.
 INSERT INTO {prefix}zithara_delivery
   (topic_name, group_key, destination, message_id, id_epoch, published_at, covers, first_accepted_at, last_accepted_at,
    confirmed_at, accepted)
@@ -57,8 +58,11 @@ VALUES (%(topic)s, %s, %(destination)s, %s, %(epoch)s, %s, '', NOW(3), NOW(3), N
 ON DUPLICATE KEY UPDATE
   published_at = IF((id_epoch <> VALUES(id_epoch) OR message_id < VALUES(message_id)) AND VALUES(message_id) <> reconcile_id,
                     VALUES(published_at), published_at),
+  entity_updated_at = IF(id_epoch <> VALUES(id_epoch) OR message_id < VALUES(message_id), NULL, entity_updated_at),
+  create_id = IF(create_id = message_id, GREATEST(IF(id_epoch <> VALUES(id_epoch), 0, create_id), VALUES(message_id)),
+                 IF(id_epoch <> VALUES(id_epoch), 0, create_id)),
   message_id = IF(id_epoch <> VALUES(id_epoch), VALUES(message_id), GREATEST(message_id, VALUES(message_id))),
-  create_id = IF(id_epoch <> VALUES(id_epoch), 0, create_id), confirmed_at = VALUES(confirmed_at), id_epoch = VALUES(id_epoch)
+  confirmed_at = VALUES(confirmed_at), id_epoch = VALUES(id_epoch)
 
 -- ledger_doubt --
 -- A request may have left and may still arrive, or an operator wants one to be sent: no digest proves anything until then. An

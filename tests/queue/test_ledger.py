@@ -286,6 +286,28 @@ def test_after_a_day_the_same_cart_is_sent_again(
     assert [reason for _, reason in worker.run()] == ["sent"]
 
 
+@pytest.mark.parametrize("is_update", [True, False])
+def test_an_order_that_is_unchanged_overtakes_what_was_published_before_it(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm, is_update: bool
+) -> None:
+    """A create is accepted, a PHP consumer dies with the next state, and the first state comes again as a create."""
+    worker = make_shipper(TOPIC_ORDER)
+
+    def publish(state: str, hour: int, *, is_update: bool = False) -> Published:
+        order = examples.order("100", is_update=is_update, state=state, updated_at=f"2026-11-02 {hour}:00:00")
+        return shop.publish(TOPIC_ORDER, order)
+
+    publish("processing", 10)
+    worker.run()
+    late = publish("complete", 11, is_update=is_update)
+    held_by_php(shop, late)
+    again = publish("processing", 12)
+    assert worker.run() == [(again.message_id, UNCHANGED)]
+    put_back(shop, late)
+    assert worker.run() == [(late.message_id, OVERTAKEN)]
+    assert crm.holds["order:100"]["status"] == "processing"
+
+
 def test_an_unchanged_snapshot_completes_those_that_it_replaces(
     shop: Shop, make_shipper: Callable[..., Shipper]
 ) -> None:
