@@ -47,6 +47,7 @@ from zithara_worker.processors import ShopContext, process, supersedes
 from zithara_worker.queue import operator
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.ledger import DOUBT_SECONDS
+from zithara_worker.queue.ledger_others import INTERVAL
 from zithara_worker.queue.ledger_rules import Rules
 from zithara_worker.queue.reader import LATELY_SECONDS
 from zithara_worker.queue.settle import Settlement
@@ -155,7 +156,7 @@ class Protocol(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # Ids and times begin anew, so that an example runs the same way whenever it is run again.
-        self._truncate(*OURS, *MAGENTOS, "zithara_delivery")
+        self._truncate(*OURS, *MAGENTOS, "zithara_delivery", "zithara_ledger")
         self.clock = Clock()
         self.clock.now = BEGINNING
         self.ahead = 0.0
@@ -234,7 +235,8 @@ class Protocol(RuleBasedStateMachine):
             monotonic=self.clock,
         )
         hand = Hand(worker_id, database, queues, relevance, duties)
-        duties.look_at_others()
+        while not duties.look_at_others():
+            pass
         self._poll_ledger(hand)
         return hand
 
@@ -593,8 +595,7 @@ class Protocol(RuleBasedStateMachine):
         side.taken = side.consumer.take(side.selected)
         if side.taken:
             self.fates[side.selected.relation_id].excused = True
-            for hand in self.hands.values():
-                hand.duties.look_at_others()
+            self._look_at_others()
         else:
             side.selected = None
 
@@ -615,7 +616,43 @@ class Protocol(RuleBasedStateMachine):
                 self.crm.process(fate.news, How.PHP)
             fate.failed = fate.failed or way == "reject"
             (side.consumer.complete if way == "complete" else side.consumer.reject)(side.selected)
+            # Nothing is promised until the workers have looked.
+            self._look_at_others()
         side.selected, side.taken = None, False
+
+    def _look_at_others(self) -> None:
+        """What each worker does every few seconds."""
+        self.time_passes(seconds=INTERVAL + 1)
+        for hand in self.hands.values():
+            while not hand.duties.look_at_others():
+                pass
+
+    @rule(
+        topic=st.sampled_from(TOPICS),
+        group=st.sampled_from(GROUPS),
+        content=st.sampled_from(CONTENTS),
+        full=st.booleans(),
+        newer=st.lists(st.tuples(st.sampled_from(CONTENTS), st.booleans()), min_size=1, max_size=2),
+        back=st.booleans(),
+    )
+    def php_dies_with_a_message(
+        self, topic: str, group: str, content: int, full: bool, newer: list[tuple[int, bool]], back: bool
+    ) -> None:
+        """And newer ones are published and delivered, before the cron puts it `back`."""
+        published, _, news = self._publish(self.shop, topic, group, content=content, full=full)
+        self.shop.query(
+            "UPDATE {prefix}queue_message_status SET status = 3, updated_at = NOW() - INTERVAL 1 HOUR WHERE id = %s",
+            (published.relation_id,),
+        )
+        self._note(published, topic, news)
+        self.fates[published.relation_id].excused = True
+        self.orphans.add(published.relation_id)
+        for newer_content, newer_full in newer:
+            self._note(*self._publish(self.shop, topic, group, content=newer_content, full=newer_full))
+            self.a_worker_works(slot=0)
+        if back and not self.checkouts:
+            self._cron_frees_what_is_in_progress_for_a_day()
+            self.a_worker_works(slot=1)
 
     @precondition(lambda self: not self.checkouts)  # Magento's DELETE would wait for them, and we for it
     @rule(what=st.sampled_from([Status.IN_PROGRESS, Status.IN_PROGRESS, *FINAL]))
@@ -636,9 +673,8 @@ class Protocol(RuleBasedStateMachine):
         self.freed_by_cron.update(freed)
         self.orphans.difference_update(freed)
         # A day later. Of PHP consumers nothing was seen since.
-        self.time_passes(seconds=OTHERS_SECONDS + 1)
-        for hand in self.hands.values():
-            hand.duties.look_at_others()
+        self.time_passes(seconds=OTHERS_SECONDS)
+        self._look_at_others()
 
     def _cron_deletes_what_is_old(self, status: Status) -> None:
         selected = {side.selected.relation_id for side in self.php.values() if side.selected}
@@ -730,7 +766,7 @@ class Protocol(RuleBasedStateMachine):
         if reason == OVERTAKEN:
             assert not self.crm.not_newer(news), f"{news} is overtaken, and nothing newer tells its news"
         elif reason == UNCHANGED:
-            differing = self.crm.differing(news, besides=How.PHP)
+            differing = self.crm.differing(news)
             assert not differing, f"{news} is unchanged, and the CRM holds {self.crm.holds.get(news.entity)}"
             assert not self.crm.may_arrive(news.entity, now=now), f"{news} is unchanged, and older data is on its way"
             asked_at = self.asked_for.get(news.entity, now - DOUBT_SECONDS)

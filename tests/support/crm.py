@@ -90,14 +90,10 @@ class Crm:
         newest = self.complete.get(news.entity, {})
         return [name for name in news.tells if name not in newest or newest[name].number <= news.number]
 
-    def differing(self, news: News, *, besides: How) -> list[str]:
-        """Names of which the CRM holds something else, unless it has that in this way."""
+    def differing(self, news: News) -> list[str]:
+        """Names of which the CRM holds something else."""
         held = self.holds.get(news.entity, {})
-        return [
-            name
-            for name, value in news.tells.items()
-            if name not in held or (held[name].value != value and held[name].how is not besides)
-        ]
+        return [name for name, value in news.tells.items() if name not in held or held[name].value != value]
 
     def may_arrive(self, entity: Entity, *, now: float) -> bool:
         return any(news.entity == entity and now <= until for news, until in self.on_their_way)
