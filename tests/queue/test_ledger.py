@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 from support.workers import Clock, StepWorker
 
+from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import (
     Event,
     Evidence,
@@ -20,7 +22,7 @@ from zithara_worker.messages import (
 )
 from zithara_worker.processors import ShopContext, outline, process, supersedes
 from zithara_worker.queue.ledger import DOUBT_SECONDS
-from zithara_worker.queue.ledger_others import INTERVAL, Others
+from zithara_worker.queue.ledger_others import INTERVAL, OVERLAP, Others
 from zithara_worker.queue.ledger_rules import Rules
 from zithara_worker.queue.ledger_upkeep import ids_began_again, next_id
 from zithara_worker.queue.settle import Settled, Settlement
@@ -394,13 +396,52 @@ def test_a_long_time_is_looked_at_in_parts_and_nothing_is_believed_before_its_en
         php_delivers(shop, clock, published)
     clock.pass_by(3600)
     steps = iter(range(1_000_000))
-    started = Others(worker.database, {worker.queue_id: TOPIC_CART}, clock=lambda: float(next(steps)))
+    started = Others(worker.database, {worker.queue_id: TOPIC_CART}, clock=lambda: next(steps) * 0.05)
     looks = 0
     while not started.look():
         assert not started.up_to_date
         looks += 1
     assert looks > 3
     assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery WHERE request IS NULL") == [(len(carts),)]
+
+
+def test_what_was_committed_later_than_it_says_is_found_by_the_next_look(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    worker = make_shipper()
+    cart(shop, 10)
+    worker.run()
+    clock.pass_by(INTERVAL)
+    by_php = cart(shop, 20)
+    assert worker.others.look()
+    clock.pass_by(-2)
+    php_delivers(shop, clock, by_php)
+    clock.pass_by(2 + INTERVAL)
+    assert worker.others.look()
+    assert ledger_row(shop)["doubt"]
+
+
+def test_a_stretch_that_the_server_gives_up_is_followed_by_a_shorter_one(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A night with nothing makes stretches long, and then comes a day with millions of messages."""
+    worker = make_shipper()
+    assert worker.others.look()
+    clock.pass_by(3600)
+    rows, asked = worker.database.rows, []
+
+    def give_up(statement: str, /, **parameters: Any) -> list[dict[str, Any]]:
+        if statement == "ledger_ended":
+            asked.append(parameters["up_to"] - parameters["after"])
+            if asked[-1] > 2 * OVERLAP:
+                raise DatabaseUnavailable("the statement took too long")
+        return rows(statement, **parameters)
+
+    monkeypatch.setattr(worker.database, "rows", give_up)
+    for _ in range(4):
+        with suppress(DatabaseUnavailable):
+            worker.others.look()
+    assert asked[0] > asked[1] > asked[2] and min(asked) <= 2 * OVERLAP
 
 
 def test_after_more_than_a_day_without_a_worker_each_entity_is_sent_once_more(

@@ -25,11 +25,13 @@ OVERLAP = 5.0
 TOO_LONG = 86_400.0
 #: Seconds behind which nothing is believed.
 BEHIND = 60.0
-#: The first stretch of a long time, in seconds; longer where little happened.
+#: The first stretch of a long time, in seconds, and the longest, where little happened.
 STRETCH = 60.0
-#: Seconds that one look may take, and a statement: a stretch that took longer is followed by a shorter one.
+LONGEST_STRETCH = 600.0
+#: Seconds after which a look goes on with another turn, and of a statement after which a shorter stretch follows: well
+#: above the way to a distant server and back, which a shorter stretch does not shorten.
 LOOK_SECONDS = 0.1
-STATEMENT_SECONDS = 0.02
+STATEMENT_SECONDS = 0.2
 
 
 class Others:
@@ -95,13 +97,16 @@ class Others:
 
     def _find(self, after: float, now: float, epoch: int) -> float:
         """Finds what ended in the next stretch; up to when that is."""
-        up_to = now if now - after <= self._stretch + OVERLAP else after + self._stretch
+        stretch = self._stretch
+        up_to = now if now - after <= stretch + OVERLAP else after + stretch
+        # In case that the server gives the statement up.
+        self._stretch = max(1.0, stretch / 4)
         began = self._clock()
         rows = self._database.rows(
             "ledger_ended", after=after, up_to=up_to, epoch=epoch, queue_ids=sorted(self._topics)
         )
         slow = self._clock() - began > STATEMENT_SECONDS
-        self._stretch = max(1.0, self._stretch / 2) if slow else self._stretch * 2
+        self._stretch = max(1.0, stretch / 2) if slow else min(stretch * 2, LONGEST_STRETCH)
         self._found = [(Pending.from_row(row), int(row["queue_id"]), float(row["ended_at"])) for row in rows]
         return up_to
 
