@@ -61,6 +61,10 @@ VALUES (%(name)s, %(owner)s, NOW(3) + INTERVAL %(lease_us)s MICROSECOND)
 UPDATE {prefix}zithara_lock SET owner = %(owner)s, lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
 WHERE name = %(name)s AND (owner = %(owner)s OR lease_until < NOW(3))
 
+-- lock_look --
+-- Locks the row until COMMIT, or fails at once where another transaction has it.
+SELECT owner, lease_until >= NOW(3) AS is_alive FROM {prefix}zithara_lock WHERE name = %(name)s FOR UPDATE NOWAIT
+
 -- lock_keep --
 UPDATE {prefix}zithara_lock SET lease_until = NOW(3) + INTERVAL %(lease_us)s MICROSECOND
 WHERE name = %(name)s AND owner = %(owner)s

@@ -108,3 +108,28 @@ def test_turns_shorter_than_a_millisecond_are_taken_by_whole_milliseconds(
     ]
     assert [count for _, count in taken] == [3, 3, 30]
     assert [seconds for seconds, _ in taken] == pytest.approx([0.0, 0.001, 0.002])
+
+
+def test_owner_keeps_its_lock_and_nobody_elses(open_database: Callable[[], Database], clock: Clock) -> None:
+    mine, other = open_database(), open_database()
+    assert not locks.keep(mine, "relay:q", owner="a", lease_seconds=15), "nobody has it"
+    assert locks.take_at_once(mine, "relay:q", owner="a", lease_seconds=15)
+    assert not locks.take_at_once(other, "relay:q", owner="b", lease_seconds=15)
+    clock.pass_by(16)
+    assert locks.keep(mine, "relay:q", owner="a", lease_seconds=15), "nobody has taken it meanwhile"
+    assert not locks.take_at_once(other, "relay:q", owner="b", lease_seconds=15), "the lease is a new one"
+    clock.pass_by(16)
+    assert locks.take_at_once(other, "relay:q", owner="b", lease_seconds=15)
+    assert not locks.keep(mine, "relay:q", owner="a", lease_seconds=15)
+
+
+def test_nobody_waits_for_a_lock_that_an_open_transaction_has(
+    open_database: Callable[[], Database], clock: Clock
+) -> None:
+    mine, other = open_database(), open_database()
+    assert locks.take_at_once(mine, "relay:q", owner="a", lease_seconds=15)
+    with mine.transaction():
+        assert locks.keep(mine, "relay:q", owner="a", lease_seconds=15)
+        clock.pass_by(16)
+        assert not locks.take_at_once(other, "relay:q", owner="b", lease_seconds=15)
+    assert locks.take_at_once(other, "relay:q", owner="b", lease_seconds=15)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from zithara_worker.errors import Contention
+
 if TYPE_CHECKING:  # `preview` imports this room's users without the database driver
     from zithara_worker.database.session import Database
 
@@ -22,6 +24,19 @@ def keep(database: Database, name: str, *, owner: str, lease_seconds: float) -> 
     """Renews the lock if `owner` still has it; whether it does. Within a transaction nobody else takes it until COMMIT,
     even if its lease ends meanwhile."""
     return database.execute("lock_keep", name=name, owner=owner, lease_us=round(lease_seconds * 1_000_000)) == 1
+
+
+def take_at_once(database: Database, name: str, *, owner: str, lease_seconds: float) -> bool:
+    """As `take`, but waits for no transaction that has the lock's row: such a lock counts as taken, even if its lease
+    has ended."""
+    try:
+        with database.transaction():
+            rows = database.rows("lock_look", name=name)
+            if rows and rows[0]["is_alive"] and rows[0]["owner"] != owner:
+                return False
+            return take(database, name, owner=owner, lease_seconds=lease_seconds)
+    except Contention:
+        return False
 
 
 def free(database: Database, name: str, *, owner: str) -> None:

@@ -29,9 +29,9 @@ _NO_SUCH_DATABASE = {1049}
 #: Unknown column, unknown index
 _WRONG_SHAPE = {1054, 1176}
 #: Record changed since last read (MariaDB 11.6 and later), lock wait timeout, deadlock (Galera's conflicts too), table
-#: altered, conflict found when a group certifies the transaction (Group Replication)
+#: altered, conflict found when a group certifies the transaction (Group Replication), row locked (MySQL's NOWAIT)
 _CERTIFICATION = 3101
-_CONTENTION = {1020, 1205, 1213, 1412, _CERTIFICATION}
+_CONTENTION = {1020, 1205, 1213, 1412, 3572, _CERTIFICATION}
 _NO_MAJORITY = "this server has left its group, or the group has lost its majority"
 #: Packet too large; invalid characters, also for the column's character set; too long for the column; a character set
 #: that cannot be converted

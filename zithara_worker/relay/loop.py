@@ -296,8 +296,7 @@ class RelayLoop:
                     self._lose(stream)
                 continue
             stream.lock_at = now + min(STANDBY_SECONDS, self._lease_seconds / 3)
-            lock = self._source(stream).lock
-            if locks.take(self._database, lock, owner=self._owner, lease_seconds=self._lease_seconds):
+            if self._takes_over(stream):
                 stream.holds = True
                 stream.allowance, stream.count_at = 0, 0.0
                 stream.lock_at = now + self._lease_seconds / 3
@@ -309,6 +308,12 @@ class RelayLoop:
                     "another relay serves this queue; this one takes over when it ends",
                     extra={"event": "relay_standby", "queue": stream.name},
                 )
+
+    def _takes_over(self, stream: Stream) -> bool:
+        """A relay that was suspended within a transaction, or whose host is gone, still has the lock's row: nothing can
+        be said of its batch until the server ends its session. The other queues do not wait for that."""
+        lock = self._source(stream).lock
+        return locks.take_at_once(self._database, lock, owner=self._owner, lease_seconds=self._lease_seconds)
 
     def _keep(self, stream: Stream) -> bool:
         lock = self._source(stream).lock
