@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from support.terminal import Terminal
 
 from zithara_worker.commands.reconcile import moment_of, waiting_in_rabbitmq
 from zithara_worker.commands.root import command
@@ -143,3 +144,13 @@ def test_the_workers_own_account_is_told_which_account_may(shop: Shop, worker_co
         assert told.exit_code == 1 and " command denied to user " in text
         assert ": do it as the operator's account" in text and "install --print --operator" in text
         assert "grant it" not in text
+
+
+def test_ctrl_c_at_the_question_publishes_nothing(
+    shop: Shop, tables: ShopTables, worker_config: Callable[..., Path]
+) -> None:
+    with Terminal(worker_config(), "reconcile", "orders", "--all", "--publish") as terminal:
+        terminal.wait_for("[y/N]:", within=30)
+        terminal.type("\x03")
+        assert terminal.wait(within=20) == 1
+    assert shop.rows() == []

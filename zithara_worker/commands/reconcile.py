@@ -282,7 +282,12 @@ def _confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> No
         )
     if not sys.stdin.isatty():
         raise click.UsageError(f"{what} would be published, and there is no terminal to ask: give --yes")
-    click.confirm(f"Shall {what} be published?", abort=True, err=True)
+    # Ctrl-C at the question is an answer.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        click.confirm(f"Shall {what} be published?", abort=True, err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _reader(kind: str, database: Database) -> EntityReader:
