@@ -141,7 +141,7 @@ UPDATE {prefix}zithara_ledger SET looked_until = FROM_UNIXTIME(%(up_to)s)
 WHERE topic IN %(topics)s AND (looked_until < FROM_UNIXTIME(%(up_to)s) OR looked_until > NOW(3))
 
 -- ledger_unsure --
--- Nobody looked for too long: each entity is sent once more.
+-- Nobody looked for too long, or the newest messages have vanished: each entity is sent once more.
 UPDATE {prefix}zithara_ledger SET looked_until = NOW(3), sure_since = NOW(3) WHERE topic IN %(topics)s
 
 -- ============================== upkeep, and operators ==============================

@@ -67,3 +67,20 @@ def test_nothing_counts_as_unchanged_before_the_first_look(relevance: Relevance,
     assert relevance.unsure == {TOPIC_CART}
     assert duties.look_at_others()
     assert relevance.unsure == frozenset()
+
+
+def test_what_was_confirmed_before_the_newest_message_vanished_proves_nothing(
+    shop: Shop, carts: StepWorker, duties: LedgerDuties
+) -> None:
+    """A restored backup, or a failover that lost its tail, also lost what Zithara accepted since."""
+
+    def sure_since() -> bool:
+        text = "SELECT sure_since > '2000-01-01' FROM {prefix}zithara_ledger WHERE topic = %s"
+        return bool(shop.query(text, [TOPIC_CART])[0][0])
+
+    assert duties.look_at_others()
+    for newest in (7, 9, 9):
+        duties.polled({carts.queue_id: newest})
+    assert not sure_since()
+    duties.polled({carts.queue_id: 8})
+    assert sure_since()

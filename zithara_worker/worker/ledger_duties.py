@@ -45,6 +45,14 @@ class LedgerDuties:
                 "message ids have begun again: what was accepted before them overtakes no message",
                 extra={"event": "ids_began_again"},
             )
+        if self._topics and fell and before is not None:
+            # What was accepted since the backup, or by the server that is gone, is not recorded any more.
+            self._database.execute("ledger_unsure", topics=sorted(set(self._topics.values())))
+            log.info(
+                "the newest messages have vanished, as after a restore, a failover or a cleanup: each order, customer "
+                "and cart is sent once more",
+                extra={"event": "ledger_unsure"},
+            )
         self._newest = dict(newest)
 
     def look_at_others(self) -> bool:
