@@ -182,6 +182,8 @@ def test_reconcile_runs_by_a_timer_that_is_off_and_as_the_operator() -> None:
     unit = ini(DEBIAN / "systemd/zithara-worker-reconcile.service")
     service = unit["Service"]
     assert "Install" not in unit, "only its timer is enabled"
+    assert service["LoadCredential"] == "operator-password:/etc/zithara-worker/operator-password"
+    assert "PASSWORD_FILE=%d/operator-password" in service["Environment"]
     assert service["Type"] == "oneshot" and service["User"] == "zithara-worker"
     relay = ini(DEBIAN / "systemd/zithara-worker-relay@.service")["Service"]
     hardening = [key for key in relay if key.startswith(("Protect", "Private", "Restrict", "System", "Capab", "NoNew"))]
