@@ -37,6 +37,7 @@ from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_ORDER, TOPIC_TABLE, TOPICS
 
 Examine = Callable[..., dict[str, Finding]]
+Rooted = Callable[[str], LoadedSettings]
 
 
 @pytest.fixture
@@ -53,6 +54,19 @@ def examine(database: Database, settings: Settings, tmp_path: Path) -> Examine:
         return by_check(Doctor(**{**given, **parts}).examine())
 
     return run
+
+
+@pytest.fixture
+def rooted(settings: Settings, tmp_path: Path) -> Rooted:
+    """The settings with a [magento] root whose env.php holds this besides."""
+
+    def make(php: str) -> LoadedSettings:
+        env_php = tmp_path / "app" / "etc" / "env.php"
+        env_php.parent.mkdir(parents=True)
+        env_php.write_text(f"<?php return ['db' => [], {php}];")
+        return LoadedSettings(settings=replace(settings, magento=MagentoSettings(root=tmp_path)))
+
+    return make
 
 
 @pytest.fixture
@@ -233,7 +247,19 @@ def test_the_optional_index_is_seen(shop: Shop, database: Database, examine: Exa
 
 def test_a_disabled_module_fails(shop: Shop, examine: Examine) -> None:
     shop.set_config("zithara_webhook/general/enabled", "0")
-    assert examine()["shop.enabled"].level is Level.FAILED
+    found = examine()["shop.enabled"]
+    assert found.level is Level.FAILED and "(core_config_data zithara_webhook/general/enabled)" in found.found
+    statement, _, then = found.remedy.partition("; then ")
+    assert then.startswith("bin/magento cache:flush")
+    shop.query(statement)
+    assert examine()["shop.enabled"].level is Level.OK, "the remedy works as it stands"
+
+
+def test_a_module_that_env_php_disables_is_enabled_there(shop: Shop, examine: Examine, rooted: Rooted) -> None:
+    configured = rooted("'system' => ['default' => ['zithara_webhook' => ['general' => ['enabled' => '0']]]]")
+    found = examine(configured=configured)["shop.enabled"]
+    assert found.level is Level.FAILED and "env.php system/default/zithara_webhook/general/enabled)" in found.found
+    assert found.remedy.startswith("set it to 1 there")
 
 
 def test_a_shop_without_an_active_row_fails(shop: Shop, examine: Examine) -> None:
@@ -267,15 +293,12 @@ def test_a_setting_of_the_shop_that_is_out_of_range_is_told(shop: Shop, examine:
     ],
 )
 def test_the_lifetimes_of_magentos_cleanup_are_told_with_their_source(
-    shop: Shop, examine: Examine, settings: Settings, tmp_path: Path, php: str, level: Level, told: str
+    shop: Shop, examine: Examine, rooted: Rooted, tmp_path: Path, php: str, level: Level, told: str
 ) -> None:
     shop.set_config("system/mysqlmq/failed_messages_lifetime", "99")
     env_php = tmp_path / "app" / "etc" / "env.php"
-    env_php.parent.mkdir(parents=True)
     locked = f"'system' => ['default' => ['system' => ['mysqlmq' => ['new_messages_lifetime' => {php}]]]]"
-    env_php.write_text(f"<?php return ['db' => [], {locked}];")
-    rooted = LoadedSettings(settings=replace(settings, magento=MagentoSettings(root=tmp_path)))
-    found = examine(configured=rooted)
+    found = examine(configured=rooted(locked))
     assert found["shop.cleanup"].level is level
     assert f"{told}{env_php} system/default/system/mysqlmq/new_messages_lifetime)" in found["shop.cleanup"].found
     assert "failed ones are deleted after 99 minutes (core_config_data " in found["shop.cleanup"].found

@@ -134,7 +134,7 @@ def test_unreadable_files_tell_nothing(root: Callable[..., Path], tmp_path: Path
 def test_shop_that_publishes_nowhere_fails_with_the_remedy(shop: Shop, judge: Examine) -> None:
     found = judge(Connection.NONE)["published.order"]
     assert found.level is Level.FAILED and "Unknown connection name amqp" in found.found
-    assert "/usr/share/zithara-worker/magento" in found.remedy
+    assert "packaging/magento (its README has the commands, cron first)" in found.remedy
     # What arrived within a day came by some way.
     shop.publish_order()
     assert judge(Connection.NONE)["published.order"].level is Level.OK

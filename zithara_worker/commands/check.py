@@ -75,7 +75,8 @@ def check(
     """Say in one line whether all is well, for Nagios, Icinga, Zabbix and Monit.
 
     Exit code 0: OK. 1: WARNING. 2: CRITICAL, also when the database does not answer. 3: UNKNOWN. Without TOPIC those of
-    [worker] topics are checked, or else all four. Ready-made configurations: packaging/monitoring.
+    [worker] topics are checked, or else all four. Ready-made configurations: packaging/monitoring, which the
+    Debian package has in /usr/share/doc/zithara-worker/examples.
 
     \b
     Example:

@@ -32,6 +32,7 @@ from zithara_worker.commands.terminal import print_json, printable, progress, ta
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError, ZitharaWorkerError
 from zithara_worker.logs.masking import masked, masked_value
+from zithara_worker.pages import page
 from zithara_worker.processors import identify
 from zithara_worker.queue import failures, search
 from zithara_worker.queue.failures import Failure
@@ -100,7 +101,7 @@ def summary(context: Context, choice: Choice, as_json: bool) -> None:
     for line in summary_lines(found):
         click.echo(line)
     for code, remedy in remedies.items():
-        click.echo(f"{printable(code)}: {remedy or 'see docs/reasons.md'}")
+        click.echo(f"{printable(code)}: {remedy or 'see ' + page('reasons.md')}")
 
 
 @failed.command("list")

@@ -8,6 +8,7 @@ from zithara_worker.commands.root import Context
 from zithara_worker.commands.terminal import progress
 from zithara_worker.database import schema
 from zithara_worker.errors import Contention, ShopError
+from zithara_worker.pages import page
 
 
 @click.command()
@@ -105,7 +106,7 @@ def _build_index(context: Context, *, yes: bool) -> None:
             click.echo(
                 "This is a Galera cluster: while the index is built, no node takes writes to any table, for about as "
                 "long as a single server would need. Node by node (wsrep_OSU_method = RSU) nobody waits: "
-                "docs/databases.md has the steps.",
+                f"{page('databases.md')} has the steps.",
                 err=True,
             )
             if not yes:

@@ -36,6 +36,7 @@ from zithara_worker.completeness.trace import trace as trace_entity
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.logs.masking import masked_value
+from zithara_worker.pages import page
 from zithara_worker.processors.groups import entity_key
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.reasons import find
@@ -192,7 +193,10 @@ def _steps_of_failed(failed: Sequence[TracedMessage]) -> Iterator[tuple[str, str
         if verdict == SENT:
             reason = messages[-1].row.reason
             known = find(reason)
-            yield f"zithara-worker failed retry {ids}", f"{reason}: {known.remedy if known else 'see docs/reasons.md'}"
+            yield (
+                f"zithara-worker failed retry {ids}",
+                f"{reason}: {known.remedy if known else 'see ' + page('reasons.md')}",
+            )
         else:
             yield f"zithara-worker failed discard {ids} --note '...'", f"a retry {RETRY_TEXTS[verdict]}"
 

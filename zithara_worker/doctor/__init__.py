@@ -82,7 +82,7 @@ class Doctor:
         except ZitharaWorkerError as error:
             yield failed("shop.configuration", str(error), "see the findings above")
         if found is not None:
-            yield from shop.enabled(found)
+            yield from shop.enabled(found, self.database.prefix)
             yield from shop.active_row(found)
             yield from shop.webhook_url(found, settings.zithara.webhook_url)
             yield from shop.event_types(found)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.pages import page
 from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.topics import TOPICS, full_name
 
@@ -54,7 +55,7 @@ def programs(etc: Path, run: Run) -> Iterator[Finding]:
         yield warning(
             "programs",
             f"neither supervisor nor systemd has a program under {etc} that runs 'zithara-worker consume'",
-            "the Debian package has both (docs/install.md, step 4), so that the worker comes back after a restart "
+            f"the Debian package has both ({page('install.md')}), so that the worker comes back after a restart "
             "(not needed where a container or another host runs it)",
         )
         return

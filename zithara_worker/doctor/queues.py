@@ -11,6 +11,7 @@ from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.doctor.routing import MODULE
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.monitor import fleet
+from zithara_worker.pages import page
 from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.settle import message_code
@@ -60,7 +61,7 @@ def unlinked(database: Database) -> Iterator[Finding]:
         f"{len(lost)} messages of {topics} are linked to no queue (ids {min(lost)} to {max(lost)}): Magento's cleanup "
         "deletes them undelivered",
         f"the topology has no binding on the database exchange: {MODULE}; to save these, see published.unlinked in "
-        "docs/operations.md",
+        f"{page('operations.md')}",
     )
 
 

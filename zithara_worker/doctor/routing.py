@@ -15,6 +15,7 @@ from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError
 from zithara_worker.monitor import fleet
 from zithara_worker.monitor.fleet import RELAY, WorkerStatus
+from zithara_worker.pages import folder, page
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import require_rabbitmq
@@ -25,7 +26,7 @@ from zithara_worker.units import count, duration
 if TYPE_CHECKING:
     from zithara_worker.relay.amqp import Waiting
 
-MODULE = "enable the module of /usr/share/zithara-worker/magento (its README has the commands)"
+MODULE = f"enable the module of {folder('packaging/magento')} (its README has the commands, cron first)"
 #: Of a message that arrived so recently, the way is known, whatever the configuration may say.
 _RECENT_SECONDS = 86400.0
 
@@ -106,7 +107,7 @@ def published(database: Database, queues: Sequence[QueueRow], now: float, route:
 def _published(queue: QueueRow, route: Route, *, arrived: str, age: float | None) -> Finding:
     topic = queue.topic
     check = f"published.{short_name(topic)}"
-    start = f"start a relay ('zithara-worker relay {short_name(topic)}'), or {MODULE}: docs/routing.md"
+    start = f"start a relay ('zithara-worker relay {short_name(topic)}'), or {MODULE}: see {page('routing.md')}"
     relays = [relay for relay in route.relays if topic in relay.topics and relay.alive]
     waiting = route.rabbitmq.get(queue.name)
     way = route.configured.get(topic)

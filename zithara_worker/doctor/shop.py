@@ -41,14 +41,23 @@ def certificate_check(configured: LoadedSettings) -> Iterator[Finding]:
         )
 
 
-def enabled(shop: ShopConfiguration) -> Iterator[Finding]:
+def enabled(shop: ShopConfiguration, prefix: str) -> Iterator[Finding]:
+    """`prefix`: of the tables. The module has no system.xml, so `bin/magento config:set` knows none of its paths."""
     if shop.enabled:
         yield ok("shop.enabled", "the module is enabled")
     else:
+        source = shop.enabled_source
+        in_table = source.startswith("core_config_data")
         yield failed(
             "shop.enabled",
-            "zithara_webhook/general/enabled is 0: no message is taken",
-            "bin/magento config:set zithara_webhook/general/enabled 1, then cache:flush",
+            f"zithara_webhook/general/enabled is 0 ({source}): no message is taken",
+            (
+                f"UPDATE {prefix}core_config_data SET value = '1' "  # noqa: S608 - printed, not executed
+                "WHERE path = 'zithara_webhook/general/enabled' AND scope = 'default'; then bin/magento cache:flush "
+                "(config:set does not know this path)"
+                if in_table
+                else "set it to 1 there, then bin/magento cache:flush"
+            ),
         )
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from zithara_worker.database import locks
 from zithara_worker.errors import ConfigurationError, ShopError, ZitharaWorkerError
+from zithara_worker.pages import page
 from zithara_worker.settings import sources
 from zithara_worker.settings.sources import LoadedSettings, Place, Values
 from zithara_worker.settings.values import Secret
@@ -76,6 +77,8 @@ class ShopConfiguration:
     """The configuration of the shop at one moment."""
 
     enabled: bool
+    #: Where `enabled` is set; "" for the default
+    enabled_source: str = ""
     #: Whether the worker is to log at DEBUG
     debug: bool = False
     active_config_id: int | None
@@ -117,6 +120,7 @@ def read_configuration(database: Database, files: DeploymentConfig | None) -> Sh
     enabled, debug = settings.first(_ENABLED), settings.first(_DEBUG)
     return ShopConfiguration(
         enabled=enabled is None or enabled[0] != "0",
+        enabled_source="" if enabled is None else enabled[1],
         debug=debug is not None and debug[0] == "1",
         active_config_id=int(active["config_id"]) if active else None,
         config_ids=frozenset(int(row["config_id"]) for row in rows),
@@ -223,7 +227,7 @@ def _warnings_of_unknown(configured: LoadedSettings, shop: ShopConfiguration) ->
     """Warnings about settings that only PHP can determine, unless the worker's own configuration gives them."""
     for setting in shop.unknown:
         if setting.place is None:
-            remedy = "write the value itself there; what is assumed until then: docs/configuration.md"
+            remedy = f"write the value itself there; what is assumed until then: {page('configuration.md')}"
         elif setting.place not in configured.sources:
             remedy = f"it is not used: set [{setting.place[0]}] {setting.place[1]}"
         else:
