@@ -39,8 +39,8 @@ def tables(shop: Shop) -> ShopTables:
 
 
 @pytest.fixture
-def typed(worker_config: Callable[..., Path]) -> Typed:
-    config = worker_config()
+def typed(worker_config: Callable[..., Path], tmp_path: Path) -> Typed:
+    config = worker_config(logging={"audit_file": str(tmp_path / "audit.jsonl")})
 
     def run(*arguments: str) -> Result:
         return CliRunner().invoke(command, ["--config", str(config), "reconcile", *arguments])
@@ -54,7 +54,7 @@ def counts(result: Result) -> dict[str, dict[str, int]]:
 
 
 def test_what_a_real_shop_never_told_is_found_published_and_then_complete(
-    shop: Shop, tables: ShopTables, typed: Typed, consume: Callable[[], None], api: FakeZithara
+    shop: Shop, tables: ShopTables, typed: Typed, consume: Callable[[], None], api: FakeZithara, tmp_path: Path
 ) -> None:
     for message in published_messages():
         shop.publish_body(message.topic, message.body)
@@ -73,7 +73,11 @@ def test_what_a_real_shop_never_told_is_found_published_and_then_complete(
     before_publishing = len(shop.rows())
     done = typed("--all", "--publish", "--yes")
     assert done.exit_code == 0, done.output
-    assert len(shop.rows()) > before_publishing + 2
+    published = len(shop.rows()) - before_publishing
+    assert published > 2
+    audit = [json.loads(line) for line in (tmp_path / "audit.jsonl").read_text().splitlines()]
+    assert {each["action"] for each in audit} == {"reconcile_publish"}
+    assert sum(each["count"] for each in audit) == published
     api.forget_requests()
     consume()
     assert ("POST", "000000001") in [

@@ -486,6 +486,22 @@ def test_a_lost_connection_at_commit_leaves_nothing_half_done(
     assert reconciler.publish().published == 1
 
 
+def test_what_was_published_before_an_error_is_known(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 21):
+        rows.order(id)
+
+    def fail(call: str) -> None:
+        if call == "build" and len(shop.rows()) == 16:
+            raise DatabaseUnavailable("gone")
+
+    rows.before = fail
+    with reconciler.run() as run:
+        found = run.compare(Window())
+        with pytest.raises(DatabaseUnavailable):
+            run.publish(found)
+        assert run.published == 16
+
+
 # ---------------------------------------------------------------- resend
 
 

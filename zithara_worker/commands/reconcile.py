@@ -251,23 +251,24 @@ class _Run:
         size = found.publishable_bytes * count / found.publishable
         if not found.in_rabbitmq:
             _confirm(count, size, found.kind, yes=self._asked.yes, many=size > MANY_BYTES)
-        with progress(count, f"publishing {found.kind}") as on_progress:
-            done = run.publish(
-                found,
-                limit=self._asked.limit,
-                max_bytes=None if self._asked.yes else MANY_BYTES,
-                on_progress=on_progress,
-            )
-        if done.published:
-            who = operator_name()
-            action = "reconcile_resend" if self._asked.resend else "reconcile_publish"
-            self._audit([operator_action(action, who=who, reconciled=found.kind, count=done.published)])
-            log.info(
-                "operator: %d messages published by reconcile",
-                done.published,
-                extra={"event": f"operator_{action}", "operator": who, "kind": found.kind, "count": done.published},
-            )
-        return done
+        try:
+            with progress(count, f"publishing {found.kind}") as on_progress:
+                return run.publish(
+                    found,
+                    limit=self._asked.limit,
+                    max_bytes=None if self._asked.yes else MANY_BYTES,
+                    on_progress=on_progress,
+                )
+        finally:
+            if run.published:
+                who = operator_name()
+                action = "reconcile_resend" if self._asked.resend else "reconcile_publish"
+                self._audit([operator_action(action, who=who, reconciled=found.kind, count=run.published)])
+                log.info(
+                    "operator: %d messages published by reconcile",
+                    run.published,
+                    extra={"event": f"operator_{action}", "operator": who, "kind": found.kind, "count": run.published},
+                )
 
 
 def _confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> None:

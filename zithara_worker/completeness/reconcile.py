@@ -159,6 +159,8 @@ class Reconcile:
         #: entity ids that may be published, ascending: 8 bytes each
         self._publishable = array("Q")
         self._resend_since: float | None = None
+        #: Messages put on the queue so far, also by a `publish` that raised
+        self.published = 0
         #: Whether every entity of the window was judged
         self._compared = False
 
@@ -267,12 +269,12 @@ class Reconcile:
         that are NEW. Raises ShopError, DatabaseUnavailable.
         """
         started = self._here.monotonic()
-        published = size = moved = 0
+        size = moved = 0
         why = ""
         if found.in_rabbitmq:
             why = "in_rabbitmq"
         for entities in self._chunks(self._here.concurrency) if not why else ():
-            if limit is not None and published >= limit:
+            if limit is not None and self.published >= limit:
                 break
             why = self._wait_for_room()
             if why:
@@ -281,9 +283,9 @@ class Reconcile:
             chosen = [each for each in self._judge(entities) if each.payload is not None]
             moved += len(entities) - len(chosen)
             if limit is not None:
-                chosen = chosen[: limit - published]
+                chosen = chosen[: limit - self.published]
             done = self._store(sorted(chosen, key=lambda each: each.entity.id))
-            published += len(done)
+            self.published += len(done)
             moved += len(chosen) - len(done)
             size += sum(len(each.body) for each in done)
             on_progress(len(entities))
@@ -291,10 +293,10 @@ class Reconcile:
                 why = "many_bytes"
                 break
         if limit is None and not why:
-            moved = found.publishable - published  # with what the shop has deleted
+            moved = found.publishable - self.published  # with what the shop has deleted
         return replace(
             found,
-            published=published,
+            published=self.published,
             published_bytes=size,
             moved=moved,
             seconds=found.seconds + self._here.monotonic() - started,
