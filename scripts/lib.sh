@@ -11,6 +11,15 @@ fail() {
     exit 1
 }
 
+# quietly COMMAND...: its output only if it fails, and then the end of it.
+quietly() {
+    local said
+    said=$("$@" 2>&1) || {
+        tail -n 20 <<<"$said" >&2
+        return 1
+    }
+}
+
 # need PACKAGE COMMAND...: the Debian package is missing unless the command succeeds.
 need() {
     local package=$1
@@ -26,7 +35,7 @@ install_missing() {
     command -v apt-get >/dev/null || fail "this machine has no apt-get; install by hand: ${missing_packages[*]}"
     section "installing Debian packages: ${missing_packages[*]}"
     if [[ -z ${package_lists_are_fresh-} ]]; then
-        "${as_root[@]}" apt-get update -qq || fail "apt-get update failed; install by hand: ${missing_packages[*]}"
+        quietly "${as_root[@]}" apt-get update -qq || fail "apt-get update failed; install by hand: ${missing_packages[*]}"
         package_lists_are_fresh=yes
     fi
     # The tests start private servers. Debian would also start the packages' own ones, unless this file forbids it.
@@ -36,7 +45,7 @@ install_missing() {
         printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" install -m 755 /dev/stdin "$policy"
     fi
     local installed=yes
-    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    quietly "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive \
         apt-get install -qq -y --no-install-recommends "${missing_packages[@]}" || installed=
     [[ -z $forbidden ]] || "${as_root[@]}" rm -f "$policy"
     [[ -n $installed ]] || fail "apt-get install failed; install by hand: ${missing_packages[*]}"

@@ -117,5 +117,7 @@ def test_command_that_is_not_installed_is_told_with_the_remedy(monkeypatch: pyte
 
 def test_demo_needs_its_messages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert demo([]) == 2
-    assert demo([str(tmp_path / "none.jsonl"), str(tmp_path / "none.jsonl")]) == 1
-    assert "none.jsonl: No such file" in capsys.readouterr().err
+    assert demo([str(tmp_path / "none.jsonl")] * 2) == 2
+    for arguments in ([], ["--rabbitmq"]):
+        assert demo([*arguments, str(tmp_path / "none.jsonl")]) == 1
+        assert "none.jsonl: No such file" in capsys.readouterr().err

@@ -8,5 +8,6 @@ and benchmarks share the sandbox, and `zithara-worker sandbox` lets an operator 
     api           the Zithara API           session       all of them together, and a configuration file for the worker
     examples      sample payloads           fixtures      recorded messages, and the required outcome of each
     rabbitmq      a private RabbitMQ, and the shop's queues in it
-    tcp_proxy     a network that fails      demo          one run of the whole path, with a report
+    tcp_proxy     a network that fails      demo          a shop on a bad day, with workers killed
+    verdict       what became of every message
 """
