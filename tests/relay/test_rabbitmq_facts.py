@@ -84,6 +84,25 @@ def test_relay_waits_for_the_end_of_other_consumers(bench: Bench, relay_that_wai
     bench.wait_until_stored(bodies)
 
 
+def test_older_messages_of_another_consumer_of_a_quorum_queue_come_first(
+    relay_shop: Shop, rabbitmq: RabbitMqServer
+) -> None:
+    """It knows no exclusive consumers; an earlier relay whose end RabbitMQ has not noticed may have older messages."""
+    with VirtualHost(rabbitmq) as virtual_host:
+        virtual_host.declare(arguments={"x-queue-type": "quorum"})
+        bench = Bench(relay_shop, virtual_host)
+        bodies = bench.publish(4)
+        with virtual_host.channel() as channel:
+            channel.basic_qos(prefetch_count=2)
+            channel.basic_consume(QUEUE, lambda *_: None)
+            channel.connection.process_data_events(0.2)
+            with bench.running([TOPIC_ORDER]) as relay:
+                eventually(lambda: "another consumer takes messages" in reasons(relay), within=10)
+                assert bench.stored() == []
+                channel.connection.close()
+                bench.wait_until_stored(bodies)
+
+
 def test_queue_with_a_single_active_consumer(relay_shop: Shop, rabbitmq: RabbitMqServer) -> None:
     """It refuses exclusive consumers, and is exclusive all the same."""
     with VirtualHost(rabbitmq) as virtual_host:
