@@ -109,6 +109,7 @@ def test_publishers_of_env_php_stand_above_the_modules(root: Callable[..., Path]
             publisher(TOPIC_ORDER, amqp="true", db="false"),
             publisher(TOPIC_CART, amqp="false", db="true"),
             publisher(TOPIC_CUSTOMER, amqp="true", db="true"),
+            publisher(TOPIC_WEBHOOK, amqp="'1'", db="'0'"),
         ]
     )
     found = published_to(root(queue=f"{AMQP} 'config' => ['publishers' => [{publishers}]]"))
@@ -116,7 +117,7 @@ def test_publishers_of_env_php_stand_above_the_modules(root: Callable[..., Path]
         TOPIC_ORDER: Connection.DATABASE,
         TOPIC_CART: Connection.RABBITMQ,
         TOPIC_CUSTOMER: Connection.RABBITMQ,
-        TOPIC_WEBHOOK: Connection.RABBITMQ,
+        TOPIC_WEBHOOK: Connection.DATABASE,
     }
 
 
@@ -146,6 +147,10 @@ def test_shop_on_rabbitmq_without_a_relay_is_told_to_start_one(shop: Shop, judge
     found = judge(Connection.RABBITMQ)["published.cart"]
     assert found.level is Level.WARNING and "no relay is alive" in found.found
     assert "'zithara-worker relay cart'" in found.remedy and "docs/routing.md" in found.remedy
+    shop.publish_cart()
+    assert judge(Connection.RABBITMQ)["published.cart"].level is Level.OK, "it came by some other way"
+    shop.make_older(minutes=1500)
+    assert judge(Connection.RABBITMQ)["published.cart"].level is Level.WARNING
     found = judge(Connection.RABBITMQ, Waiting(messages=1234, consumers=0))["published.cart"]
     assert found.level is Level.FAILED and "1234 messages lie there in zithara_cart_queue, and nothing" in found.found
     found = judge(None, Waiting(messages=0, consumers=2))["published.cart"]
@@ -184,6 +189,7 @@ def test_relay_that_brings_messages_is_named_and_one_that_cannot_says_why(
     assert (found["relays"].level, found["relays"].found) == (Level.OK, "1 alive")
 
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE")
+    assert "relay" not in examine()["published.order"].found
     lost = examine()["relays"]
     assert lost.level is Level.FAILED and all(topic in lost.found for topic in TOPICS)
     assert "'zithara-worker relay order customer cart webhook'" in lost.remedy
