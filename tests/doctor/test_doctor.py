@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -87,7 +88,8 @@ def levels(found: dict[str, Finding]) -> dict[str, Level]:
 def test_a_shop_in_order_has_no_complaint_but_of_the_host(shop: Shop, served: None, examine: Examine) -> None:
     shop.publish_samples()
     found = examine()
-    assert {check for check, level in levels(found).items() if level is not Level.OK} == {"programs"}
+    complaints = {check: level for check, level in levels(found).items() if level is not Level.OK}
+    assert complaints == {"programs": Level.WARNING, "php_consumers.cron": Level.UNCHECKED}
     assert len(found) >= 25
 
 
@@ -392,22 +394,57 @@ def test_topics_without_a_worker_and_paused_ones_are_told(shop: Shop, database: 
     assert "anna@shop1" in found["paused.order"].found and "resume" in found["paused.order"].remedy
 
 
+OTHERS = "'consumers' => ['async.operations.all', 'product_alert']"
+
+
 @pytest.mark.parametrize(
-    ("runner", "level"),
+    ("runner", "level", "block"),
     [
-        ("", Level.WARNING),
-        ("'cron_consumers_runner' => ['cron_run' => true, 'consumers' => []],", Level.WARNING),
-        ("'cron_consumers_runner' => ['cron_run' => true, 'consumers' => ['ZitharaCartConsumer']],", Level.WARNING),
-        ("'cron_consumers_runner' => ['cron_run' => true, 'consumers' => ['async.operations.all']],", Level.OK),
-        ("'cron_consumers_runner' => ['cron_run' => false],", Level.OK),
+        ("'cron_consumers_runner' => ['cron_run' => true, 'consumers' => ['async.operations.all']],", Level.OK, ""),
+        ("'cron_consumers_runner' => ['cron_run' => false],", Level.OK, ""),
+        (
+            "'cron_consumers_runner' => ['max_messages' => 20, 'consumers' => "
+            "['async.operations.all', 'ZitharaCartConsumer', 'product_alert', 'ZitharaOrderConsumer']],",
+            Level.WARNING,
+            f"'cron_consumers_runner' => ['max_messages' => 20, {OTHERS}, 'cron_run' => true],",
+        ),
+        (  # An empty list would start all consumers.
+            "'cron_consumers_runner' => ['cron_run' => true, 'consumers' => ['ZitharaCartConsumer']],",
+            Level.WARNING,
+            "'cron_consumers_runner' => ['cron_run' => false, 'consumers' => []],",
+        ),
     ],
 )
-def test_php_consumers_that_cron_may_start_are_told(tmp_path: Path, runner: str, level: Level) -> None:
+def test_php_consumers_that_cron_may_start_are_told_with_the_block_to_write(
+    tmp_path: Path, runner: str, level: Level, block: str
+) -> None:
     file = tmp_path / "app" / "etc" / "env.php"
     file.parent.mkdir(parents=True)
     file.write_text(f"<?php return [{runner} 'db' => []];")
     (found,) = cron(tmp_path)
     assert found.level is level, found
+    assert found.remedy == (f"in {file} write {block}" if block else "")
+    if block:
+        file.write_text(f"<?php return [{block} 'db' => []];")
+        assert [each.level for each in cron(tmp_path)] == [Level.OK], "with that block all is well"
+
+
+@pytest.mark.parametrize("runner", ["", "'cron_consumers_runner' => ['cron_run' => true, 'consumers' => []],"])
+def test_where_env_php_names_no_consumer_the_command_that_prints_the_block_is_told(tmp_path: Path, runner: str) -> None:
+    file = tmp_path / "app" / "etc" / "env.php"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"<?php return [{runner} 'db' => []];")
+    magento = tmp_path / "bin" / "magento"
+    magento.parent.mkdir()
+    magento.write_text("#!/bin/sh\nprintf '%s\\n' async.operations.all ZitharaOrderConsumer product_alert\n")
+    magento.chmod(0o755)
+    (found,) = cron(tmp_path)
+    assert found.level is Level.WARNING and "ZitharaOrderConsumer" in found.found
+    command = found.remedy.partition("is printed by: ")[2]
+    printed = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True).stdout
+    file.write_text(f"<?php return [{printed} 'db' => []];")
+    assert [each.level for each in cron(tmp_path)] == [Level.OK]
+    assert "'product_alert'," in printed
 
 
 def test_an_env_php_that_cannot_be_read_is_told(tmp_path: Path) -> None:
@@ -495,6 +532,9 @@ def test_programs_of_supervisor_are_found_with_their_topics_and_state(tmp_path: 
     (folder / "order.conf").write_text("[program:zithara-order]\ncommand=/usr/bin/zithara-worker consume order\n")
     missing = programs(tmp_path)["programs"].found
     assert "zithara.cart.events" in missing and "zithara.order.events" not in missing
+    unseen = programs(tmp_path, {"supervisorctl": "error: <class 'PermissionError'>, [Errno 13] Permission denied"})
+    assert unseen["programs.running"].level is Level.UNCHECKED, "supervisor answers root only"
+    assert "supervisor zithara-order" in unseen["programs.running"].found
     (folder / "rest.conf").write_text("[program:zithara-all]\ncommand=/usr/bin/zithara-worker consume --all\n")
     running = "zithara-order RUNNING pid 7, uptime 1:00\nzithara-all:zithara-all_00 RUNNING pid 8, uptime 1:00\n"
     found = programs(tmp_path, {"supervisorctl": running})

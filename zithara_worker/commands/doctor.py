@@ -12,7 +12,7 @@ from zithara_worker.commands.terminal import coloured, print_json, printable
 from zithara_worker.doctor import Doctor, Finding, Level, unreadable
 from zithara_worker.errors import ConfigurationError
 
-_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
+_COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red", Level.UNCHECKED: "cyan"}
 
 
 @click.command()
@@ -21,8 +21,8 @@ _COLOURS = {Level.OK: "green", Level.WARNING: "yellow", Level.FAILED: "red"}
 def doctor(context: Context, as_json: bool) -> None:
     """Check shop, database, API and this host; changes nothing.
 
-    One line for each check: ok, warning or failed, its name, what was found, and what to do. Exit code 1 if any failed.
-    Run it as the user who runs the worker, because it checks that user's permissions.
+    One line for each check: ok, warning, failed or not checked, its name, what was found, and what to do. Exit code 1
+    if any failed. Run it as the user who runs the worker, because it checks that user's permissions.
 
     \b
     Examples:
@@ -68,6 +68,6 @@ def _print(findings: Iterable[Finding], as_json: bool) -> list[Finding]:
 
 
 def _line(finding: Finding) -> str:
-    level = coloured(_COLOURS[finding.level], f"{finding.level.value:<8}", bold=finding.level is Level.FAILED)
+    level = coloured(_COLOURS[finding.level], f"{finding.level.value:<11}", bold=finding.level is Level.FAILED)
     remedy = f" -> {printable(finding.remedy)}" if finding.remedy else ""
     return f"{level} {finding.check:<25} {printable(finding.found)}{remedy}"

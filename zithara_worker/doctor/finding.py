@@ -10,6 +10,8 @@ class Level(Enum):
     OK = "ok"
     WARNING = "warning"
     FAILED = "failed"
+    #: It could not be looked at: neither good nor bad is known
+    UNCHECKED = "not checked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,6 +26,10 @@ class Finding:
 
 def ok(check: str, found: str) -> Finding:
     return Finding(check=check, level=Level.OK, found=found)
+
+
+def unchecked(check: str, why: str, remedy: str) -> Finding:
+    return Finding(check=check, level=Level.UNCHECKED, found=why, remedy=remedy)
 
 
 def warning(check: str, found: str, remedy: str) -> Finding:

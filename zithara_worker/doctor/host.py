@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.doctor.finding import Finding, failed, ok, unchecked, warning
 from zithara_worker.pages import page
 from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.topics import TOPICS, full_name
@@ -45,11 +45,14 @@ def programs(etc: Path, run: Run) -> Iterator[Finding]:
     found = {**_supervised(etc), **_units(etc)}
     served: set[str] = set()
     stopped: list[str] = []
+    unseen: list[str] = []
     for name, arguments in found.items():
         words = arguments.split()
         served |= set(TOPICS) if "--all" in words else {full_name(word) for word in words}
         state = _state(name, run)
-        if state not in (None, "RUNNING", "active"):
+        if state is None:
+            unseen.append(name)
+        elif state not in ("RUNNING", "active"):
             stopped.append(f"{name} ({state})")
     if not found:
         yield warning(
@@ -73,6 +76,12 @@ def programs(etc: Path, run: Run) -> Iterator[Finding]:
             "programs.running",
             f"not running: {', '.join(sorted(stopped))}",
             "supervisorctl start NAME, or systemctl start NAME; its log says why it stopped",
+        )
+    if unseen:
+        yield unchecked(
+            "programs.running",
+            f"whether {', '.join(sorted(unseen))} run: its manager does not answer this user, or is not running",
+            "as root: supervisorctl status, or systemctl status 'zithara-worker@*'; living workers: see 'workers'",
         )
 
 

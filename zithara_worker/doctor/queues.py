@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from zithara_worker.database.session import Database
-from zithara_worker.doctor.finding import Finding, failed, ok, warning
+from zithara_worker.doctor.finding import Finding, failed, ok, unchecked, warning
 from zithara_worker.doctor.routing import MODULE
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.monitor import fleet
@@ -16,7 +17,7 @@ from zithara_worker.queue import operator
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.settle import message_code
 from zithara_worker.queue.statuses import Status
-from zithara_worker.shop.deployment_config import ENV_PHP, started_by_cron
+from zithara_worker.shop.deployment_config import ENV_PHP, cron_consumers
 from zithara_worker.topics import TOPIC_TABLE, TOPICS, short_name
 from zithara_worker.units import duration
 
@@ -153,23 +154,35 @@ def rejected_by_php(database: Database, queues: Sequence[QueueRow]) -> Iterator[
         yield ok("php_consumers.rejected", "no PHP consumer has rejected a message within a day")
 
 
+#: The finished block where env.php names no consumers, which means all: only the shop's own command knows their names.
+_LIST_ALL = (
+    "its finished block is printed by: (cd {root}; echo \"'cron_consumers_runner' => ['cron_run' => true, "
+    "'consumers' => [\"; bin/magento queue:consumers:list | grep -v '^Zithara' | sed \"s/.*/    '&',/\"; echo ']],')"
+)
+
+
 def cron(root: Path | None) -> Iterator[Finding]:
     """Whether Magento's cron would start PHP consumers of our queues."""
     if root is None:
-        yield ok("php_consumers.cron", "not checked, because [magento] root is not set")
+        yield unchecked(
+            "php_consumers.cron",
+            "whether Magento's cron starts PHP consumers of our queues, because [magento] root is not set",
+            "set it, or look at 'cron_consumers_runner' in the shop's app/etc/env.php",
+        )
         return
     path = root / ENV_PHP
     try:
-        started = started_by_cron(path)
+        found = cron_consumers(path)
     except ConfigurationError as error:
         yield warning("php_consumers.cron", f"cannot tell: {error}", "correct [magento] root or the file's permissions")
         return
-    if started:
+    if found.started:
         yield warning(
             "php_consumers.cron",
-            f"Magento's cron may start {', '.join(started)}, which would take messages from the same queues",
-            f"in {path} set 'cron_consumers_runner' => ['cron_run' => false], or list under 'consumers' only those "
-            "that shall run, without the Zithara ones",
+            f"Magento's cron may start {', '.join(found.started)}, which would take messages from the same queues",
+            f"in {path} write {found.block}"
+            if found.block
+            else f"in {path} name every consumer but those; {_LIST_ALL.format(root=shlex.quote(str(root)))}",
         )
     else:
         yield ok("php_consumers.cron", f"{path} keeps Magento's cron from starting PHP consumers of our queues")

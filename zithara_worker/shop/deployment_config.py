@@ -18,7 +18,7 @@ from pathlib import Path
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sources import Place
 from zithara_worker.settings.values import split_hosts
-from zithara_worker.shop.php_array import Unknown, Value, read_returned_array
+from zithara_worker.shop.php_array import Unknown, Value, php_text, read_returned_array
 from zithara_worker.topics import TOPIC_TABLE
 
 log = logging.getLogger(__name__)
@@ -276,8 +276,17 @@ def published_to(root: Path) -> Mapping[str, Connection]:
 # ---------------------------------------------------------------- PHP consumers started by cron
 
 
-def started_by_cron(path: Path) -> tuple[str, ...]:
-    """The module's PHP consumers that Magento's own cron starts, after env.php at `path`. Raises ConfigurationError.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CronConsumers:
+    """`started`: the module's PHP consumers that Magento's own cron starts. `block`: what to write into env.php so that
+    it starts all but those; "" where that needs the list of all consumers, which env.php does not have."""
+
+    started: tuple[str, ...]
+    block: str = ""
+
+
+def cron_consumers(path: Path) -> CronConsumers:
+    """What the env.php at `path` lets Magento's cron start. Raises ConfigurationError.
 
     Source: Magento\\MessageQueue\\Model\\Cron\\ConsumersRunner: `cron_consumers_runner/cron_run` (true if absent) and
     `cron_consumers_runner/consumers` (empty: all). A value that only PHP can determine counts as absent.
@@ -285,9 +294,17 @@ def started_by_cron(path: Path) -> tuple[str, ...]:
     shop = read_returned_array(path)
     ours = tuple(topic.php_consumer for topic in TOPIC_TABLE.values())
     if _at(shop, "cron_consumers_runner", "cron_run") in (False, "", "0", "false"):
-        return ()
+        return CronConsumers(started=())
     chosen = _at(shop, "cron_consumers_runner", "consumers")
-    return tuple(name for name in ours if name in chosen.values()) if isinstance(chosen, dict) and chosen else ours
+    if not isinstance(chosen, dict) or not chosen:
+        return CronConsumers(started=ours)
+    started = tuple(name for name in ours if name in chosen.values())
+    others = [name for name in chosen.values() if name not in ours]
+    runner = _at(shop, "cron_consumers_runner")
+    wanted: dict[str | int | Unknown, Value] = dict(runner) if isinstance(runner, dict) else {}
+    # An empty list would mean all.
+    wanted |= {"cron_run": bool(others), "consumers": dict(enumerate(others))}
+    return CronConsumers(started=started, block=f"'cron_consumers_runner' => {php_text(wanted)},")
 
 
 # ---------------------------------------------------------------- settings of the shop

@@ -313,6 +313,19 @@ def _of_environment(call: str, variable: Value, line: int) -> Unknown:
     return Unknown(line=line, why=f"{shown} reads the environment of PHP, which the worker does not share")
 
 
+def php_text(value: Value) -> str:
+    """The value as PHP would be given it on one line. What only PHP can determine is marked, and no valid PHP."""
+    if isinstance(value, Unknown):
+        return f"<as in line {value.line}>"
+    if isinstance(value, dict):
+        listed = list(value) == list(range(len(value)))
+        parts = (php_text(each) if listed else f"{php_text(key)} => {php_text(each)}" for key, each in value.items())
+        return f"[{', '.join(parts)}]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
 def _is_falsy(value: Value) -> bool:
     return not isinstance(value, Unknown) and (value in ("", "0") or not value)
 
