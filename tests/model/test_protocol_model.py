@@ -665,7 +665,8 @@ class Protocol(RuleBasedStateMachine):
     def _cron_frees_what_is_in_progress_for_a_day(self) -> None:
         php_holds = {side.selected.relation_id for side in self.php.values() if side.selected and side.taken}
         rows = [row.relation_id for row in self.shop.rows() if row.status == Status.IN_PROGRESS]
-        freed = [id for id in sorted(rows, key=lambda id: id not in self.orphans) if id not in php_holds][:1]
+        # What a PHP consumer died with last comes first.
+        freed = [id for id in sorted(rows, key=lambda id: (id not in self.orphans, -id)) if id not in php_holds][:1]
         self.shop.make_older(minutes=3000, relation_ids=freed)
         assert self.shop.run_cleanup_cron()["retried"] == len(freed)
         for id in freed:
