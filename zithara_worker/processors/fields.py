@@ -30,6 +30,8 @@ _BLANK = r"[ \t\n\r\v\f]*"
 _NUMERIC = re.compile(_BLANK + r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]+)?" + _BLANK)
 
 _FOUR_PLACES = Decimal("0.0001")
+#: Below it doubles tell all integers apart.
+_EXACT = 2**53
 
 _JSON_NAMES = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
 _EXCERPT = 40
@@ -133,9 +135,10 @@ def number(parent: Row, name: str, path: str, default: int | float = 0) -> int |
     value: object = parent.get(name)
     if value is None:
         return default
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _whole(value)
-    seen = json_name(value)
+    # Compared with `is`: this runs for each amount of each message, and a boolean is no number.
+    kind = type(value)
+    if kind is int or kind is float:
+        return _whole(value)  # type: ignore[arg-type]
     if isinstance(value, str):
         if not value:
             return 0
@@ -143,7 +146,7 @@ def number(parent: Row, name: str, path: str, default: int | float = 0) -> int |
             amount = float(value)
             if math.isfinite(amount):
                 return _whole(amount)
-        seen = f"the text {value[:_EXCERPT]!r}"
+    seen = f"the text {value[:_EXCERPT]!r}" if isinstance(value, str) else json_name(value)
     raise MessageRejected(
         reasons.NOT_A_NUMBER, f"{_dotted(name, path)} must be a number, but is {seen}; correct it in the shop"
     )
@@ -152,7 +155,7 @@ def number(parent: Row, name: str, path: str, default: int | float = 0) -> int |
 def as_stored(amount: int | float) -> int | float:
     """The amount as Magento's DECIMAL columns keep it: four places, half rounded up. Before its first save an entity
     has what PHP calculated: 0.30000000000000004, or a price without tax of a dozen places."""
-    if isinstance(amount, int) or not abs(amount) < 2**53:
+    if isinstance(amount, int) or not -_EXACT < amount < _EXACT:
         return amount
     if round(amount, 4) == amount:  # nearly always, and much cheaper
         return _whole(amount)
@@ -161,7 +164,9 @@ def as_stored(amount: int | float) -> int | float:
 
 def _whole(amount: int | float) -> int | float:
     """499.0 as 499; beyond what a double can tell apart, amounts stay as they are."""
-    return int(amount) if isinstance(amount, float) and amount.is_integer() and abs(amount) < 2**53 else amount
+    if type(amount) is float and -_EXACT < amount < _EXACT and amount.is_integer():
+        return int(amount)
+    return amount
 
 
 def full_name(parent: Row, first: str, last: str, path: str) -> str:
