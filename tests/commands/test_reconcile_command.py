@@ -88,6 +88,20 @@ def test_what_a_real_shop_never_told_is_found_published_and_then_complete(
     assert [set(each) for each in counts(after).values()] == [{"complete"}] * 3
 
 
+def test_a_checkout_that_stays_open_holds_nothing_up_and_is_not_looked_into(
+    shop: Shop, tables: ShopTables, typed: Typed
+) -> None:
+    """It has locked the orders and the queue's tables by rows that nobody else sees."""
+    with shop.transaction() as checkout, checkout.publishing_connection().cursor() as cursor:
+        cursor.execute("UPDATE sales_order SET grand_total = 77")
+        cursor.execute("UPDATE sales_order_item SET price = 77")
+        checkout.publish_order("000000500")
+        done = typed("orders", "--all", "--publish", "--yes")
+        assert done.exit_code == 0 and "12 published" in done.stdout, done.output
+    bodies = [str(shop.body(row.message_id)) for row in shop.rows()]
+    assert len(bodies) == 13 and not [body for body in bodies if "77.0000" in body]
+
+
 def test_print_writes_what_publish_would_store(shop: Shop, tables: ShopTables, typed: Typed) -> None:
     printed = typed("orders", "--all", "--print", "--limit", "3")
     lines = [json.loads(line) for line in printed.stdout.splitlines() if line.startswith("{")]
