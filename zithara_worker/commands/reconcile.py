@@ -250,7 +250,7 @@ class _Run:
         count = min(found.publishable, self._asked.limit or found.publishable)
         size = found.publishable_bytes * count / found.publishable
         if not found.in_rabbitmq:
-            _confirm(count, size, found.kind, yes=self._asked.yes, many=size > MANY_BYTES)
+            confirm(count, size, found.kind, yes=self._asked.yes, many=size > MANY_BYTES)
         try:
             with progress(count, f"publishing {found.kind}") as on_progress:
                 return run.publish(
@@ -271,7 +271,7 @@ class _Run:
                 )
 
 
-def _confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> None:
+def confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> None:
     """Asks before more than one message is published. Raises click.UsageError where nobody can be asked."""
     if yes or (count <= 1 and not many):
         return
