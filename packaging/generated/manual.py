@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import click
 
+from install_steps import STEPS
 from zithara_worker.settings.sections import KEYS, SECTIONS
 from zithara_worker.settings.sources import DEFAULT_FILE
 from zithara_worker.settings.values import Key, as_ini_text
@@ -46,6 +47,10 @@ def command_manual(command: click.Group, *, program: str = "zithara-worker", dat
     ]
     for name in command.list_commands(context):
         lines += _command(command, name, context)
+    lines += [".SH INSTALLATION", "As root; magento stands for the shop's database:"]
+    for step in STEPS:
+        lines += [".PP", _escaped(f"{step.what[:1].upper()}{step.what[1:]}:"), ".RS", ".nf"]
+        lines += [*map(_escaped, step.commands), ".fi", ".RE"]
     lines += [".SH EXIT STATUS"]
     for code, meaning in _EXIT_CODES.items():
         lines += [".TP", f".B {code}", _escaped(meaning)]

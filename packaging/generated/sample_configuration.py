@@ -6,13 +6,15 @@ connects to a database that nobody has configured.
 
 from __future__ import annotations
 
+from install_steps import PASSWORD_FILE, STEPS
 from zithara_worker.commands.config import sample_file
 
-PASSWORD_FILE = "/etc/zithara-worker/database-password"  # noqa: S105 - the path, not the password
+__all__ = ["PASSWORD_FILE", "packaged_configuration"]
 
 #: Key of [database] -> what the package sets.
 _SET = {"user": "zithara_worker", "password_file": PASSWORD_FILE}
 
+_THEN = "".join(f"#   {line}\n" for step in STEPS[2:] for line in step.commands)
 _HEAD = f"""\
 # zithara-worker: configuration. Every key with its default; remove the # to set one.
 # Fill in:
@@ -25,11 +27,11 @@ _HEAD = f"""\
 #   [zithara]   nothing, if client id, client secret and webhook URL are saved in the Zithara form of the shop. If the
 #               shop keeps them encrypted, set [magento] root, or client_id and client_secret here.
 #
-# Then:  zithara-worker install    makes the worker's tables (as a database user who may create tables)
-#        zithara-worker config     shows each effective value with its source
-#        supervisorctl update      starts the workers; 'supervisorctl signal HUP zithara-worker:*' makes them read this
-#                                  file again
-# More: man zithara-worker.conf, /usr/share/doc/zithara-worker/
+# Then, as root ('magento' stands for the shop's database):
+{_THEN}#
+# 'zithara-worker config' shows each effective value with its source; 'supervisorctl signal HUP zithara-worker:*' makes
+# running workers read this file again.
+# More: man zithara-worker.conf, /usr/share/doc/zithara-worker/install.md
 """
 
 
