@@ -73,14 +73,14 @@ def consume(
     # Modules stay for the life of the process. Without this the garbage collector examines them again and again: 4 % of
     # the CPU.
     gc.freeze()
-    _fix_malloc_thresholds()
+    fix_malloc_thresholds()
     worker.run(
         wanted,
         limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),
     )
 
 
-def _fix_malloc_thresholds() -> None:
+def fix_malloc_thresholds() -> None:
     """Keeps glibc from raising its thresholds to the size of the largest body, up to 32 MB for each thread.
 
     With thresholds that grow, freed memory stays with the process: after twelve bodies of 10 MB, one at a time, it had

@@ -51,6 +51,7 @@ def relay(
     if find_spec("pika") is None:
         raise ConfigurationError(NO_PIKA)
 
+    from zithara_worker.commands.consume import fix_malloc_thresholds
     from zithara_worker.limits import Limits
     from zithara_worker.monitor.service_manager import ServiceManager
     from zithara_worker.relay.relay import Relay
@@ -62,6 +63,7 @@ def relay(
         service_manager=ServiceManager.from_environment(os.environ),
     )
     context.signals.direct_to(process)
+    fix_malloc_thresholds()
     process.run(
         wanted,
         limits=Limits(max_messages=max_messages, max_runtime_seconds=max_runtime, stop_when_empty=stop_when_empty),
