@@ -455,3 +455,19 @@ def test_coalescing_by_outlines_reads_one_body_of_a_line_again_and_no_more(
     assert len(read) == 301
     worker.deliver([message])
     assert groups_of(shop) == {}
+
+
+def test_a_body_that_was_read_under_an_id_is_not_taken_for_that_of_the_next_message_with_the_id(
+    shop: Shop, worker: StepWorker
+) -> None:
+    """The queue's tables are emptied while the worker has messages in memory."""
+    for group in ("A", "B"):
+        shop.publish_order(group)
+    worker.look()
+    assert worker.take(1)[0].group_key == "order:A"
+    for table in ("queue_message_status", "queue_message"):
+        shop.query(f"DELETE FROM {{prefix}}{table}")
+        shop.query(f"ALTER TABLE {{prefix}}{table} AUTO_INCREMENT = 2")
+    worker.poll()
+    shop.publish_order("C")
+    assert [message.group_key for message in worker.claim()] == ["order:C"]

@@ -68,7 +68,7 @@ class Reader:
         #: (time, cursor) of the last seconds, oldest first
         self._marks: list[tuple[float, int]] = []
         #: The highest message id that is known to exist
-        self._newest = 0
+        self._newest = self._polled_newest = 0
         self._rows_at_once = 0
         self._sweep_from = self._sweep_to = 0
         #: What may still be decoded in this claim or sweep
@@ -90,6 +90,10 @@ class Reader:
 
     def update_from_poll(self, newest: int) -> None:
         """`newest`: the highest message id of the queue."""
+        if newest < self._polled_newest:
+            # Ids may begin again: what is known by id, decoded bodies too, may belong to other messages.
+            self._generation = 0
+        self._polled_newest = newest
         self.check_session()
         self._newest = max(self._newest, newest)
         if self._cursor is not None:
