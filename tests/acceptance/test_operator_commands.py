@@ -78,6 +78,16 @@ def test_failed_messages_are_listed_and_shown(shop: Shop, run: Run, refused: set
     shown = run("failed", "show", str(message_id)).stdout
     assert "/order" in shown and f"Idempotency-Key: zithara_order_queue-{message_id}" in shown
     assert "@example" not in shown and "@example" in run("failed", "show", str(message_id), "--unmasked").stdout
+    assert run("failed", "retry", str(message_id)).returncode == 0
+    assert "reason      http_400" in run("failed", "show", str(message_id)).stdout, "why it failed before"
+    assert run("consume", "--all", "--stop-when-empty").returncode == 0
+    shown = run("failed", "show", str(message_id)).stdout
+    assert f"reason      none, it is complete: 'zithara-worker trace message {message_id}'" in shown
+    assert "that it makes; nothing more is sent:" in shown and "would be sent" not in shown
+    waiting = shop.publish_order("000000778").message_id
+    assert "reason      none, it has not failed\n" in run("failed", "show", str(waiting)).stdout
+    # What is in force, and whence.
+    assert re.search(r"zithara.webhook_url +https?://.* \(zithara_webhook_config row 1\)", run("config").stdout)
     missing = run("failed", "show", "999999")
     assert missing.returncode == 1 and "no message 999999" in missing.stderr
 

@@ -172,6 +172,8 @@ def test_missing_tables_of_ours_fail(make_shop: Callable[..., Shop], examine: Ex
         root.close()
     assert found["tables.magento"].level is Level.OK
     assert found["tables.worker"].level is Level.FAILED and "install" in found["tables.worker"].remedy
+    # What cannot have rights yet lacks none.
+    assert found["privileges"].level is Level.OK and "after 'zithara-worker install'" in found["privileges"].found
     assert not {"in_progress", "failed", "workers", "paused"} & found.keys(), "one cause, one finding"
 
 
@@ -304,7 +306,10 @@ def test_the_lifetimes_of_magentos_cleanup_are_told_with_their_source(
     assert found["shop.cleanup"].level is level
     assert f"{told}{env_php} system/default/system/mysqlmq/new_messages_lifetime)" in found["shop.cleanup"].found
     assert "failed ones are deleted after 99 minutes (core_config_data " in found["shop.cleanup"].found
-    assert "put back after 1440 minutes (Magento's default)" in found["shop.cleanup"].found
+    assert (
+        "put back after 1440 minutes (system/mysqlmq/retry_inprogress_after, Magento's default)"
+        in found["shop.cleanup"].found
+    )
     assert ("shop.settings" in found) is (level is Level.WARNING)
     assert "[magento] root is not set" in examine()["shop.cleanup"].found
 
@@ -381,6 +386,9 @@ def test_new_messages_near_deletion_are_told_and_then_fail(shop: Shop, examine: 
     shop.publish_order()
     shop.make_older(minutes=6 * 1440)
     assert examine()["expiry"].level is Level.WARNING
+    shop.set_config("system/mysqlmq/new_messages_lifetime", "20000")
+    assert examine()["expiry"].found.endswith("deletion, 20000 minutes after it was published")
+    shop.set_config("system/mysqlmq/new_messages_lifetime", None)
     shop.make_older(minutes=2 * 1440)
     assert examine()["expiry"].level is Level.FAILED
     shop.set_config("system/mysqlmq/new_messages_lifetime", "0")

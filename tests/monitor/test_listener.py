@@ -55,8 +55,18 @@ def test_next_free_port_is_taken_and_told(listeners: ExitStack, caplog: pytest.L
     assert second.address != first.address
     taken, got = (int(each.address.rpartition(":")[2]) for each in (first, second))
     assert taken < got <= taken + server.NEXT_PORTS
-    assert f"port {taken} is taken" in caplog.text
+    assert [each.levelname for each in caplog.records if f"port {taken} is taken" in each.message] == ["WARNING"]
     assert httpx.get(f"http://{second.address}/").text == "hello"
+
+
+def test_workers_that_share_the_default_address_make_no_noise(
+    listeners: ExitStack, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO")
+    first = started(listeners)
+    monkeypatch.setattr(server, "DEFAULT_LISTEN", first.address)
+    started(listeners, first.address)
+    assert {each.levelname for each in caplog.records} == {"INFO"} and "is taken" in caplog.text
 
 
 def test_no_free_port_is_told_with_the_remedy(listeners: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from zithara_worker.commands.root import Context
 from zithara_worker.commands.terminal import print_json
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS
-from zithara_worker.settings.sources import LoadedSettings
+from zithara_worker.settings.sources import LoadedSettings, with_shop_values
 from zithara_worker.settings.values import as_ini_text
 from zithara_worker.topics import TOPIC_TABLE
 
@@ -41,6 +41,10 @@ def config(context: Context, as_json: bool, sample: bool) -> None:
         with context.database() as database:
             shop = read_configuration(database, deployment_config(configured.settings.magento.root))
         configured = complete(configured, shop)
+        # The worker reads it when it sends a webhook, because the shop may change it; here it is shown as it is now.
+        place = ("zithara", "webhook_url")
+        source = f"zithara_webhook_config row {shop.active_config_id}"
+        configured = with_shop_values(configured, {place: (shop.webhook_url, source)} if shop.webhook_url else {})
     except (ConfigurationError, DatabaseUnavailable, ShopError) as error:
         click.echo(f"without the settings in the shop's database: {error}", err=True)
     for warning in configured.warnings:

@@ -37,7 +37,7 @@ from zithara_worker.processors import identify
 from zithara_worker.queue import failures, search
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.statuses import Status
-from zithara_worker.reasons import find
+from zithara_worker.reasons import UNRECORDED, find
 from zithara_worker.relay import aside
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso
@@ -331,7 +331,13 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
     if value["discarded_at"]:
         yield f"discarded   {value['discarded_at']}; 'failed retry {value['id']}' takes it back"
     http = f", HTTP {value['http_status']}" if value["http_status"] else ""
-    yield f"reason      {printable(value['reason'])}{http}"
+    complete = value["status"] == Status.COMPLETE.name and not value["discarded_at"]
+    if complete:
+        yield f"reason      none, it is complete: 'zithara-worker trace message {value['id']}' tells how it ended"
+    elif value["reason"] == UNRECORDED and value["status"] != Status.ERROR.name:
+        yield "reason      none, it has not failed"
+    else:
+        yield f"reason      {printable(value['reason'])}{http}"
     if value["detail"]:
         yield f"answer      {printable(value['detail'])}"
     if value["unwitnessed"]:
@@ -349,7 +355,7 @@ def _shown_lines(value: dict[str, Any]) -> Iterator[str]:
         yield f"retry       {RETRY_TEXTS[value['retry']]}"
     for each in value["later"]:
         yield f"later       {each['id']} {each['status']} {each['updated_at']}"
-    yield "request     that would be sent now:"
+    yield "request     " + ("that it makes; nothing more is sent:" if complete else "that would be sent now:")
     request = value["request"]
     if "method" in request:
         yield f"  {request['method']} {request['url']}"

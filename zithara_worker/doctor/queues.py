@@ -202,7 +202,7 @@ def near_deletion(
     if not number:
         yield ok(
             "expiry",
-            f"no new message is near Magento's deletion, {duration(lifetime_minutes * 60)} after it was published",
+            f"no new message is near Magento's deletion, {lifetime_minutes} minutes after it was published",
         )
         return
     left = lifetime_minutes * 60 - (now - float(found["oldest"]))

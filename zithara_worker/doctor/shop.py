@@ -135,7 +135,8 @@ def cleanup(shop: ShopConfiguration, *, files_read: bool) -> Iterator[Finding]:
             if minutes
             else "never"
         )
-        rules.append(f"{rule} {when} ({source})")
+        path = f"system/mysqlmq/{name}"
+        rules.append(f"{rule} {when} ({source if path in source else f'{path}, {source}'})")
     text = "; ".join(rules)
     if not files_read:
         text += "; app/etc/env.php, which may say otherwise, is not read because [magento] root is not set"
@@ -146,5 +147,5 @@ def cleanup(shop: ShopConfiguration, *, files_read: bool) -> Iterator[Finding]:
         yield warning(
             "shop.cleanup",
             f"{text}. To be safe, workers keep new messages as if they were deleted after {assumed} minutes",
-            f"write one number for system/mysqlmq/{NEW_LIFETIME}: bin/magento config:set --lock-env",
+            f"write one number there: bin/magento config:set --lock-env system/mysqlmq/{NEW_LIFETIME} 10080",
         )

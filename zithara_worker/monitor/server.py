@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from zithara_worker.logs.escaping import escaped
+from zithara_worker.settings.sections import MetricsSettings
 from zithara_worker.settings.values import split_address
 from zithara_worker.version import VERSION
 
@@ -27,6 +28,7 @@ log = logging.getLogger(__name__)
 
 #: Ports that are tried after the first one when that is taken.
 NEXT_PORTS = 15
+DEFAULT_LISTEN = MetricsSettings().listen
 #: The longest time for a whole connection, however slowly its bytes arrive.
 REQUEST_SECONDS = 5.0
 #: Connections that are served at once.
@@ -53,6 +55,7 @@ class Listener:
     """Serves `routes` from `start` to `close`. `listen`: host:port of the settings; port 0 takes any free one."""
 
     def __init__(self, listen: str, routes: Routes) -> None:
+        self._listen = listen
         self._host, self._port = split_address(listen)
         self._routes = dict(routes)
         self._server: _Server | None = None
@@ -72,8 +75,9 @@ class Listener:
         self._thread = threading.Thread(target=self._server.accept_all, name="web", daemon=True)
         self._thread.start()
         taken = self._port not in (0, self._server.server_address[1])
+        # Several workers that were given no address share the default's ports at each start: nobody needs to look.
         log.log(
-            logging.WARNING if taken else logging.INFO,
+            logging.WARNING if taken and self._listen != DEFAULT_LISTEN else logging.INFO,
             "metrics, health and status page at http://%s/%s",
             self.address,
             f" (port {self._port} is taken)" if taken else "",
