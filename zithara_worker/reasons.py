@@ -133,8 +133,11 @@ INVENTED_PHONE: Final = _reason(
 CART_WITHOUT_ITEMS: Final = _reason(
     "cart_without_items",
     "skip",
-    "The cart is empty, or none of its items has been saved yet (the next save publishes a message with them).",
-    "Nothing.",
+    "The cart is empty, or was published before its items had ids, as the module does at each save: the newest item is "
+    "missing, and a guest who adds one item and stops publishes an empty cart only. The cart's next save "
+    "publishes it with its items, and so does the module's cron if it is abandoned and has an email address.",
+    "Nothing. `zithara-worker reconcile carts` tells which carts with an email address Zithara does not have; "
+    "`--publish` sends them.",
 )
 OVERTAKEN: Final = _reason(
     "overtaken",
@@ -168,8 +171,9 @@ CART_NOT_FOUND: Final = _reason(
 NO_WEBHOOK_URL: Final = _reason(
     "no_webhook_url",
     "skip",
-    "The shop has no webhook URL, so there is no address for webhook events.",
-    "Nothing, or set `[zithara] webhook_url`.",
+    "The shop has no webhook URL, so there is no address for webhook events. The module's form in the shop's admin has "
+    "no field for it any more.",
+    "Nothing, or set `[zithara] webhook_url`, or `webhook_url` of the active row of `zithara_webhook_config`.",
 )
 
 # ---------------------------------------------------------------- the exchange failed
