@@ -526,6 +526,9 @@ def test_every_event_stands_in_the_table_of_events() -> None:
         *outcomes,
         "resumed",
         "suppressed",
-        *(f"operator_{each}" for each in ("retry", "discard", "pause", "resume")),
+        *(
+            f"operator_{each}"
+            for each in ("retry", "discard", "release", "pause", "resume", "reconcile_publish", "reconcile_resend")
+        ),
     }
     assert documented - in_code - of_a_variable == set()
