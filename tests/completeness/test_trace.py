@@ -486,5 +486,12 @@ def test_what_keeps_a_topic_from_being_delivered_is_told_with_its_remedy(
         "zithara-worker doctor",
         "zithara-worker status",
     ]
+    assert "messages wait and lose no attempt, the next probe comes by itself" in str(list(steps(found)))
+    register(operator, state={"api": {"breaker": "open", "why": "credentials refused (HTTP 401)"}})
+    found = look("order", "A")
+    assert found.blocks[-1].detail == "API DOWN: credentials refused (HTTP 401)"
+    told = str(list(steps(found)))
+    assert "correct client id and secret in" in told
+    assert "next probe" not in told, "no probe helps before they are corrected"
     shop.query("UPDATE {prefix}queue_message_status SET status = 4")
     assert look("order", "A").blocks == (), "nothing waits"

@@ -15,7 +15,7 @@ import click
 
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import Context, topic_argument
-from zithara_worker.errors import DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.errors import DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.monitor.conditions import Condition, Level, Thresholds, conditions
 from zithara_worker.monitor.fleet import FleetStatus, read_fleet
 from zithara_worker.topics import TOPICS, short_name
@@ -87,6 +87,8 @@ def check(
         wanted = topics or settings.worker.topics or TOPICS
         with context.database() as database:
             fleet = read_fleet(database, settings.queues)
+    except DatabaseRefused as error:
+        _end(Level.CRITICAL, str(error))
     except DatabaseUnavailable as error:
         _end(Level.CRITICAL, f"the database does not answer: {error}")
     except ZitharaWorkerError as error:

@@ -149,7 +149,8 @@ def steps(found: Traced) -> Iterator[tuple[str | None, str]]:
     """What an operator can do, the most urgent first: command, why. No command: nothing is to be done, or in the
     shop."""
     for block in found.blocks:
-        yield _BLOCK_STEPS[block.why](short_name(block.topic))
+        command, remedy = _BLOCK_STEPS[block.why](short_name(block.topic))
+        yield command, block.remedy or remedy
     if of_php := [str(wait.message_id) for wait in found.waits if wait.why == "php"]:
         yield f"zithara-worker failed release {' '.join(of_php)}", "once no PHP consumer is at work"
     yield from _steps_of_failed([each for each in found.messages if each.ended == "failed"])
@@ -208,7 +209,7 @@ _BLOCK_STEPS: dict[str, Callable[[str], tuple[str | None, str]]] = {
         "what is switched off in the shop, and how to switch it on",
     ),
     "no_worker": lambda topic: (f"zithara-worker consume {topic}", "or start the service"),
-    "breaker": lambda topic: ("zithara-worker status", "when the next probe is sent; deliveries go on by themselves"),
+    "breaker": lambda topic: ("zithara-worker status", ""),
 }
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from zithara_worker.database.session import Database
 from zithara_worker.delivery.courier import targets_of
-from zithara_worker.delivery.down import down
+from zithara_worker.delivery.down import down, remedy
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.monitor.fleet import WorkerStatus, living_by_topic, now_utc, read_workers
@@ -99,11 +99,13 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """What keeps a topic's messages from being delivered. `why`: paused, shop_disabled, no_worker, breaker."""
+    """What keeps a topic's messages from being delivered. `why`: paused, shop_disabled, no_worker, breaker.
+    `remedy`: of a breaker, since it depends on what failed."""
 
     topic: str
     why: str
     detail: str = ""
+    remedy: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -436,4 +438,4 @@ def _blocks(database: Database, topic: str, workers: Sequence[WorkerStatus], *, 
             if worker.alive and report.target in targets and report.breaker != "closed":
                 seen[report.target] = report.why
     for target, why in sorted(seen.items()):
-        yield Block(topic=topic, why="breaker", detail=down(target, why))
+        yield Block(topic=topic, why="breaker", detail=down(target, why), remedy=remedy(why))

@@ -167,7 +167,7 @@ def cron(root: Path | None) -> Iterator[Finding]:
         yield unchecked(
             "php_consumers.cron",
             "whether Magento's cron starts PHP consumers of our queues, because [magento] root is not set",
-            "set it, or look at 'cron_consumers_runner' in the shop's app/etc/env.php",
+            "set [magento] root, or look at 'cron_consumers_runner' in the shop's app/etc/env.php",
         )
         return
     path = root / ENV_PHP
