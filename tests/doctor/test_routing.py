@@ -17,6 +17,7 @@ from zithara_worker.doctor import routing
 from zithara_worker.doctor.finding import Finding, Level
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.monitor.fleet import RABBITMQ, RELAY, RelayedQueue, now_utc
+from zithara_worker.pages import folder
 from zithara_worker.queue.queues import queues_present
 from zithara_worker.relay.amqp import Waiting
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
@@ -135,7 +136,7 @@ def test_unreadable_files_tell_nothing(root: Callable[..., Path], tmp_path: Path
 def test_shop_that_publishes_nowhere_fails_with_the_remedy(shop: Shop, judge: Examine) -> None:
     found = judge(Connection.NONE)["published.order"]
     assert found.level is Level.FAILED and "Unknown connection name amqp" in found.found
-    assert "packaging/magento (its README has the commands, cron first)" in found.remedy
+    assert f"{folder('packaging/magento')} (its README has the commands, cron first)" in found.remedy
     # What arrived within a day came by some way.
     shop.publish_order()
     assert judge(Connection.NONE)["published.order"].level is Level.OK

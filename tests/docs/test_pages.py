@@ -11,7 +11,7 @@ import pytest
 
 from zithara_worker import pages
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SOURCES = sorted((ROOT / "zithara_worker").rglob("*.py"))
 
 
