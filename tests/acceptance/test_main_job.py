@@ -180,12 +180,16 @@ def test_a_paused_topic_and_a_disabled_shop_keep_their_messages(
     assert (shop.statuses(TOPIC_CART), shop.statuses(TOPIC_ORDER)) == ([2], [4])
     shop.query("DELETE FROM zithara_topic_control")
     shop.set_config("zithara_webhook/general/enabled", "0")
-    with WorkerProcess(worker_config(**QUICK), "consume", TOPIC_CART) as worker:
+    config = worker_config(**QUICK)
+    with WorkerProcess(config, "consume", TOPIC_CART) as worker:
         worker.wait_for_log(event="shop_disabled")
+        told = "WARNING - the shop has switched Zithara off"
+        eventually(lambda: told in run("--config", str(config), "check", "cart").stdout, within=15)
         assert shop.statuses(TOPIC_CART) == [2]
         shop.set_config("zithara_webhook/general/enabled", "1")
         worker.wait_for_log(event="shop_enabled")
         eventually(lambda: shop.statuses(TOPIC_CART) == [4])
+        eventually(lambda: told not in run("--config", str(config), "check", "cart").stdout, within=15)
 
 
 def test_a_changed_poison_pill_ends_the_worker_in_order(shop: Shop, worker_config: Config) -> None:

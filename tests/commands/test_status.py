@@ -108,6 +108,7 @@ def test_the_fields_of_the_json_are_these() -> None:
             "rabbitmq",
             "is_rate_limited",
             "audit_problem",
+            "shop_disabled",
         ),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}

@@ -55,12 +55,22 @@ _NOBODY = Condition(
 )
 
 
+#: What a worker that takes nothing for this reason, and the fleet, say of it.
+SHOP_DISABLED = Condition(
+    level=Level.WARNING,
+    text="the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration), and "
+    "messages stay in the queue",
+    remedy="'zithara-worker doctor' says how to switch it on",
+)
+
+
 def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[Condition]:
     """The worst first."""
     served = any(topic.workers for topic in fleet.topics)
     found = [
         *([] if served else [_NOBODY]),
         *_of_targets(fleet.alive),
+        *([SHOP_DISABLED] if any(worker.shop_disabled for worker in fleet.alive) else []),
         *_of_audit_files(fleet.alive),
         *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, others_served=served)),
         *_of_relays(fleet),
@@ -103,8 +113,8 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool
         yield condition(
             level,
             f"{name} is late, its oldest new message has waited for {duration(waited)}",
-            "look at the breakers and the workers' logs; if deliveries succeed, raise [worker] concurrency or start "
-            "another worker",
+            "see what else is wrong here, and the workers' logs; if deliveries succeed, raise [worker] concurrency or "
+            "start another worker",
         )
     if level := _reached(topic.pending, thresholds.pending):
         yield condition(level, f"{count(topic.pending)} messages of {name} wait", "see 'zithara-worker status'")

@@ -32,6 +32,8 @@ RABBITMQ = "rabbitmq"
 CONSUME, RELAY = "consume", "relay"
 #: Beside them too: whether [worker] rate_limit bounds its pace.
 RATE_LIMITED = "rate_limited"
+#: And whether the shop has switched Zithara off
+SHOP_DISABLED = "shop_disabled"
 #: And why the audit file cannot be written, if nothing is taken because of it; "" if all is well.
 AUDIT_PROBLEM = "audit_problem"
 
@@ -165,6 +167,8 @@ class WorkerStatus:
     targets: Mapping[str, Any]
     #: [worker] rate_limit bounds its pace
     is_rate_limited: bool = False
+    #: It takes no messages, because the shop has switched Zithara off
+    shop_disabled: bool = False
     #: Why it takes no messages: the audit file, which is required, cannot be written. "": it can
     audit_problem: str = ""
     #: Topics of which it sends each message, because others deliver too and record nothing
@@ -371,6 +375,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
         uncompared = state.pop(UNCOMPARED, ())
         rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
         is_rate_limited = bool(state.pop(RATE_LIMITED, False))
+        shop_disabled = bool(state.pop(SHOP_DISABLED, False))
         audit_problem = str(state.pop(AUDIT_PROBLEM, ""))
         found.append(
             WorkerStatus(
@@ -390,6 +395,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 metrics_address=row["metrics_address"],
                 targets=state,
                 is_rate_limited=is_rate_limited,
+                shop_disabled=shop_disabled,
                 audit_problem=audit_problem,
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
                 rabbitmq=rabbitmq,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.delivery import down as words
-from zithara_worker.monitor.conditions import audit_unwritable, paused
+from zithara_worker.monitor.conditions import SHOP_DISABLED, audit_unwritable, paused
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
 
@@ -99,9 +99,7 @@ def worker_health(
     if not loop.database_up:
         reasons.append("the database is not available: the worker waits for it, and logs the error")
     if not loop.consumable:
-        reasons.append(
-            "the shop has switched Zithara off (zithara_webhook/general/enabled = 0 or no active configuration)"
-        )
+        reasons.append(str(SHOP_DISABLED))
     if audit_problem is not None:
         reasons.append(": ".join(audit_unwritable(audit_problem)))
     stopped = [f"{words.down(target, why)}: {words.remedy(why)}" for target, why in sorted(down.items())]

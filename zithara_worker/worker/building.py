@@ -26,7 +26,7 @@ from zithara_worker.logs.audit import AuditFile
 from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
-from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, UNCOMPARED
+from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, SHOP_DISABLED, UNCOMPARED
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
@@ -409,6 +409,7 @@ class Parts:
                 **targets,
                 UNCOMPARED: sorted(self.relevance.unrecorded),
                 RATE_LIMITED: self.rate_limit.is_limiting,
+                SHOP_DISABLED: not self.duties.consumable,
                 AUDIT_PROBLEM: "" if audit is None or audit.ready() else str(audit.problem),
             },
             minutes=self._lasting.minute_counters.minutes(),
