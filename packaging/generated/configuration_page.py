@@ -105,6 +105,12 @@ sources that has them, in the default scope (websites and stores are not read):
 3. `app/etc/config.php`, `system` -> `default` (`config:set --lock-config`, `app:config:dump`)
 4. Magento's default, or the module's
 
+`bin/magento config:set` knows only paths that have a field in the admin. Those of the module have none: write
+`zithara_webhook/...` into `core_config_data`, or by hand into `app/etc/env.php`, then `bin/magento cache:flush`:
+
+    INSERT INTO core_config_data (scope, scope_id, path, value)
+      VALUES ('default', 0, 'zithara_webhook/general/enabled', '1') ON DUPLICATE KEY UPDATE value = VALUES(value);
+
 The two files are read only if `[magento] root` is set, and again when they change. Empty and null values count as not
 set. The worker cannot see `CONFIG__DEFAULT__...` variables in PHP's environment.
 

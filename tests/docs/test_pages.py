@@ -60,3 +60,11 @@ def test_the_debian_package_puts_them_there_uncompressed() -> None:
     assert "dh_installdocs $(wildcard README.md docs/*.md)" in rules and "dh_compress --exclude=.md" in rules
     assert "packaging/magento usr/share/zithara-worker\n" in (debian / "zithara-worker.install").read_text()
     assert "packaging/monitoring\n" in (debian / "zithara-worker.examples").read_text()
+
+
+def test_no_page_or_message_sets_the_modules_paths_by_a_command_that_does_not_know_them() -> None:
+    """The module has no system.xml, so `bin/magento config:set` answers that the path does not exist."""
+    pages_of_project = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("packaging/**/*.md"), *SOURCES]
+    assert len(pages_of_project) > 100
+    for file in pages_of_project:
+        assert not re.search(r"config:set [^`\n]*zithara_webhook/", file.read_text(encoding="utf-8")), file
