@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 from support.fleet import NOW, counted, fleet_status, reconciliation, register, topic_status, worker_status
@@ -12,7 +13,8 @@ from zithara_worker.commands.status import as_json, picture, report
 from zithara_worker.commands.terminal import fit, plain_length, printable, sparkline, table
 from zithara_worker.database.session import Database
 from zithara_worker.messages import OutcomeKind
-from zithara_worker.monitor.fleet import RELAY, RelayedQueue, read_fleet
+from zithara_worker.monitor.conditions import Condition, Level, conditions
+from zithara_worker.monitor.fleet import RELAY, RelayedQueue, WorkerStatus, read_fleet
 from zithara_worker.monitor.rates import Minute
 from zithara_worker.queue.operator import pause
 from zithara_worker.sandbox.publisher import stored_body
@@ -40,6 +42,19 @@ def test_a_breaker_that_is_not_closed_is_told_with_its_reason() -> None:
     hook = {"breaker": "closed", "throttled_seconds": 61}
     lines = report(fleet_status(workers=(worker_status(targets={"api": api, "webhook": hook, "x": 1}),)), width=80)
     assert any("api open (http_503), probe in 12s webhook throttled 1m01s" in line for line in plain(lines))
+
+
+def test_an_audit_file_that_one_worker_cannot_write_is_critical_only_if_no_other_takes_messages() -> None:
+    well, ill = worker_status(), worker_status(pid=4712, audit_problem="No space left on device")
+
+    def told(*workers: WorkerStatus) -> list[Condition]:
+        return [each for each in conditions(fleet_status((topic_status(),), workers)) if "audit file" in each.text]
+
+    assert told(well) == []
+    (one,) = told(well, ill)
+    assert one.level is Level.WARNING and "by worker shop1 4712, because" in one.text and "free space" in one.remedy
+    assert [each.level for each in told(ill)] == [Level.CRITICAL]
+    assert told(well, replace(ill, alive=False)) == [], "what a dead one wrote last is not so any more"
 
 
 def test_a_topic_without_a_queue_is_told() -> None:
