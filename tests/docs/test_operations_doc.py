@@ -1,4 +1,4 @@
-"""The runbook explains every finding of doctor and every alert, and nothing that does not exist."""
+"""The runbook explains every finding of doctor and every alert, and it and the README nothing that does not exist."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import click
 import pytest
 
 from zithara_worker.commands.root import command
+from zithara_worker.settings.sections import KEYS, QUEUES, SECTIONS
 
 ROOT = Path(__file__).parents[2]
 RUNBOOK = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCTOR = ROOT / "zithara_worker" / "doctor"
 #: Functions whose first argument is the name of a check.
 NAMING = {"ok", "warning", "failed", "_guarded", "_log_file"}
@@ -75,13 +77,27 @@ def test_links_lead_somewhere() -> None:
         assert not anchor or anchor in anchors, f"{target}#{anchor}"
 
 
-def invocations() -> list[str]:
-    """What follows the program's name, wherever the runbook runs it, up to a pipe, a quote or the line's end."""
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert len(links) > 10
+    assert [target for target in links if not (ROOT / target).exists()] == []
+
+
+def test_keys_of_the_readme_exist() -> None:
+    sections = dict(re.findall(r"^\| `\[(\w+)\]` \| (.+) \|$", README, re.MULTILINE))
+    assert set(sections) == {*SECTIONS, QUEUES}
+    for section, keys in sections.items():
+        known = {key.name for key in KEYS if key.section == section}
+        assert section == QUEUES or set(re.findall(r"`(\w+)`", keys)) <= known
+
+
+def invocations(text: str) -> list[str]:
+    """What follows the program's name, wherever the page runs it, up to a pipe, a quote or the line's end."""
     pattern = r"\b(?:zithara-worker|zw|zo)((?: (?:--config|--log-format) \S+)* (?:%s)\b[^|`'\n]*)"
-    return sorted({match.strip() for match in re.findall(pattern % "|".join(sorted(COMMANDS)), RUNBOOK)})
+    return sorted({match.strip() for match in re.findall(pattern % "|".join(sorted(COMMANDS)), text)})
 
 
-@pytest.mark.parametrize("line", invocations())
+@pytest.mark.parametrize("line", sorted({*invocations(RUNBOOK), *invocations(README)}))
 def test_commands_and_options_exist(line: str) -> None:
     at: click.Command = command
     parents = click.Context(command)
@@ -95,5 +111,6 @@ def test_commands_and_options_exist(line: str) -> None:
 
 
 def test_every_command_is_shown() -> None:
-    shown = " ".join(invocations())
+    shown = " ".join(invocations(RUNBOOK))
     assert [name for name in COMMANDS if not re.search(rf"\b{name}\b", shown)] == []
+    assert [name for name in COMMANDS if not re.search(rf"^\| `{name}\b|, `{name}`", README, re.MULTILINE)] == []
