@@ -10,6 +10,7 @@ from support.workers import Clock, StepWorker, groups_of, pending
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.backlog import as_text
+from zithara_worker.sandbox.publisher import Published
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER
 
@@ -142,3 +143,46 @@ def test_late_snapshots_do_not_pass_older_ones_that_only_the_groups_row_names(
     worker.deliver([message])
     assert worker.drain() == [last.message_id]
     assert shop.statuses() == [4] * 5
+
+
+# --- what has ended elsewhere is not late ----------------------------------------------------------------------
+
+
+def retry_of_a_snapshot(shop: Shop, worker: StepWorker, other: StepWorker, *, delay: float) -> list[Published]:
+    """Three snapshots of one cart. `worker` knows all of them; `other` has delivered the first, and tried the last in
+    the place of the second: that one waits for its retry."""
+    shop.publish_cart("other")
+    carts = [shop.publish_cart("1")]
+    [mine] = worker.claim(1)
+    other.deliver(other.claim())
+    carts += [shop.publish_cart("1") for _ in range(2)]
+    [message] = other.claim()
+    assert (message.message_id, message.supersedes) == (carts[2].message_id, pending(carts[1]))
+    other.settle((message, OutcomeKind.RETRY), delay=delay)
+    worker.deliver([mine])
+    return carts
+
+
+def test_what_a_snapshot_stands_for_is_not_sent_behind_it_because_an_older_message_has_ended(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    """The answer to the newest was lost, so it may have been processed: what it replaces would go over it."""
+    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
+    _, older, newest = retry_of_a_snapshot(shop, worker, other, delay=0)
+    [message] = worker.claim()
+    assert (message.message_id, message.supersedes) == (newest.message_id, pending(older))
+    worker.deliver([message])
+    assert shop.statuses() == [4] * 4
+    assert groups_of(shop) == {}
+
+
+def test_a_retry_is_not_due_earlier_because_an_older_message_has_ended(
+    shop: Shop, make_worker: Callable[..., StepWorker], clock: Clock
+) -> None:
+    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
+    *_, newest = retry_of_a_snapshot(shop, worker, other, delay=10)
+    for _ in range(3):
+        assert worker.claim() == []
+    assert groups_of(shop) == {"cart:1": (newest.relation_id, None)}
+    clock.pass_by(11)
+    assert [message.message_id for message in worker.claim()] == [newest.message_id]

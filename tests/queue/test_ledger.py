@@ -506,6 +506,28 @@ def test_an_older_snapshot_that_php_took_is_not_replaced_by_one_that_tells_nothi
     assert ledger_row(shop)["doubt"]
 
 
+def test_a_message_that_php_ended_before_one_that_waits_leaves_its_entity_unsure(
+    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+) -> None:
+    """A is recorded. PHP sends B, which another worker never saw; the next one equals A, and was released there."""
+    worker, other = make_shipper(coalesce=True), make_shipper(worker_id="worker-b", coalesce=True)
+    cart(shop, 10)
+    worker.run()
+    shop.publish_cart("7002")
+    by_php = cart(shop, 20)
+    assert [message.group_key for message in worker.claim(1)] == ["cart:7002"], "it has read what comes next, too"
+    held_by_php(shop, by_php)
+    again = cart(shop, 10)
+    [message] = other.claim()
+    assert (message.message_id, message.supersedes) == (again.message_id, ())
+    other.settle_as(message, Outcome(kind=OutcomeKind.RELEASED, reason="throttled"))
+    php_delivers(shop, clock, by_php)
+    worker.poll()
+    [message] = worker.take(1)
+    assert message.message_id == again.message_id
+    assert worker.ship(message).reason == ""
+
+
 def test_a_message_whose_row_was_changed_by_hand_while_it_was_sent_leaves_its_entity_unsure(
     shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
 ) -> None:

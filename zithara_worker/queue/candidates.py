@@ -30,6 +30,8 @@ REPLACED_AT_ONCE = 1000
 LOOK_AT = 50
 #: Groups busy elsewhere of which one statement asks whether they still are.
 RECHECK = 500
+#: Messages of which one statement asks for the status.
+STATUSES_AT_ONCE = 1000
 #: Seconds for which claims leave a group out, after another session had locked the row of its head.
 LEAVE_OUT_SECONDS = 1.0
 
@@ -66,12 +68,18 @@ def wanted_new_groups(limit: int, known: int, turn: int) -> int:
     return max(limit - known, share)
 
 
+def older_than(head: Candidate, waiting: Iterable[Pending]) -> list[Pending]:
+    """The messages that wait in the group of `head` and are older, without those that it supersedes."""
+    superseded = frozenset(head.supersedes)
+    return [each for each in waiting if each < head.message and each not in superseded]
+
+
 def with_older_first(head: Candidate, waiting: Sequence[Pending]) -> Candidate | None:
     """The new head of a known group where an older message became visible late; the present one comes behind it.
 
     `waiting`: what waits in the group, oldest first. None: nothing older than `head` waits but what it supersedes.
     """
-    if not any(each < head.message and each not in head.supersedes for each in waiting):
+    if not older_than(head, waiting):
         return None
     first = min([waiting[0], *head.supersedes[:1]])
     return Candidate(head.group, first, first.id, behind=(head.message, *head.behind))
@@ -182,9 +190,10 @@ class Candidates:
         rows = self._busy(groups)
         for group in set(groups) - {row["group_key"] for row in rows}:
             self._backlog.mark_free(group)
-        for row in rows:
-            if row["worker_id"] is None:
-                self._let_older_go_first(Candidate.from_row(row))
+        heads = [Candidate.from_row(row) for row in rows if row["worker_id"] is None]
+        self._forget_ended(heads)
+        for head in heads:
+            self._let_older_go_first(head)
 
     def _of_known_groups(self, limit: int, unavailable: Collection[str]) -> list[Candidate]:
         if not self.due:
@@ -192,13 +201,41 @@ class Candidates:
         most = limit + len(unavailable)
         rows = self._database.rows("claim_due", queue_id=self._queue_id, limit=most)
         self.due = len(rows) >= most
-        heads = [Candidate.from_row(row) for row in rows if row["group_key"] not in unavailable]
-        return [self._next_of_known_group(head) for head in heads[:limit]]
+        heads = [Candidate.from_row(row) for row in rows if row["group_key"] not in unavailable][:limit]
+        self._forget_ended(heads)
+        return [self._next_of_known_group(head) for head in heads]
 
     def _next_of_known_group(self, head: Candidate) -> Candidate:
         waiting = self._backlog.waiting(head.group)
         older = self._let_older_go_first(head)
         return self._coalesced(older, (*head.supersedes, *waiting)) if older else self._coalesced(head, waiting)
+
+    def _forget_ended(self, heads: Iterable[Candidate]) -> None:
+        """Forgets messages older than these heads that ended elsewhere since this worker saw them.
+
+        They are not late. If they went first, the group's row would lose what its head supersedes, older snapshots
+        would be sent behind a request that may have been processed, and the wait for the head's retry would end.
+        """
+        older = [(head.group, each) for head in heads for each in older_than(head, self._backlog.waiting(head.group))]
+        for start in range(0, len(older), STATUSES_AT_ONCE):
+            part = older[start : start + STATUSES_AT_ONCE]
+            statuses = self._statuses(message for _, message in part)
+            ended = [(group, message) for group, message in part if statuses.get(message.id) not in PENDING]
+            self._doubt(ended)
+            for group, message in ended:
+                self._backlog.drop(group, [message.message_id])
+
+    def _statuses(self, messages: Iterable[Pending]) -> dict[int, int]:
+        """The status of each message by relation id, without those that are deleted."""
+        ids = [each.id for each in messages]
+        rows = self._database.rows("statuses", ids=ids) if ids else []
+        return {int(row["id"]): int(row["status"]) for row in rows}
+
+    def _doubt(self, ended: Iterable[tuple[str, Pending]]) -> None:
+        """Before the next message of the group is compared: a PHP consumer may have had these."""
+        if self._ledger:
+            taken_elsewhere = [Ended(group, message.message_id, 0.0) for group, message in ended]
+            self._ledger.doubt_what_others_ended(taken_elsewhere, queue_id=self._queue_id, held=True)
 
     def _let_older_go_first(self, head: Candidate) -> Candidate | None:
         """Writes an older message that became visible late into the group's row, and returns it.
@@ -270,14 +307,10 @@ class Candidates:
         """
         taken = [each for each in candidates if each.message.id in claimed]
         missed = [each for each in candidates if each.message.id not in claimed]
-        rows = self._database.rows("statuses", ids=[each.message.id for each in missed]) if missed else []
-        statuses = {int(row["id"]): int(row["status"]) for row in rows}
+        statuses = self._statuses(each.message for each in missed)
         gone = [each for each in missed if statuses.get(each.message.id) not in PENDING]
         locked = [each for each in missed if statuses.get(each.message.id) in PENDING and each.group not in lost]
-        if self._ledger:
-            # Before the next message of the group is compared: a PHP consumer may have had this one.
-            taken_elsewhere = [Ended(each.group, each.message.message_id, 0.0) for each in gone]
-            self._ledger.doubt_what_others_ended(taken_elsewhere, queue_id=self._queue_id, held=True)
+        self._doubt((each.group, each.message) for each in gone)
         self._backlog.update_from_claim(
             claimed=[(each.group, each.message) for each in taken],
             busy=lost,
