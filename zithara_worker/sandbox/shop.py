@@ -74,6 +74,9 @@ class Shop(Publisher):
         with self.server.connect() as root, root.cursor() as cursor:
             cursor.execute(f"CREATE DATABASE {self.name} CHARACTER SET utf8mb4 COLLATE utf8mb4_general_ci")
             cursor.execute(f"CREATE USER '{self.user}'@'%%' IDENTIFIED BY %s", (self.password,))
+        # MySQL keeps the password's digest after a first login over the socket or TLS. Through TcpProxy, which is TCP
+        # for the client and a socket for the server, the two do not agree on how to send a password without it.
+        pymysql.connect(unix_socket=str(self.server.socket_path), user=self.user, password=self.password).close()
         self.run_script("magento_queue.sql")
         # setup:upgrade creates these rows for the module's topology, although that names another connection.
         for topic in TOPIC_TABLE.values():
