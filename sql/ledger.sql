@@ -95,10 +95,14 @@ SELECT l.id_epoch, (SELECT COALESCE(MAX(d.message_id), 0) FROM {prefix}zithara_d
 FROM {prefix}zithara_ledger AS l ORDER BY l.id_epoch DESC LIMIT 1
 
 -- ledger_next_id --
--- The id that the next message gets. MySQL would answer with what it has cached: the session sets
--- information_schema_stats_expiry to 0.
-SELECT COALESCE(AUTO_INCREMENT, 0) AS next_id FROM information_schema.TABLES
-WHERE TABLE_SCHEMA = DATABASE() AND TABLE_NAME = '{prefix}queue_message'
+-- The id that the next message gets; no row if the server gives out none. MySQL would answer with what it has cached: the
+-- session sets information_schema_stats_expiry to 0. It says NULL before a table's first row, and 1 where ids are not
+-- given out.
+SELECT COALESCE(t.AUTO_INCREMENT, (SELECT COALESCE(MAX(id), 0) + 1 FROM {prefix}queue_message)) AS next_id
+FROM information_schema.TABLES AS t, information_schema.COLUMNS AS c
+WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME = '{prefix}queue_message'
+AND c.TABLE_SCHEMA = DATABASE() AND c.TABLE_NAME = '{prefix}queue_message' AND c.COLUMN_NAME = 'id'
+AND c.EXTRA = 'auto_increment'
 
 -- ledger_new_epoch --
 -- Ids have begun again: no row tells any more which message is older. Only one of several workers that notice it changes rows.
