@@ -115,8 +115,6 @@ class Fate:
     excused: bool = False
     #: An operator wants it sent behind newer ones, too
     forced: bool = False
-    #: Newer snapshots that were tried in its place; it goes first again where an older message appears late
-    replaced_by: set[int] = field(default_factory=set)
 
 
 @dataclass
@@ -415,8 +413,6 @@ class Protocol(RuleBasedStateMachine):
                 groups = {(each.topic, each.group_key) for each in hand.held.values()}
                 assert (message.topic, message.group_key) not in groups, f"{message} is claimed beside one of its group"
                 hand.held[message.id] = message
-                for older in message.supersedes:
-                    self.fates[older.id].replaced_by.add(message.id)
                 for known in (hand.sent, hand.unanswered):
                     known.discard(message.id)
             requests = [(message, self._request(one, message)) for message in messages if not one.rejects(message)]
@@ -748,7 +744,7 @@ class Protocol(RuleBasedStateMachine):
                 assert status[id] in FINAL or id in replaced, f"{mine} overtakes {other}, status {status[id]}"
             if id > message.id and mine.visible_at < other.visible_at:
                 # What the operator put before a newer one that failed goes first, and the newer one after it again.
-                passed = other.settled if mine.retried or id in mine.replaced_by else bool(other.deliveries)
+                passed = other.settled if mine.retried else bool(other.deliveries)
                 assert not passed, f"{mine} is delivered after {other}"
 
     def _check_news(self, hand: Hand, message: Message) -> None:

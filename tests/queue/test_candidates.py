@@ -88,8 +88,8 @@ def test_the_head_stays_where_nothing_older_waits_but_what_it_replaces(waiting: 
 
 
 def test_the_oldest_of_late_and_replaced_messages_goes_first() -> None:
-    assert with_older_first(head(5, supersedes=(2, 4)), messages(3)) == head(2, behind=(5,))
-    assert with_older_first(head(5, supersedes=(2, 4)), messages(1, 3)) == head(1, behind=(5,))
+    assert with_older_first(head(5, supersedes=(2, 4)), messages(3)) == head(2, behind=(4, 5))
+    assert with_older_first(head(5, supersedes=(2, 4)), messages(1, 3)) == head(1, behind=(2, 4, 5))
 
 
 # --- coalescing --------------------------------------------------------------------------------------------------
@@ -114,6 +114,13 @@ def test_without_a_message_that_replaces_it_the_head_itself_is_tried(waiting: tu
 def test_nothing_passes_a_message_that_let_the_head_go_first() -> None:
     found = coalesced(head(3, behind=(6,)), messages(4, 7), newest)
     assert (found.message, found.supersedes, found.behind) == (message(4), messages(3), messages(6))
+
+
+def test_a_message_that_let_the_head_go_first_may_take_its_place_but_lets_nothing_newer_pass() -> None:
+    found = coalesced(head(3, behind=(6, 8)), messages(4, 6, 8, 9), newest)
+    assert (found.message, found.supersedes, found.behind) == (message(8), messages(3, 4, 6), ())
+    found = coalesced(head(3, behind=(6, 8)), messages(4, 6), newest)
+    assert (found.message, found.supersedes, found.behind) == (message(6), messages(3, 4), messages(8))
 
 
 def test_a_message_replaces_a_bounded_number_of_older_ones() -> None:

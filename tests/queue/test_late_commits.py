@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from support.workers import Clock, StepWorker, groups_of, pending
@@ -96,28 +97,59 @@ def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(
     assert worker.drain() == [update, newer]
 
 
-def test_an_older_snapshot_goes_before_the_one_that_waits_and_what_that_one_stands_for(
-    shop: Shop, make_worker: Callable[..., StepWorker]
-) -> None:
+def late_snapshot(
+    shop: Shop, make_worker: Callable[..., StepWorker], **changes: Any
+) -> tuple[StepWorker, list[Published]]:
+    """A customer whose newest message waits an hour for its retry, in the place of the one before it too. Now an older
+    one is committed, and takes the first place of its group. The answer to the newest was lost: nothing older that it
+    tells may be sent any more."""
     worker = make_worker(topic=TOPIC_CUSTOMER, supersedes=supersedes)
     with shop.transaction() as checkout:
-        late = checkout.publish_customer()
+        late = checkout.publish_customer(**changes)
         pair = [shop.publish_customer() for _ in range(2)]
         [message] = worker.claim()
-        assert message.message_id == pair[1].message_id
+        assert (message.message_id, message.supersedes) == (pair[1].message_id, pending(pair[0]))
         worker.settle((message, OutcomeKind.RETRY), delay=3600)
     assert worker.claim() == []
-    [message] = worker.claim()
-    assert message.message_id in (late.message_id, pair[0].message_id)
-    worker.deliver([message])
-    [message] = worker.claim()
-    assert message.message_id == pair[1].message_id
-    worker.deliver([message])
-    worker.drain()
-    assert set(shop.statuses()) == {4}
+    return worker, [late, *pair]
 
 
-def test_late_snapshots_do_not_pass_older_ones_that_only_the_groups_row_names(
+def test_an_older_snapshot_that_appears_late_is_told_by_the_one_that_waits(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    worker, (late, older, newest) = late_snapshot(shop, make_worker)
+    [message] = worker.claim()
+    assert (message.message_id, message.supersedes, message.behind) == (newest.message_id, pending(late, older), ())
+    worker.deliver([message])
+    assert shop.statuses() == [4, 4, 4]
+    assert groups_of(shop) == {}
+
+
+def test_a_late_message_that_no_newer_one_tells_goes_first_and_what_the_newest_tells_stays_unsent(
+    shop: Shop, make_worker: Callable[..., StepWorker]
+) -> None:
+    address = {"custom_attributes": {"address_data": {"city": "Pune"}}}
+    worker, (late, older, newest) = late_snapshot(shop, make_worker, **address)
+    [message] = worker.claim()
+    assert (message.message_id, message.supersedes, message.behind) == (late.message_id, (), pending(older, newest))
+    worker.deliver([message])
+    [message] = make_worker("worker-b", topic=TOPIC_CUSTOMER, supersedes=supersedes).claim()
+    assert (message.message_id, message.supersedes, message.behind) == (newest.message_id, pending(older), ())
+
+
+@pytest.mark.parametrize("status", [3, 4])
+def test_a_late_message_is_sent_where_somebody_else_has_the_one_that_tells_it(
+    shop: Shop, make_worker: Callable[..., StepWorker], status: int
+) -> None:
+    worker, (late, older, newest) = late_snapshot(shop, make_worker)
+    worker.look()
+    shop.query("UPDATE {prefix}queue_message_status SET status = %s WHERE id = %s", (status, newest.relation_id))
+    [message] = worker.take(1)
+    assert (message.message_id, message.supersedes) == (older.message_id, pending(late))
+    assert message.behind == pending(newest)
+
+
+def test_the_newest_snapshot_stands_for_late_ones_and_for_those_that_only_the_groups_row_names(
     shop: Shop, make_worker: Callable[..., StepWorker]
 ) -> None:
     """Another worker coalesced the first two snapshots into the last. This one read the queue while PHP held them."""
@@ -138,10 +170,10 @@ def test_late_snapshots_do_not_pass_older_ones_that_only_the_groups_row_names(
     )
     worker.poll()
     [message] = worker.take(10)
-    assert message.message_id == fourth.message_id
-    assert message.supersedes == pending(*named, third)
+    assert message.message_id == last.message_id
+    assert message.supersedes == pending(*named, third, fourth)
     worker.deliver([message])
-    assert worker.drain() == [last.message_id]
+    assert worker.drain() == []
     assert shop.statuses() == [4] * 5
 
 

@@ -41,7 +41,8 @@ class Candidate(NamedTuple):
 
     `row_head`: relation id of the head that the group's row names; None: the group has no row. It differs from the id
     of the message where a newer snapshot is tried in the place of the head. `supersedes`: the older messages that this
-    one replaces. `behind`: newer messages that were tried before and let this one go first, oldest first.
+    one replaces. `behind`: newer messages that let this one go first, because one of them was tried before; oldest
+    first.
     """
 
     group: str
@@ -75,14 +76,16 @@ def older_than(head: Candidate, waiting: Iterable[Pending]) -> list[Pending]:
 
 
 def with_older_first(head: Candidate, waiting: Sequence[Pending]) -> Candidate | None:
-    """The new head of a known group where an older message became visible late; the present one comes behind it.
+    """The new head of a known group where an older message became visible late; the present one comes behind it, with
+    what it supersedes.
 
     `waiting`: what waits in the group, oldest first. None: nothing older than `head` waits but what it supersedes.
     """
     if not older_than(head, waiting):
         return None
     first = min([waiting[0], *head.supersedes[:1]])
-    return Candidate(head.group, first, first.id, behind=(head.message, *head.behind))
+    superseded = (each for each in head.supersedes if each > first)
+    return Candidate(head.group, first, first.id, behind=(*superseded, head.message, *head.behind))
 
 
 def coalesced(
@@ -90,16 +93,17 @@ def coalesced(
 ) -> Candidate:
     """The newest waiting message that replaces the head and all others before it; the head itself if none does.
 
-    `newest_replacing`: position of that message in a list, oldest first. Nothing passes a message that is `behind` the
-    head.
+    `newest_replacing`: position of that message in a list, oldest first. `waiting`: with those `behind` the head that
+    are pending. Nothing passes the last of these.
     """
-    line = [each for each in sorted({head.message, *waiting}) if not head.behind or each < head.behind[0]]
+    line = [each for each in sorted({head.message, *waiting}) if not head.behind or each <= head.behind[-1]]
     line = line[: max(0, REPLACED_AT_ONCE - len(head.supersedes)) + 1]
     position = newest_replacing(line) if len(line) > 1 else 0
     if position == 0 or line[position] < head.message:
         return head
     older = tuple(sorted({*head.supersedes, *line[:position]}))
-    return head._replace(message=line[position], supersedes=older)
+    behind = tuple(each for each in head.behind if each > line[position])
+    return head._replace(message=line[position], supersedes=older, behind=behind)
 
 
 def newest_replacing_all_before(
@@ -206,9 +210,14 @@ class Candidates:
         return [self._next_of_known_group(head) for head in heads]
 
     def _next_of_known_group(self, head: Candidate) -> Candidate:
+        head = self._let_older_go_first(head) or head
         waiting = self._backlog.waiting(head.group)
-        older = self._let_older_go_first(head)
-        return self._coalesced(older, (*head.supersedes, *waiting)) if older else self._coalesced(head, waiting)
+        if head.behind and self._supersedes:
+            # One of these may have been sent, so what it replaces is not sent ahead of it. Somebody else may have them.
+            statuses = self._statuses(head.behind)
+            pending = [each for each in head.behind if statuses.get(each.id) in PENDING]
+            waiting = (*(each for each in waiting if each not in head.behind), *pending)
+        return self._coalesced(head, waiting)
 
     def _forget_ended(self, heads: Iterable[Candidate]) -> None:
         """Forgets messages older than these heads that ended elsewhere since this worker saw them.
