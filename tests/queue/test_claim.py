@@ -521,6 +521,31 @@ def test_a_snapshot_that_php_finished_meanwhile_does_not_push_the_waiting_one_ou
     assert ids(worker.claim()) == [first.message_id]
 
 
+@pytest.mark.parametrize("way", ["retry", "released", "lease lost", "commit in doubt", "new session"])
+def test_however_a_group_goes_on_the_newest_snapshot_stands_for_the_same_messages(
+    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker], way: str
+) -> None:
+    """It may have been processed, so nothing that it stands for may be sent any more, by no worker."""
+    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
+    *older, newest = [shop.publish_cart("7") for _ in range(3)]
+    [message] = worker.claim()
+    if way == "lease lost":
+        clock.pass_by(61)
+    elif way == "commit in doubt":
+        worker.held.forget([message])
+        worker.renew()
+    else:
+        worker.settle((message, OutcomeKind.RELEASED if way == "released" else OutcomeKind.RETRY))
+    if way == "new session":
+        worker.database.close()
+        other = worker
+    [again] = other.claim()
+    assert (again.message_id, again.supersedes) == (newest.message_id, pending(*older))
+    other.deliver([again])
+    assert shop.statuses() == [4, 4, 4]
+    assert groups_of(shop) == {}
+
+
 def test_a_session_of_the_least_privileged_user_is_enough(shop: Shop) -> None:
     with pytest.raises(Exception, match="denied"):
         database = Database(settings_of(shop))
