@@ -14,6 +14,7 @@ channel, rejects the messages that it has not dispatched yet one by one, before 
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import ssl
 import threading
@@ -55,9 +56,9 @@ BUDGET_BYTES = 32 * 1024 * 1024
 FIRST_PREFETCH = 1
 #: Messages for which a prefetch that was lowered is kept.
 KEEP_SMALL = 100
-#: Seconds in which a quorum queue has what was rejected last; between two looks whether another consumer has ended, and
-#: before that is logged.
-RETURN_SECONDS = 0.5
+#: Seconds for which the end of a consumer waits for its window to fill.
+FULL_SECONDS = 0.5
+#: Seconds between two looks whether another consumer has ended, and before that is logged.
 HELD_SECONDS = 0.5
 HELD_LOG_SECONDS = 5.0
 #: What a delivery costs beside its body.
@@ -134,6 +135,8 @@ class _Consumer:
     exclusive: bool = True
     refusals: int = 0
     retry_at: float = 0.0
+    #: Until when its end waits for the window to fill
+    ends_at: float = math.inf
     survey_at: float = 0.0
     complain_at: float = 0.0
     #: The prefetch of the consumer at work
@@ -433,26 +436,27 @@ class Broker:
             # Cleared before it is obeyed, so that one that is asked for meanwhile is obeyed too.
             give_back, consumer.give_back = consumer.give_back, False
             storable, wanted = consumer.storable, consumer.wanted
-            # pika rejects, one by one, what arrives until a consumer has ended, and a quorum queue delivers that first
-            # then. So it is ended only when RabbitMQ may send no more, or when nothing older is unacknowledged.
             is_full = consumer.delivered - consumer.acknowledged >= consumer.window
             is_complete = not consumer.buffer and storable >= consumer.delivered
         ends = consumer.tag is not None and not give_back and ((is_full and consumer.resize) or not wanted)
+        now = self._monotonic()
+        consumer.ends_at = min(consumer.ends_at, now + FULL_SECONDS) if ends else math.inf
+        # pika rejects what arrives until a consumer has ended, one by one and again whenever it is sent, and a
+        # quorum queue delivers that first then, in any order. So a consumer is cancelled only while RabbitMQ may send
+        # no more: acknowledgements are withheld until its window is full. If too little waits for that, the channel
+        # goes, with which everything that is on its way returns at once and in its order.
+        is_over = ends and not is_full and is_complete and now >= consumer.ends_at
         if ends and is_full:
             self._cancel(consumer)
-        elif ends and not is_complete:
+        elif ends and not is_over:
             storable = 0
         if storable > consumer.acknowledged:
             consumer.channel.basic_ack(storable, multiple=True)
             with self._lock:
                 consumer.acknowledged = storable
-        if give_back:
+        if give_back or is_over:
             self._requeue(consumer)
             self._lost(consumer)
-        elif ends and consumer.tag is not None and is_complete:
-            self._cancel(consumer)
-            consumer.retry_at = self._monotonic() + RETURN_SECONDS
-        now = self._monotonic()
         if now >= consumer.survey_at:
             self._survey(connection, consumer)
             if not wanted:
