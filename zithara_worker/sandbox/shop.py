@@ -76,7 +76,7 @@ class Shop(Publisher):
             cursor.execute(f"CREATE USER '{self.user}'@'%%' IDENTIFIED BY %s", (self.password,))
         # MySQL keeps the password's digest after a first login over the socket or TLS. Through TcpProxy, which is TCP
         # for the client and a socket for the server, the two do not agree on how to send a password without it.
-        pymysql.connect(unix_socket=str(self.server.socket_path), user=self.user, password=self.password).close()
+        self.server.connect(user=self.user, password=self.password).close()
         self.run_script("magento_queue.sql")
         # setup:upgrade creates these rows for the module's topology, although that names another connection.
         for topic in TOPIC_TABLE.values():
