@@ -40,6 +40,9 @@ _SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 #: The exchange of the module's topics. Source: zithara/webhook 1.0.3, etc/queue_topology.xml.
 EXCHANGE = "magento"
 _NODE = "zithara@localhost"
+#: How often a start is tried while another process has a port, and seconds between two tries with the same ports.
+_ATTEMPTS = 5
+_TAKEN_SECONDS = 2.0
 #: Kills both processes and removes their directory when its standard input closes, however this process ends.
 _GUARD = 'read -r _; kill -9 "$1" "$2" 2>/dev/null; rm -rf -- "$3"'
 #: A high watermark that any node exceeds, and RabbitMQ's default.
@@ -92,7 +95,7 @@ class RabbitMqServer:
         if self.running:
             return
         try:
-            for attempts_left in (2, 1, 0):
+            for attempts_left in reversed(range(_ATTEMPTS)):
                 fresh = not self.port
                 if fresh:
                     self._choose_ports()
@@ -101,11 +104,15 @@ class RabbitMqServer:
                     return
                 except ShopError:
                     # Another process may have taken a chosen port before the node did. Later starts keep the ports,
-                    # because clients wait for them.
-                    if not attempts_left or not fresh or "eaddrinuse" not in self._log_tail():
+                    # because clients wait for them: whoever has one now, for a connection of its own, is waited for.
+                    log = self._log_tail()
+                    if not attempts_left or not ("eaddrinuse" in log or "already_used" in log):
                         raise
                     self.kill()
-                    self.port = 0
+                    if fresh:
+                        self.port = 0
+                    else:
+                        time.sleep(_TAKEN_SECONDS)
         except BaseException:  # KeyboardInterrupt too: leave no half-started node behind
             self.close()
             raise
