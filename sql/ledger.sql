@@ -96,8 +96,8 @@ FROM {prefix}zithara_ledger AS l ORDER BY l.id_epoch DESC LIMIT 1
 
 -- ledger_next_id --
 -- The id that the next message gets; no row if the server gives out none. MySQL would answer with what it has cached: the
--- session sets information_schema_stats_expiry to 0. It says NULL before a table's first row, and 1 where ids are not
--- given out.
+-- session sets information_schema_stats_expiry to 0. It says NULL before a table's first row, and a number
+-- of the past where ids are no longer given out.
 SELECT COALESCE(t.AUTO_INCREMENT, (SELECT COALESCE(MAX(id), 0) + 1 FROM {prefix}queue_message)) AS next_id
 FROM information_schema.TABLES AS t, information_schema.COLUMNS AS c
 WHERE t.TABLE_SCHEMA = DATABASE() AND t.TABLE_NAME = '{prefix}queue_message'
