@@ -32,7 +32,8 @@ ON DUPLICATE KEY UPDATE
   content = VALUES(content), entity_updated_at = VALUES(entity_updated_at),
   first_accepted_at = IF(destination = VALUES(destination), first_accepted_at, VALUES(first_accepted_at)),
   accepted = IF(destination = VALUES(destination), accepted + 1, 1),
-  last_accepted_at = VALUES(last_accepted_at), confirmed_at = VALUES(confirmed_at), stale = 0, id_epoch = VALUES(id_epoch),
+  last_accepted_at = VALUES(last_accepted_at), confirmed_at = VALUES(confirmed_at),
+  stale = IF(VALUES(covers) = '' OR reconcile_id = VALUES(message_id), 0, stale), id_epoch = VALUES(id_epoch),
   destination = VALUES(destination)
 
 -- ledger_record_older --

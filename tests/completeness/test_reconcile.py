@@ -178,6 +178,10 @@ def test_what_tells_less_of_the_same_state_is_complete(
     rows.order(1, grand_total=8.0)
     rows.also[1] = (delivered,)
     assert reconciler.verdict() is Verdict.COMPLETE
+    # Unless an older message came behind a newer one: it may have told what this one leaves out.
+    shop.query("UPDATE {prefix}zithara_delivery SET stale = 1")
+    assert reconciler.verdict() is Verdict.STALE
+    shop.query("UPDATE {prefix}zithara_delivery SET stale = 0")
     # Unless it was published before what it leaves out was saved.
     rows.touch(1, ago(minutes=30))
     rows.also_since = ago(days=-1)

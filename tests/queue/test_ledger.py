@@ -651,6 +651,30 @@ def test_an_address_is_news_behind_a_newer_message_without_one(
     assert ledger_row(shop)["stale"] == 1
 
 
+def test_a_message_without_the_address_leaves_the_entity_to_reconcile_behind_an_older_address(
+    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+) -> None:
+    """An older address went over a newer one, since the message between them told none; so does the next one."""
+    worker = make_shipper(TOPIC_CUSTOMER)
+    old, new = ({"address_data": {"city": city}} for city in ("Pune", "Delhi"))
+    orphan = shop.publish_customer(custom_attributes=old)
+    held_by_php(shop, orphan)
+    shop.publish_customer(custom_attributes=new)
+    worker.run()
+    shop.publish_customer(last_name="Rao")
+    worker.run()
+    put_back(shop, orphan)
+    assert worker.run() == [(orphan.message_id, "sent")]
+    assert ledger_row(shop)["stale"] == 1
+    shop.publish_customer(last_name="Rao")
+    worker.run()
+    assert ledger_row(shop)["stale"] == 1
+    published = shop.publish_customer(custom_attributes=new)
+    shop.query("UPDATE {prefix}zithara_delivery SET reconcile_id = %s", [published.message_id])
+    worker.run()
+    assert ledger_row(shop)["stale"] == 0
+
+
 def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(
     shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
 ) -> None:

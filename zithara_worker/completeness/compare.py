@@ -162,7 +162,9 @@ class Comparison:
             if isinstance(rebuilt, str):
                 judged.append(Judged(entity=entity, verdict=Verdict.INVALID, reason=rebuilt))
                 continue
-            reason, digests = self._digests(rebuilt.forms(row.published_at))
+            # Behind an older message that came late, only one that tells all shows what Zithara has.
+            forms = (rebuilt.payload,) if row.stale else rebuilt.forms(row.published_at)
+            reason, digests = self._digests(forms)
             if entity.label in several:
                 judged.append(Judged(entity=entity, verdict=Verdict.AMBIGUOUS))
             elif reason:
