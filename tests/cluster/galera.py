@@ -34,6 +34,9 @@ class GaleraNode(Node):
             "evs.inactive_timeout": f"PT{INACTIVE_SECONDS}S",
             "gcache.size": "64M",
         }
+        if len(ports) == 1:
+            # Nobody else can bring the majority back: the statement that takes it away would wait for 30 s.
+            provider["pc.wait_prim_timeout"] = "PT1S"
         self._joins = (
             "--wsrep-on=ON",
             f"--wsrep-provider={PROVIDER}",
