@@ -13,7 +13,7 @@ from zithara_worker.commands.config import rows, sample_file
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import KEYS, DatabaseSettings, RetrySettings, Settings
 from zithara_worker.settings.sources import LoadedSettings, Values, given_by_program, load, with_shop_values
-from zithara_worker.settings.values import Secret
+from zithara_worker.settings.values import Key, Secret
 
 Load = Callable[..., LoadedSettings]
 SHOP = Path("/srv/shop")
@@ -261,6 +261,16 @@ def test_a_secret_is_read_from_the_first_line_of_its_file(configured: Load, tmp_
     assert found.settings.database.password_file == secret
     assert found.source("database", "password").startswith(f"{secret}, named by ")
     assert found.warnings == ()
+
+
+@pytest.mark.parametrize("key", [key for key in KEYS if key.secret], ids=lambda key: f"{key.section}.{key.name}")
+def test_every_secret_may_stand_in_a_file(configured: Load, tmp_path: Path, key: Key) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(f"whsec_{'QUJD' * 8}" if key.name == "webhook_secret" else "hunter2")
+    found = configured(f"[{key.section}]\n{key.name}_file = {secret}\n")
+    section = getattr(found.settings, key.section)
+    assert getattr(section, key.name) == Secret(secret.read_text())
+    assert getattr(section, f"{key.name}_file") == secret
 
 
 def test_a_secret_and_its_file_exclude_each_other_in_one_source(configured: Load) -> None:

@@ -35,11 +35,9 @@ _Given = tuple[Any, str]
 #: for a value that cannot be read, unless its place has one already.
 ReadShop = Callable[[Path, Collection[Place]], Values]
 
-#: A secret may stand in a file of its own.
+#: Every secret may stand in a file of its own: the place of the file's key -> that of the secret.
 _SECRET_FILES: Mapping[Place, Place] = {
-    ("database", "password_file"): ("database", "password"),
-    ("zithara", "client_secret_file"): ("zithara", "client_secret"),
-    ("zithara", "webhook_secret_file"): ("zithara", "webhook_secret"),
+    (key.section, f"{key.name}_file"): (key.section, key.name) for key in KEYS if key.secret
 }
 #: Keys that replace each other: host and unix_socket, a secret and its file. A value for one of them overrides all of
 #: the group from sources of lower precedence.
