@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.session import worker_command
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.shop_tables import ShopTables
-from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.shop.configuration import complete, configure, read_configuration
 from zithara_worker.shop.orders import OrderReader
 from zithara_worker.topics import TOPIC_ORDER
@@ -114,7 +114,7 @@ def _reconcile(what: str, config: Path, *options: str) -> Reconciled:
 
 def _deliver_all_but(shop: Shop, config: Path, missing: int, orders: int) -> None:
     """Writes the ledger as workers would have: every order but `missing` of them, spread evenly."""
-    database = Database(DatabaseSettings(unix_socket=str(shop.server.socket_path), user="root", name=shop.name))
+    database = Database(replace(shop.database_settings, user="root", password=Secret()))
     settings = complete(configure(config, {}, {}), read_configuration(database, None)).settings
     reader = OrderReader(database)
     process = request_of(settings.zithara)

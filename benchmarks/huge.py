@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 
 from benchmarks import messages, scale
 from zithara_worker.database.schema import build_index
@@ -58,18 +59,17 @@ def main() -> None:
         for start in range(0, rows, CHUNK):
             scale.fill(shop, messages.TOPIC, min(CHUNK, rows - start), status=4)
         print(f"filled in {time.monotonic() - began:.0f} s", flush=True)
-        settings = DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
-        _measure(shop, settings, "without the index")
-        _build(shop, settings)
-        _measure(shop, settings, "with the index")
+        _measure(shop, "without the index")
+        _build(shop)
+        _measure(shop, "with the index")
 
 
-def _measure(shop: Shop, settings: DatabaseSettings, title: str) -> None:
+def _measure(shop: Shop, title: str) -> None:
     print(f"\n{title}")
     # The oldest message of all waits for a retry, and a hundred new ones behind all that is complete.
     shop.publish_bodies(messages.TOPIC, list(messages.bodies(NEW)))
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 ORDER BY id LIMIT 1")
-    with closing(Timed(settings)) as database:
+    with closing(Timed(shop.database_settings)) as database:
         row = find_queues(database, [messages.TOPIC], {})[0]
         queue = MessageQueue(
             database,
@@ -112,7 +112,7 @@ def _tell(what: str, database: Timed, run: Callable[[], object]) -> None:
     )
 
 
-def _build(shop: Shop, settings: DatabaseSettings) -> None:
+def _build(shop: Shop) -> None:
     """Builds the index while a publisher goes on."""
     stop = threading.Event()
     waits: list[float] = []
@@ -125,7 +125,7 @@ def _build(shop: Shop, settings: DatabaseSettings) -> None:
                 publisher.publish_order("900000001")
                 waits.append(time.monotonic() - began)
 
-    root = DatabaseSettings(unix_socket=settings.unix_socket, user="root", name=settings.name)
+    root = replace(shop.database_settings, user="root", password=Secret())
     thread = threading.Thread(target=publish)
     with closing(Database(root, statement_limit=False)) as builder, closing(Database(root)) as watcher:
         thread.start()

@@ -26,8 +26,6 @@ from zithara_worker.queue.settle import Settlement
 from zithara_worker.reasons import UNCHANGED
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings
-from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_CART
 
 #: Messages of one batch, and how many batches are timed.
@@ -93,17 +91,11 @@ def plain(server: MariaDbServer, *, recorded: bool = False) -> Cost:
 
 def plain_unchanged(server: MariaDbServer) -> Cost:
     """The same with the delivery ledger, of messages that tell what was accepted before."""
-    with Shop(server) as shop, closing(_session(shop)) as database:
+    with Shop(server) as shop, closing(Database(shop.database_settings)) as database:
         for outcome in (_DELIVERED, _UNCHANGED):
             shop.publish_bodies(messages.TOPIC, messages.bodies(COUNTED))
             cost = _drain(database, "unchanged", COUNTED, recorded=True, outcome=outcome)
         return cost
-
-
-def _session(shop: Shop) -> Database:
-    return Database(
-        DatabaseSettings(**{**dict(shop.worker_settings), "password": Secret(shop.password)})  # type: ignore[arg-type]
-    )
 
 
 def _cost(
@@ -128,7 +120,7 @@ def _cost(
             bodies[: count // 2] = [one] * (count // 2)
         shop.publish_bodies(messages.TOPIC, bodies)
         behind(shop)
-        with closing(_session(shop)) as database:
+        with closing(Database(shop.database_settings)) as database:
             return _drain(database, name, count // 2 if skewed else count, recorded=recorded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from zithara_worker.database.session import Database
@@ -21,7 +22,6 @@ from zithara_worker.queue.settle import Settled, Settlement
 from zithara_worker.sandbox.publisher import Published
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import DatabaseSettings
-from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_ORDER
 
 LEASE_SECONDS = 60.0
@@ -42,8 +42,7 @@ class Clock:
 
 def settings_of(shop: Shop, **changes: Any) -> DatabaseSettings:
     """The least-privilege user's settings for a shop."""
-    given: dict[str, Any] = {**shop.worker_settings, "password": Secret(shop.password), **changes}
-    return DatabaseSettings(**given)
+    return replace(shop.database_settings, **changes)
 
 
 class StepWorker:

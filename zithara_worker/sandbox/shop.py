@@ -18,6 +18,8 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.php_consumer import PhpConsumer
 from zithara_worker.sandbox.publisher import Publisher
+from zithara_worker.settings.sections import DatabaseSettings
+from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_TABLE
 
 #: system/mysqlmq/*, Magento's defaults in minutes (MysqlMq/etc/config.xml).
@@ -133,6 +135,17 @@ class Shop(Publisher):
     def connect(self, **settings: Any) -> pymysql.connections.Connection[Any]:
         """A new connection of root to this shop; `settings` as for pymysql.connect() (autocommit unless told)."""
         return self.server.connect(self.name, **settings)
+
+    @property
+    def database_settings(self) -> DatabaseSettings:
+        """`worker_settings` for a session in this process."""
+        return DatabaseSettings(
+            unix_socket=str(self.server.socket_path),
+            user=self.user,
+            password=Secret(self.password),
+            name=self.name,
+            table_prefix=self.prefix,
+        )
 
     @property
     def worker_settings(self) -> Mapping[str, str]:
