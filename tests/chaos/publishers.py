@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -84,7 +85,7 @@ def groups(count: int) -> list[Group]:
     return made
 
 
-class ShopThread(threading.Thread):
+class ShopThread(threading.Thread, ABC):
     """Writes to the shop's database until it is done or stopped, and goes on when the database is back."""
 
     def __init__(self, name: str, shop: Shop, *, seed: int, stop: threading.Event) -> None:
@@ -104,8 +105,9 @@ class ShopThread(threading.Thread):
         finally:
             self._close()
 
+    @abstractmethod
     def _work(self) -> None:
-        raise NotImplementedError
+        """What it writes, until it is done or `_stop_asked` is set."""
 
     def _attempt(self, write: Callable[[Connection], None]) -> bool:
         """False: the database was killed under it. Whether it was committed, the database knows."""

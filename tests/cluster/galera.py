@@ -93,7 +93,11 @@ class Galera(Cluster):
     def has_majority(self, node: Node) -> bool:
         return isinstance(node, GaleraNode) and node.status("wsrep_cluster_status") == "Primary"
 
+    def switch(self, node: Node) -> None:
+        """Each node takes writes at any time."""
+
     def lag(self, node: Node, seconds: float) -> None:
+        """For so long the node goes on reading and applies nothing."""
         with node.connect() as session, session.cursor() as cursor:
             cursor.execute("SET GLOBAL wsrep_desync = ON")
             cursor.execute("FLUSH TABLES WITH READ LOCK")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
@@ -20,7 +21,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 JOIN_SECONDS = 120.0
 
 
-class Node(MariaDbServer):
+class Node(MariaDbServer, ABC):
     """One server of a cluster."""
 
     def __init__(self, number: int) -> None:
@@ -57,15 +58,16 @@ class Node(MariaDbServer):
     def takes_writes(self) -> bool:
         return self.serves
 
+    @abstractmethod
     def members(self) -> int:
         """How many nodes it sees in its cluster, itself included."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _serves(self) -> bool:
-        raise NotImplementedError
+        """As `serves`. Raises DatabaseUnavailable or an error of pymysql."""
 
 
-class Cluster:
+class Cluster(ABC):
     """Some nodes. As a context manager they run from entry to exit, and leave nothing."""
 
     name: ClassVar[str]
@@ -102,16 +104,14 @@ class Cluster:
         count = len(self.nodes)
         eventually(lambda: all(node.serves and node.members() == count for node in self.nodes), within=within)
 
+    @abstractmethod
     def has_majority(self, node: Node) -> bool:
-        raise NotImplementedError
+        """Whether this node sees more than half of them."""
 
+    @abstractmethod
     def switch(self, node: Node) -> None:
         """From now on this node is to be written to."""
 
-    def lag(self, node: Node, seconds: float) -> None:
-        """For so long the node goes on reading and applies nothing."""
-        raise NotImplementedError
-
+    @abstractmethod
     def conflicts(self) -> int:
         """Transactions that lost against one of another node, as far as the nodes still know."""
-        raise NotImplementedError

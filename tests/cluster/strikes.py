@@ -15,6 +15,7 @@ from chaos.fleet import Fleet
 from chaos.world import Blow, World
 from support.waiting import eventually
 
+from cluster.galera import Galera
 from cluster.nodes import JOIN_SECONDS, Cluster, Node
 from zithara_worker.errors import DatabaseUnavailable
 
@@ -140,6 +141,7 @@ class Striker:
 
     def _let_a_node_lag(self) -> None:
         """It goes on reading, and applies nothing: what others have committed is not there yet."""
+        assert isinstance(self._cluster, Galera)
         self._cluster.lag(self._random.choice(self._cluster.nodes), self._random.uniform(*LAG_SECONDS))
 
     def _switch(self) -> None:
