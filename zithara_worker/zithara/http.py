@@ -46,8 +46,8 @@ BROKEN = "broken"
 #: What `http.client` raises while it reads an answer; ValueError if the size of a chunk is not a number.
 _NO_ANSWER = (OSError, http.client.HTTPException, ValueError)
 
-#: Finds what the value of a header must not contain. http.client itself accepts NUL and folded lines.
 _REFUSED_ADDRESS = "{} is a link-local address or a cloud's metadata service, to which nothing is sent"
+#: Finds what the value of a header must not contain. http.client itself accepts NUL and folded lines.
 _control_character = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]").search
 
 
@@ -459,7 +459,7 @@ def _received(connection: http.client.HTTPConnection) -> tuple[http.client.HTTPR
     answer = connection.getresponse()
     while answer.status < 200:
         # http.client skips only 100, but 102 and 103 also come before the answer.
-        answer.headers = answer.msg = None  # type: ignore[assignment]
+        answer.headers = answer.msg = None  # type: ignore[assignment]  # begin() reads only an answer without them
         answer.begin()
     try:
         # Without chunks and length, the body ends where the connection ends. A head that was cut off looks the same to
