@@ -132,10 +132,6 @@ def dead_port() -> int:
         return int(listener.getsockname()[1])
 
 
-def session_of(database: Database) -> int:
-    return int(database._open().thread_id())
-
-
 def port_of(database: Database) -> int:
     assert database.server is not None
     return database.server.port
@@ -164,7 +160,7 @@ def test_the_next_address_is_used_where_one_is_dead_or_silent_and_kept_while_it_
     follower = open_at(dead_port, proxy.port, second.port, addresses=database.addresses)
     follower.rows("paused")
     assert port_of(follower) == proxy.port
-    shop.query("KILL %s", (session_of(database),))
+    shop.query("KILL %s", (database.session_id,))
     with pytest.raises(DatabaseUnavailable):
         database.rows("paused")
     database.rows("paused")
@@ -248,7 +244,8 @@ def test_a_refused_user_is_said_without_the_password(open_at: Callable[..., Data
 def test_every_session_of_a_worker_follows_the_first_to_its_server(
     shop: Shop, proxy: TcpProxy, api: FakeZithara
 ) -> None:
-    """An address that does not serve costs seconds: the sessions for renewals and for the token do not try it again."""
+    """An address that does not serve costs seconds: the other sessions, for renewals, the token and the
+    rate limit, do not try it again."""
     tried: list[None] = []
     held = threading.Event()
 
@@ -269,7 +266,7 @@ def test_every_session_of_a_worker_follows_the_first_to_its_server(
         settings = Settings(
             database=settings_of(shop, host=host, unix_socket=""),
             zithara=ZitharaSettings(base_url=api.base_url),
-            worker=WorkerSettings(poll_interval=0.02, lease=2.0),
+            worker=WorkerSettings(poll_interval=0.02, lease=2.0, rate_limit=1000),
             metrics=MetricsSettings(listen=""),
         )
         api.responder = respond

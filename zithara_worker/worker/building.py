@@ -179,7 +179,7 @@ class Parts:
         self.renewal = Renewal(self._another_session(clock=lasting.database_clock), self.held)
         self.transport = Transport(tls=prepared.tls, timeout_seconds=settings.zithara.timeout)
         #: Used by the delivery threads, one at a time; not connected where there is no rate limit
-        self.turns_session = Database(settings.database, clock=lasting.database_clock)
+        self.turns_session = self._another_session(clock=lasting.database_clock)
         self.inbox = Inbox(arrivals, self.held, concurrency=settings.worker.concurrency)
 
     def _another_session(self, clock: Callable[[], float] | None = None) -> Database:
