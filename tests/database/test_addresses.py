@@ -192,17 +192,21 @@ def test_a_session_on_a_server_that_became_read_only_goes_to_the_one_that_takes_
             f"CREATE TABLE {shop.name}.zithara_topic_control (topic VARCHAR(9) PRIMARY KEY)",
             f"CREATE USER '{shop.user}'@'%' IDENTIFIED BY '{shop.password}'",
             f"GRANT ALL ON {shop.name}.* TO '{shop.user}'@'%'",
+            "SET GLOBAL max_allowed_packet = 2097152, auto_increment_increment = 3",
         ):
             cursor.execute(statement)
         assert demoted.tcp_port is not None
         database = open_at(demoted.tcp_port, proxy.port)
         database.rows("clock")
         assert port_of(database) == demoted.tcp_port
+        assert (database.max_allowed_packet, database.id_step, database.orders_ids) == (2 << 20, 3, False)
         cursor.execute("SET GLOBAL read_only = ON")
         with pytest.raises(DatabaseUnavailable, match=r"read-only \(error 1290"):
             database.execute("resume", topic="t")
         assert database.execute("resume", topic="t") == 0
         assert port_of(database) == proxy.port
+        assert (database.id_step, database.orders_ids) == (1, True), "another server of the same version"
+        assert database.max_allowed_packet > 2 << 20
         with pytest.raises(DatabaseUnavailable, match=f"{demoted.tcp_port}: it is read-only"):
             open_at(demoted.tcp_port, 1).rows("clock")
         # A single address is used as it is: `status` may read from a replica.

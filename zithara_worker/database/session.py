@@ -131,6 +131,8 @@ class Database:
         self._filled: dict[str, str] = {}
         self._in_transaction = False
         self.max_allowed_packet = 0
+        #: auto_increment_increment: by how much the next message id of one server is higher
+        self.id_step = 1
         self.version = ""
         #: Where the session was opened last; None before
         self.server: Address | None = None
@@ -159,6 +161,12 @@ class Database:
         """Whether the shop has Magento's index over (status, updated_at)."""
         self._open()
         return bool(self._places["by_status"])
+
+    @property
+    def orders_ids(self) -> bool:
+        """Whether one server gives out all message ids. A Galera cluster may get more nodes at any time."""
+        self._open()
+        return self.id_step == 1 and not self.is_galera
 
     @property
     def cipher(self) -> str:
@@ -288,11 +296,12 @@ class Database:
                 raise DatabaseUnavailable(left)
         if self.is_galera:
             self.execute("sync_wait", statements=SYNC_ALL if self._in_step else 0)
+        # Servers of one version may differ in these, and Galera's step is the number of nodes.
+        self.max_allowed_packet = int(server["max_allowed_packet"])
+        self.id_step = int(server["auto_increment_increment"])
         if self.version == server["version"]:
             return
         self.version = server["version"]
-        self.max_allowed_packet = int(server["max_allowed_packet"])
-        self.id_step = int(server["auto_increment_increment"])
         self._filled.clear()
         self._places["skip_locked"] = "SKIP LOCKED" if knows_skip_locked(self.version) else ""
         table = f"{self.prefix}queue_message_status"

@@ -305,7 +305,7 @@ class Parts:
             topic: Rules(
                 digest=request_digest,
                 unchanged_for=worker.unchanged_for if topic in skipped else 0.0,
-                ordered_ids=database.id_step == 1,
+                ordered_ids=database.orders_ids,
             )
             for topic in self._ledger_topics.values()
         }
