@@ -129,6 +129,9 @@ def test_without_the_rights_it_says_which(shop: Shop, typed: Typed) -> None:
         (["--since", "2026-02-31"], "neither an age nor a date"),
         (["--since", "1d", "--until", "2d"], "the window ends before it begins"),
         (["--since", "1d", "--all"], "not both"),
+        # Neither database has such times, and the years have fewer than four digits.
+        (["--until", "0001-01-02"], "lies before 1970"),
+        (["--since", "700000d"], "lies before 1970"),
         (["--print", "--publish"], "leave out --publish"),
         (["--limit", "5"], "--limit is for"),
     ],

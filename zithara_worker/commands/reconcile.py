@@ -44,12 +44,16 @@ def moment_of(text: str) -> str:
     """'YYYY-MM-DD HH:MM:SS' UTC of a date, with or without time, or of an age such as 7d. Raises click.BadParameter."""
     try:
         if _DATE.fullmatch(text):
-            return datetime.fromisoformat(text).strftime("%Y-%m-%d %H:%M:%S")
-        return (datetime.now(timezone.utc) - timedelta(seconds=age(text))).strftime("%Y-%m-%d %H:%M:%S")
+            found = datetime.fromisoformat(text)
+        else:
+            found = datetime.now(timezone.utc) - timedelta(seconds=age(text))
     except (click.BadParameter, ValueError, OverflowError) as error:
         raise click.BadParameter(
             f"{text!r} is neither an age nor a date: write 90m, 12h or 7d, or 2026-11-01 or '2026-11-01 13:30' (UTC)"
         ) from error
+    if found.year < 1970:
+        raise click.BadParameter(f"{text!r} lies before 1970, where the shop's times begin: --all takes everything")
+    return f"{found:%Y-%m-%d %H:%M:%S}"
 
 
 @click.command()
@@ -148,7 +152,7 @@ def _window(since: str | None, until: str | None, *, days: int | None) -> Window
 
     if since is None and days is not None:
         end = datetime.now(timezone.utc) if until is None else datetime.fromisoformat(until)
-        since = (end - timedelta(days=days)).strftime("%Y-%m-%d %H:%M:%S")
+        since = f"{end - timedelta(days=days):%Y-%m-%d %H:%M:%S}"
     return Window(since=since, until=until)
 
 
