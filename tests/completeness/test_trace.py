@@ -15,13 +15,14 @@ from support.fleet import register
 from support.workers import Clock, StepWorker, settings_of
 
 from zithara_worker.commands.failed_selection import queues_of
-from zithara_worker.commands.prospects import Prospects
+from zithara_worker.commands.prospects import SENT, Prospects
 from zithara_worker.commands.root import Context
 from zithara_worker.commands.trace import _READERS, _entity, as_value, report, steps
 from zithara_worker.completeness.trace import Entity, Traced, entity_of_message, trace
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import OutcomeKind
+from zithara_worker.queue import failures
 from zithara_worker.queue.operator import pause
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
@@ -68,10 +69,7 @@ def look(worker_config: Callable[..., Path], operator: Database) -> Look:
             entity,
             queues=queues,
             reader=reader(database) if reader else None,
-            destination=prospects.destination,
-            enabled=prospects.enabled,
-            process=prospects.process,
-            retry=prospects.retry,
+            rules=prospects,
             **options,
         )
 
@@ -344,6 +342,24 @@ def test_a_flood_of_one_cart_fits_on_a_screen_with_one_command_for_all(
     by_php = shop.publish_cart("7001")
     shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", [by_php.relation_id])
     assert any(f" {by_php.message_id}" in str(command) for command in commands(look("cart", "7001", database=database)))
+
+
+def test_few_bodies_of_what_failed_are_in_memory_at_once(
+    shop: Shop, look: Look, operator: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.publish_bodies(TOPIC_CART, [stored_body({"cart": {"platform_cart_id": "7"}, "n": n}) for n in range(6)])
+    shop.query("UPDATE {prefix}queue_message_status SET status = 6")
+    judged_at = []
+
+    def retry(*message: object) -> str:
+        judged_at.append(operator.statements_sent)
+        return SENT
+
+    monkeypatch.setattr(failures, "BODIES", 2)
+    monkeypatch.setattr(Prospects, "retry", retry)
+    assert [each.retry for each in look("cart", "7").messages] == [SENT] * 6
+    first = judged_at[0]
+    assert judged_at == [first, first, first + 1, first + 1, first + 2, first + 2]
 
 
 def test_the_fields_of_the_json_are_these(shop: Shop, tables: ShopTables, look: Look, consume: Consume) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from zithara_worker.database.session import Database
 from zithara_worker.processors.groups import entity_key
+from zithara_worker.queue import failures
 from zithara_worker.queue import search as module
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.queue.search import Slice, search
@@ -28,7 +29,7 @@ def queue_id(database: Database, topic: str) -> int:
 
 
 def ids(slices: list[Slice]) -> list[int]:
-    return [each.message_id for part in slices for each in part.found]
+    return [id for part in slices for id in sorted((each.message_id for each in part.found), reverse=True)]
 
 
 def test_an_entitys_messages_are_found_newest_first_and_no_others(shop: Shop, database: Database) -> None:
@@ -71,12 +72,21 @@ def test_a_statement_reads_a_bounded_number_of_rows(
     slices, costs = [], []
     before = rows_read(database)
     for part in search(database, queue, "order:000000003"):
-        slices.append(part)
+        slices.append(part._replace(found=iter(list(part.found))))
         costs.append(rows_read(database) - before)
         before = rows_read(database)
     assert len(ids(slices)) == 1 and sum(part.rows for part in slices) == 1000
     assert max(part.rows for part in slices) == 100
     assert max(costs) < 500
+
+
+def test_few_bodies_are_in_memory_at_once(shop: Shop, database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(failures, "BODIES", 2)
+    for _ in range(6):
+        shop.publish_order("A")
+    (part,) = search(database, queue_id(database, TOPIC_ORDER), "order:A")
+    before = database.statements_sent
+    assert [database.statements_sent - before for _ in part.found] == [1, 1, 2, 2, 3, 3]
 
 
 def test_where_bodies_are_large_a_statement_reads_fewer(

@@ -91,10 +91,7 @@ def trace(context: Context, what: str, name: str, newest: int | None, unmasked: 
                 entity,
                 queues=queues,
                 reader=reader(database) if reader else None,
-                destination=prospects.destination,
-                enabled=prospects.enabled,
-                process=prospects.process,
-                retry=prospects.retry,
+                rules=prospects,
                 newest=newest,
                 on_progress=on_progress,
             )

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
+from zithara_worker.completeness.compare import Process
 from zithara_worker.database.session import Database
 from zithara_worker.delivery.courier import targets_of
 from zithara_worker.delivery.down import down, remedy
@@ -137,9 +138,21 @@ class Traced:
         return bool(self.in_shop or self.accepted or self.messages)
 
 
-Process = Callable[[Event], Request | Skip | Rejection]
-#: (message, topic, group key, content) -> what a retry would do
-Retry = Callable[[Failure, str, str, Event | Rejection], str]
+class Rules(Protocol):
+    """What a worker would do now."""
+
+    #: Of the account in use; None: not known
+    destination: str | None
+    #: Whether the shop wants its messages delivered
+    enabled: bool
+
+    def process(self, event: Event) -> Request | Skip | Rejection:
+        """The request that an event becomes, or why it becomes none."""
+        ...
+
+    def retry(self, message: Failure, topic: str, group_key: str, content: Event | Rejection) -> str:
+        """What a retry of a message in ERROR, or of a discarded one, would do."""
+        ...
 
 
 # ---------------------------------------------------------------- what is traced
@@ -170,29 +183,25 @@ def trace(
     *,
     queues: Sequence[QueueRow],
     reader: EntityReader | None,
-    destination: str | None,
-    enabled: bool,
-    process: Process,
-    retry: Retry,
+    rules: Rules,
     newest: int | None = None,
     on_progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Traced:
-    """`reader`: of the shop's entities of this kind, None where there are none. `destination`: of the account in use,
-    if known. `enabled`: whether the shop wants its messages delivered. `process`, `retry`: by a worker's rules.
-    `newest`: so many messages of each queue are looked through, None: all. `on_progress`: is called with message ids
-    done and in all.
+    """`reader`: of the shop's entities of this kind, None where there are none. `newest`: so many messages of each
+    queue are looked through, None: all. `on_progress`: is called with message ids done and in all.
 
     KeyboardInterrupt ends the search, and what was found is returned. Raises ShopError, DatabaseUnavailable.
     """
     accepted = None if entity.kind == WEBHOOK_ORDER else next(iter(records(database, entity.group_key)), None)
-    here = accepted if accepted is not None and accepted.destination == (destination or accepted.destination) else None
-    in_shop, problem = _in_shop(database, reader, entity, here, process)
+    other_account = accepted is not None and rules.destination not in (None, accepted.destination)
+    here = None if other_account else accepted
+    in_shop, problem = _in_shop(database, reader, entity, here, rules.process)
     places = _places(entity, queues, in_shop)
     groups = {place: _group(database, place) for place in places}
-    found = _by_index(database, groups, accepted, process)
-    searched = _search(database, places, found, process, newest=newest, on_progress=on_progress)
+    found = _by_index(database, groups, accepted, rules.process)
+    searched = _search(database, places, found, rules.process, newest=newest, on_progress=on_progress)
     now = now_utc(database)
-    messages = [each for place in places for each in _messages(database, place, found[place], accepted, retry)]
+    messages = [each for place in places for each in _messages(database, place, found[place], accepted, rules)]
     messages.sort(key=lambda each: each.row.message_id)
     waits = [
         wait
@@ -207,7 +216,7 @@ def trace(
         block
         for place in places
         if place.queue.queue_id in waiting
-        for block in _blocks(database, place.queue.topic, workers, enabled=enabled)
+        for block in _blocks(database, place.queue.topic, workers, enabled=rules.enabled)
     ]
     return Traced(
         entity=entity,
@@ -215,7 +224,7 @@ def trace(
         in_shop=tuple(in_shop),
         shop_problem=problem,
         accepted=accepted,
-        other_account=accepted is not None and accepted is not here,
+        other_account=other_account,
         messages=tuple(messages),
         waits=tuple(waits),
         blocks=tuple(blocks),
@@ -360,22 +369,22 @@ def _told(content: Event | Rejection, process: Process) -> Told:
 
 
 def _messages(
-    database: Database, place: Place, found: Mapping[int, Told], accepted: Record | None, retry: Retry
+    database: Database, place: Place, found: Mapping[int, Told], accepted: Record | None, rules: Rules
 ) -> Iterator[TracedMessage]:
     rows = failures.of_messages(database, [place.queue.queue_id], sorted(found))
-    given_up = [each.message_id for each in rows if each.status is Status.ERROR or each.discarded_utc]
-    contents = {
-        message_id: (topic, identify(topic, message_id, body)[1])
-        for message_id, topic, body in failures.bodies(database, given_up)
+    given_up = {each.message_id: each for each in rows if each.status is Status.ERROR or each.discarded_utc}
+    judged = {
+        id: (topic, rules.retry(given_up[id], topic, place.group_key, identify(topic, id, body)[1]))
+        for id, topic, body in failures.bodies(database, list(given_up))
     }
     for row in rows:
-        topic, content = contents.get(row.message_id, (place.queue.topic, None))
+        topic, verdict = judged.get(row.message_id, (place.queue.topic, None))
         yield TracedMessage(
             row=row,
             topic=topic,
             told=found[row.message_id],
             ended=_ended(row, accepted if place.queue.topic != WEBHOOK.name else None),
-            retry=None if content is None else retry(row, topic, place.group_key, content),
+            retry=verdict,
         )
 
 

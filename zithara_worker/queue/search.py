@@ -7,7 +7,7 @@ Plain reads: nobody waits for them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from zithara_worker.database.session import Database
@@ -27,19 +27,19 @@ _PLAIN = re.compile(r"(?!sha256:)[\w.#:+-]+", re.ASCII)
 
 
 class Found(NamedTuple):
-    """A message of the entity. `length`: characters of its body."""
+    """A message of the entity."""
 
     message_id: int
     content: Event | Rejection
-    length: int
 
 
 class Slice(NamedTuple):
-    """What one statement of a search has read. `lowest`: the lowest message id among it. `found`: newest first."""
+    """What one statement of a search has read. `lowest`: the lowest message id among it. `found`: in any order; reads
+    the bodies as it goes, so that few are in memory at once."""
 
     rows: int
     lowest: int
-    found: list[Found]
+    found: Iterator[Found]
 
 
 def search(
@@ -60,8 +60,8 @@ def search(
             return
         below = min(int(row["lowest"]) for row in read)
         seen = sum(int(row["seen"]) for row in read)
-        likely = {int(row["message_id"]): int(row["bytes"]) for row in read if row["message_id"]}
-        yield Slice(seen, below, list(_of_group(database, likely, group_key)))
+        likely = [int(row["message_id"]) for row in read if row["message_id"]]
+        yield Slice(seen, below, _of_group(database, likely, group_key))
         if seen < asked:
             return
         left = None if left is None else left - seen
@@ -88,9 +88,8 @@ def _in_each_body(group_key: str) -> str:
     return name if _PLAIN.fullmatch(name) else ""
 
 
-def _of_group(database: Database, likely: Mapping[int, int], group_key: str) -> Iterator[Found]:
-    """`likely`: message id -> bytes of its body, newest first."""
-    for message_id, topic, body in sorted(bodies(database, list(likely)), reverse=True):
+def _of_group(database: Database, likely: Sequence[int], group_key: str) -> Iterator[Found]:
+    for message_id, topic, body in bodies(database, likely):
         group, content = identify(topic, message_id, body)
         if group == group_key:
-            yield Found(message_id, content, len(body))
+            yield Found(message_id, content)
