@@ -19,7 +19,7 @@ from zithara_worker.relay.relay import Relay
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, RelaySettings
+from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, RelaySettings, WorkerSettings
 from zithara_worker.settings.sources import given_by_program
 from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_ORDER, TOPICS
@@ -53,9 +53,12 @@ class Bench:
         self.virtual_host = virtual_host
         self.database: DatabaseSettings = settings_of(shop)
         self.relay = relay_settings_of(virtual_host)
+        self.worker = WorkerSettings()
 
     def settings(self) -> Settings:
-        return Settings(database=self.database, relay=self.relay, metrics=MetricsSettings(listen=""))
+        return Settings(
+            database=self.database, relay=self.relay, worker=self.worker, metrics=MetricsSettings(listen="")
+        )
 
     def make(self, **arguments: Any) -> Relay:
         return Relay(given_by_program(self.settings()), **arguments)

@@ -16,6 +16,7 @@ from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import Cut, TcpProxy
+from zithara_worker.settings.sections import WorkerSettings
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER, TOPICS
 
 
@@ -76,6 +77,31 @@ def test_connection_to_rabbitmq_ends_between_commit_and_acknowledgement(
         eventually(closed.is_set)
         bench.wait_until_stored(bodies)
         bench.wait_until_settled()
+    assert bench.stored() == bodies
+
+
+def test_what_was_stored_is_acknowledged_however_little_time_a_stop_has(typed_bench: Bench) -> None:
+    """A message without an id gets a second row when it is delivered again."""
+    bench = typed_bench
+    bench.worker = WorkerSettings(shutdown_timeout=0)
+
+    class Stopping(Broker):
+        """Is asked to end its consumer while a message is stored that does not fill its window."""
+
+        def done(self, deliveries: Sequence[Delivery], *, stored: bool) -> None:
+            if not deliveries[-1].message_id:
+                self.drain(deliveries[-1].queue)
+                relay.stop()
+            super().done(deliveries, stored=stored)
+
+    bodies = bench.publish(20)  # after them its window is larger than one message
+    with bench.running([TOPIC_ORDER], broker=Stopping) as relay:
+        bench.wait_until_stored(bodies)
+        bench.wait_until_settled()
+        bodies.append('"without an id"')
+        bench.virtual_host.publish_bodies([(TOPIC_ORDER, bodies[-1])], message_ids=[None])
+        bench.wait_until_stored(bodies)
+    bench.drain([TOPIC_ORDER])
     assert bench.stored() == bodies
 
 

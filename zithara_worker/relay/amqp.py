@@ -443,9 +443,10 @@ class Broker:
         consumer.ends_at = min(consumer.ends_at, now + FULL_SECONDS) if ends else math.inf
         # pika rejects what arrives until a consumer has ended, one by one and again whenever it is sent, and a
         # quorum queue delivers that first then, in any order. So a consumer is cancelled only while RabbitMQ may send
-        # no more: acknowledgements are withheld until its window is full. If too little waits for that, the channel
-        # goes, with which everything that is on its way returns at once and in its order.
-        is_over = ends and not is_full and is_complete and now >= consumer.ends_at
+        # no more: acknowledgements are withheld until its window is full. If too little waits for that, or the relay
+        # ends, what is stored is acknowledged and the channel goes, with which everything else returns at once and in
+        # its order.
+        is_over = ends and not is_full and (self._closing or (is_complete and now >= consumer.ends_at))
         if ends and is_full:
             self._cancel(consumer)
         elif ends and not is_over:
