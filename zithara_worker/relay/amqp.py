@@ -131,7 +131,6 @@ class _Consumer:
     # Of the thread alone:
     channel: Any = None
     tag: str | None = None
-    resize: bool = False
     exclusive: bool = True
     refusals: int = 0
     retry_at: float = 0.0
@@ -146,19 +145,22 @@ class _Consumer:
     clean: bool = False
 
     @property
+    def resizes(self) -> bool:
+        """Whether the consumer at work shall be followed by one with another prefetch."""
+        return self.prefetch != self.window
+
+    @property
     def settled(self) -> bool:
         return not self.buffer and self.acknowledged >= self.delivered
 
-    def forget(self) -> int:
-        """Drops what was delivered: RabbitMQ delivers it again. The bytes of what nobody has taken yet."""
-        dropped = sum(each.size for each in self.buffer)
+    def forget(self) -> None:
+        """Drops what was delivered: RabbitMQ delivers it again."""
         self.buffer.clear()
         self.epoch += 1
         self.delivered = self.storable = self.acknowledged = 0
         self.channel = self.tag = None
         self.prefetch, self.window, self.since_full = FIRST_PREFETCH, 0, 0
-        self.resize = self.empty = self.clean = False
-        return dropped
+        self.empty = self.clean = False
 
 
 def parameters(settings: RelaySettings, name: str) -> pika.ConnectionParameters:
@@ -384,10 +386,8 @@ class Broker:
                 for consumer in self._consumers.values():
                     if not consumer.settled:
                         self._requeue(consumer)
-            with self._lock:
-                for consumer in self._consumers.values():
-                    self._release(consumer.buffer)
-                    consumer.forget()
+            for consumer in self._consumers.values():
+                self._lost(consumer)
             with suppress(AMQPError, OSError):
                 connection.close()
 
@@ -438,7 +438,7 @@ class Broker:
             storable, wanted = consumer.storable, consumer.wanted
             is_full = consumer.delivered - consumer.acknowledged >= consumer.window
             is_complete = not consumer.buffer and storable >= consumer.delivered
-        ends = consumer.tag is not None and not give_back and ((is_full and consumer.resize) or not wanted)
+        ends = consumer.tag is not None and not give_back and ((is_full and consumer.resizes) or not wanted)
         now = self._monotonic()
         consumer.ends_at = min(consumer.ends_at, now + FULL_SECONDS) if ends else math.inf
         # pika rejects what arrives until a consumer has ended, one by one and again whenever it is sent, and a
@@ -448,7 +448,8 @@ class Broker:
         # its order.
         is_over = ends and not is_full and (self._closing or (is_complete and now >= consumer.ends_at))
         if ends and is_full:
-            self._cancel(consumer)
+            consumer.channel.basic_cancel(consumer.tag)
+            consumer.tag = None
         elif ends and not is_over:
             storable = 0
         if storable > consumer.acknowledged:
@@ -467,10 +468,6 @@ class Broker:
             self._consume(connection, consumer)
         elif consumer.tag is None and consumer.phase is not Phase.WAITING:
             self._enter(consumer, Phase.IDLE)
-
-    def _cancel(self, consumer: _Consumer) -> None:
-        consumer.channel.basic_cancel(consumer.tag)
-        consumer.tag, consumer.resize = None, False
 
     def _survey(self, connection: Any, consumer: _Consumer) -> None:
         consumer.survey_at = self._monotonic() + self._survey_seconds
@@ -563,9 +560,8 @@ class Broker:
                     self._requeue(consumer)
                     self._lost(consumer)
                     consumer.prefetch, consumer.since_full = fitting, -KEEP_SMALL
-            elif not consumer.resize and consumer.prefetch < wanted and consumer.since_full >= 2 * consumer.prefetch:
-                consumer.since_full = 0
-                consumer.prefetch, consumer.resize = min(wanted, 2 * consumer.prefetch), True
+            elif not consumer.resizes and consumer.prefetch < wanted and consumer.since_full >= 2 * consumer.prefetch:
+                consumer.since_full, consumer.prefetch = 0, min(wanted, 2 * consumer.prefetch)
 
     # ---------------------------------------------------------------- what goes wrong with one queue
 
