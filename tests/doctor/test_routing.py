@@ -19,7 +19,7 @@ from zithara_worker.errors import ConfigurationError
 from zithara_worker.monitor.fleet import RABBITMQ, RELAY, RelayedQueue, now_utc
 from zithara_worker.pages import folder
 from zithara_worker.queue.queues import queues_present
-from zithara_worker.relay.amqp import Waiting
+from zithara_worker.relay.connection import Waiting
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MagentoSettings, RelaySettings
@@ -246,7 +246,7 @@ def test_rabbitmq_that_cannot_be_asked_is_a_fault_only_where_it_is_needed(
     real = builtins.__import__
 
     def without_pika(name: str, *arguments: Any, **more: Any) -> Any:
-        if name == "zithara_worker.relay.amqp":
+        if name == "zithara_worker.relay.connection":
             raise ModuleNotFoundError("No module named 'pika'", name="pika")
         return real(name, *arguments, **more)
 

@@ -13,8 +13,9 @@ from relay.conftest import Bench
 from support.waiting import eventually
 
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError
-from zithara_worker.relay import amqp
-from zithara_worker.relay.amqp import Broker, Waiting, count_waiting
+from zithara_worker.relay import amqp, connection
+from zithara_worker.relay.amqp import Broker
+from zithara_worker.relay.connection import Waiting, count_waiting
 from zithara_worker.relay.relay import Relay
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
@@ -171,7 +172,7 @@ def test_alarm_of_rabbitmq_does_not_stop_the_relay(bench: Bench, rabbitmq: Rabbi
 def test_heartbeats_are_answered_while_the_database_is_slow(
     bench: Bench, mariadb: MariaDbServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(amqp, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(connection, "HEARTBEAT_SECONDS", 1)
     with TcpProxy(mariadb.socket_path) as proxy:
         bench.database = replace(bench.database, unix_socket="", host="127.0.0.1", port=proxy.port)
         bodies = bench.publish(20)

@@ -316,7 +316,7 @@ def waiting_in_rabbitmq(settings: Settings, queue: QueueRow, *, needed: bool) ->
     if not settings.relay.host:
         return None
     try:
-        from zithara_worker.relay.amqp import count_waiting
+        from zithara_worker.relay.connection import count_waiting
 
         found = count_waiting(settings.relay, [queue.name])[queue.name]
     except (BrokerUnavailable, ConfigurationError, ModuleNotFoundError) as error:

@@ -24,7 +24,7 @@ from zithara_worker.topics import TOPICS, short_name
 from zithara_worker.units import count, duration
 
 if TYPE_CHECKING:
-    from zithara_worker.relay.amqp import Waiting
+    from zithara_worker.relay.connection import Waiting
 
 MODULE = f"enable the module of {folder('packaging/magento')} (its README has the commands, cron first)"
 #: Of a message that arrived so recently, the way is known, whatever the configuration may say.
@@ -74,7 +74,7 @@ def _ask(
     complain = failed if needed else warning
     try:
         require_rabbitmq(configured)
-        from zithara_worker.relay.amqp import count_waiting
+        from zithara_worker.relay.connection import count_waiting
 
         found = count_waiting(relay, [queue.name for queue in queues])
     except ConfigurationError as error:

@@ -1,6 +1,6 @@
 """RabbitMQ as the relay uses it: one connection in a thread of its own, a channel and a consumer for each queue.
 
-The only module that knows pika, through its public interface (1.2 and later). It knows no database. Queues are checked
+Knows pika, as `connection` does, through its public interface (1.2 and later), and no database. Queues are checked
 passively and never declared: Magento declares them, with arguments of its own.
 
 The thread answers heartbeats whatever the database does, and stops reading while what it has delivered fills its
@@ -16,38 +16,36 @@ from __future__ import annotations
 import logging
 import math
 import secrets
-import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from typing import Any
 
 import pika
-from pika.exceptions import AMQPError, ChannelClosed, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import AMQPError, ChannelClosed
 
-from zithara_worker.errors import BrokerUnavailable, ConfigurationError
+from zithara_worker.relay.connection import (
+    ACCESS_REFUSED,
+    NOT_FOUND,
+    RESOURCE_LOCKED,
+    connection_problem,
+    parameters,
+)
 from zithara_worker.settings.sections import RelaySettings
 
 log = logging.getLogger(__name__)
-#: pika reports each problem several times, with tracebacks; it is reported here once.
-logging.getLogger("pika").setLevel(logging.CRITICAL + 1)
-
-HEARTBEAT_SECONDS = 30
-#: Seconds for each step of connecting, and for all of it.
-SOCKET_TIMEOUT = 5
-CONNECT_TIMEOUT = 15
 #: Seconds between two tries to connect, or to consume from a queue that could not be consumed; and between two looks at
 #: how many messages a queue has.
 RETRY_SECONDS = 5.0
 FIRST_PAUSE_SECONDS = 0.5
 SURVEY_SECONDS = 5.0
 LOG_SECONDS = 60.0
-#: Seconds for which nothing is read while the budget is used up. RabbitMQ waits 2 * HEARTBEAT_SECONDS for a sign of us.
+#: Seconds for which nothing is read while the budget is used up. RabbitMQ waits twice the heartbeat for a sign of us.
 UNREAD_SECONDS = 10.0
 #: Bytes of bodies that were delivered and are not stored yet, of all queues; one more message may come on top.
 BUDGET_BYTES = 32 * 1024 * 1024
@@ -63,7 +61,6 @@ HELD_SECONDS = 0.5
 HELD_LOG_SECONDS = 5.0
 #: What a delivery costs beside its body.
 _OVERHEAD_BYTES = 600
-_ACCESS_REFUSED, _NOT_FOUND, _RESOURCE_LOCKED, _NOT_ALLOWED = 403, 404, 405, 530
 
 
 class Phase(Enum):
@@ -161,51 +158,6 @@ class _Consumer:
         self.channel = self.tag = None
         self.prefetch, self.window, self.since_full = FIRST_PREFETCH, 0, 0
         self.empty = self.clean = False
-
-
-def parameters(settings: RelaySettings, name: str) -> pika.ConnectionParameters:
-    """`name`: shown by RabbitMQ's own tools. Raises ConfigurationError if the files for TLS cannot be used."""
-    options = None
-    if settings.ssl:
-        options = pika.SSLOptions(_tls_context(settings), settings.host)
-    return pika.ConnectionParameters(
-        host=settings.host,
-        port=settings.port or (5671 if settings.ssl else 5672),
-        virtual_host=settings.vhost,
-        credentials=pika.PlainCredentials(settings.user, settings.password.reveal()),
-        heartbeat=HEARTBEAT_SECONDS,
-        socket_timeout=SOCKET_TIMEOUT,
-        stack_timeout=CONNECT_TIMEOUT,
-        connection_attempts=1,
-        ssl_options=options,
-        client_properties={"connection_name": name},
-    )
-
-
-def _tls_context(settings: RelaySettings) -> ssl.SSLContext:
-    trusted, certificate = settings.ca_file, settings.certificate
-    told = f"ca_file: {trusted}"
-    try:
-        if trusted is None:
-            context = ssl.create_default_context()
-        elif trusted.is_dir():
-            context = ssl.create_default_context(capath=str(trusted))
-        else:
-            context = ssl.create_default_context(cafile=str(trusted))
-        if certificate is not None:
-            told = f"certificate: {certificate}"
-            context.load_cert_chain(certificate, settings.certificate_key, password=_no_password)
-    except OSError as error:  # an ssl.SSLError is one, too
-        raise ConfigurationError(
-            f"[relay] {told} cannot be used: {error.strerror or error}; name PEM files that the worker's user may "
-            "read, a private key without password"
-        ) from error
-    return context
-
-
-def _no_password() -> str:
-    """Otherwise OpenSSL would ask on the terminal."""
-    return ""
 
 
 class Broker:
@@ -351,7 +303,7 @@ class Broker:
             try:
                 self._serve()
             except (AMQPError, OSError) as error:
-                self._away(_connection_problem(error, self._settings))
+                self._away(connection_problem(error, self._settings))
             except Exception as error:
                 log.exception("an error in the connection to RabbitMQ", extra={"event": "internal_error"})
                 self._away(f"an error in the worker ({error!r}), see its log")
@@ -586,8 +538,8 @@ class Broker:
         self._lost(consumer)
         consumer.retry_at = consumer.survey_at = self._monotonic() + self._retry_seconds
         queue, settings = consumer.queue, self._settings
-        held = code == _RESOURCE_LOCKED or (code == _ACCESS_REFUSED and "exclusive" in text)
-        missing = code == _NOT_FOUND
+        held = code == RESOURCE_LOCKED or (code == ACCESS_REFUSED and "exclusive" in text)
+        missing = code == NOT_FOUND
         if missing:
             why = (
                 f"RabbitMQ has no queue {queue} in virtual host {settings.vhost}: the shop declares it (bin/magento "
@@ -597,7 +549,7 @@ class Broker:
             self._consider_sharing(consumer)
             self._wait_for_others(consumer)
             return
-        elif code == _ACCESS_REFUSED:
+        elif code == ACCESS_REFUSED:
             why = (
                 f"RabbitMQ refuses user {settings.user} the queue {queue} ({text}): grant it with 'rabbitmqctl "
                 f'set_permissions -p {settings.vhost} {settings.user} "" "" "^{queue}$"\''
@@ -652,85 +604,3 @@ def _on_blocked(_connection: Any, method: Any) -> None:
         "relayed all the same",
         extra={"event": "broker_blocked", "detail": str(getattr(getattr(method, "method", None), "reason", ""))},
     )
-
-
-def _connection_problem(error: BaseException, settings: RelaySettings) -> str:
-    """What is wrong with the connection, and what to do."""
-    where = f"{settings.host}:{settings.port or (5671 if settings.ssl else 5672)}"
-    causes = list(_causes(error))
-    names = {type(each).__name__ for each in causes}
-    told = next((str(each) for each in reversed(causes) if str(each)), repr(error))
-    closed = next((each for each in causes if isinstance(each, ConnectionClosedByBroker)), None)
-    code = closed.reply_code if closed else None
-    if "ProbableAuthenticationError" in names or code == _ACCESS_REFUSED:
-        return f"RabbitMQ at {where} refuses user {settings.user} ({told}): correct [relay] user and password"
-    if "ProbableAccessDeniedError" in names or code == _NOT_ALLOWED:
-        return (
-            f"RabbitMQ at {where} refuses user {settings.user} the virtual host {settings.vhost}, or has no such one "
-            f"({told}): correct [relay] vhost, or grant it with 'rabbitmqctl set_permissions -p {settings.vhost} "
-            f'{settings.user} "" "" "^zithara_.*_queue$"\''
-        )
-    if any(isinstance(each, ssl.SSLError) for each in causes):
-        return (
-            f"TLS with RabbitMQ at {where} fails ({told}): correct [relay] host and port, or name the authority of its "
-            "certificate in [relay] ca_file"
-        )
-    if "IncompatibleProtocolError" in names and not settings.ssl:
-        return f"RabbitMQ at {where} does not answer without TLS ({told}): set [relay] ssl = true, or correct the port"
-    return f"RabbitMQ at {where}: {told}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and those within it: pika wraps what the system or the server said."""
-    seen = 0
-    while error is not None and seen < 10:
-        yield error
-        seen += 1
-        inner = [each for each in (getattr(error, "exception", None), *error.args) if isinstance(each, BaseException)]
-        error = inner[0] if inner else error.__cause__
-
-
-# ---------------------------------------------------------------- counting, for other commands
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Waiting:
-    """What RabbitMQ has of a queue."""
-
-    messages: int
-    consumers: int
-
-
-def count_waiting(settings: RelaySettings, queues: Sequence[str]) -> Mapping[str, Waiting | None]:
-    """The messages that RabbitMQ holds ready in each of these queues, and their consumers. None: no such queue.
-
-    Messages that a consumer holds unacknowledged are not counted. Raises BrokerUnavailable.
-    """
-    found: dict[str, Waiting | None] = {}
-    with _connected(settings) as connection:
-        for queue in queues:
-            channel = connection.channel()
-            try:
-                declared = channel.queue_declare(queue, passive=True).method
-            except ChannelClosedByBroker as error:
-                if error.reply_code != _NOT_FOUND:
-                    raise
-                found[queue] = None
-            else:
-                found[queue] = Waiting(messages=declared.message_count, consumers=declared.consumer_count)
-                channel.close()
-    return found
-
-
-@contextmanager
-def _connected(settings: RelaySettings) -> Iterator[Any]:
-    connection = None
-    try:
-        connection = pika.BlockingConnection(parameters(settings, "zithara-worker"))
-        yield connection
-    except (AMQPError, OSError) as error:
-        raise BrokerUnavailable(_connection_problem(error, settings)) from error
-    finally:
-        if connection is not None and connection.is_open:
-            with suppress(AMQPError, OSError):
-                connection.close()

@@ -17,7 +17,8 @@ from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
 from zithara_worker.monitor.fleet import RELAY
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
-from zithara_worker.relay.amqp import Broker, parameters
+from zithara_worker.relay.amqp import Broker
+from zithara_worker.relay.connection import parameters
 from zithara_worker.relay.loop import LEASE_SECONDS, RelayLoop
 from zithara_worker.settings.reload import Reload
 from zithara_worker.settings.sources import LoadedSettings
