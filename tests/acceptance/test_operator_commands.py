@@ -267,7 +267,7 @@ def test_a_pause_reaches_a_running_worker_and_survives_its_restart(shop: Shop, w
         cart = shop.publish_cart()
         worker.wait_for_log(event="delivered", message_id=cart.message_id)
         assert shop.statuses(TOPIC_ORDER) == [2]
-        assert "paused by" in run("status").stdout
+        assert "is paused (by " in run("status").stdout
         (resumed,) = json.loads(run("resume", TOPIC_ORDER, "--json").stdout)
         assert (resumed["changed"], resumed["paused"]) == (True, False)
         eventually(lambda: shop.statuses(TOPIC_ORDER) == [4])

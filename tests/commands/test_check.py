@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,6 +86,21 @@ def test_a_topic_that_nobody_serves_and_an_api_that_is_down_are_critical(
     assert line.startswith(
         "ZITHARA CRITICAL - API DOWN: credentials refused (HTTP 401 / x): correct client id and secret"
     )
+
+
+def test_carts_that_zithara_lacks_are_no_matter_of_a_check_of_orders(
+    shop: Shop, database: Database, check: Check
+) -> None:
+    register(database)
+    result = json.dumps({"finished_utc": time.time() - 60, "counts": {"complete": 7, "missing": 2}})
+    shop.query(
+        "INSERT INTO {prefix}zithara_reconciliation (kind, started_at, finished_at, result) "
+        "VALUES ('carts', NOW(3), NOW(3), %s)",
+        (result,),
+    )
+    assert check("order")[0] == 0
+    code, line = check("cart")
+    assert code == 1 and "2 of 9 carts are not with Zithara, as reconcile found 1m0" in line
 
 
 def test_a_database_that_does_not_answer_is_critical_and_what_cannot_be_known_is_unknown(

@@ -89,7 +89,7 @@ def test_relays_are_shown_with_what_waits_and_why_in_80_columns() -> None:
     lines = plain(report(fleet_status((order, cart), (worker_status(),), (alive, dead)), width=80))
     told = " ".join(line.strip() for line in lines)
     assert "it is paused: 10000 messages are pending, [relay] max_pending" in told
-    assert f"2 messages of {TOPIC_ORDER} from RabbitMQ are kept aside" in told
+    assert f"2 messages of {TOPIC_ORDER} from RabbitMQ kept aside" in told
     assert f"the relay of {TOPIC_CART} has ended" in told and f"start it ('zithara-worker relay {TOPIC_CART}')" in told
     at = next(number for number, line in enumerate(lines) if line.startswith("RELAY"))
     rows = [line.split() for line in lines[at + 1 :]]

@@ -231,7 +231,7 @@ def test_messages_kept_aside_are_counted_once_each(shop: Shop, database: Databas
         )
     found = read_fleet(database, {})
     assert (topic(found, TOPIC_ORDER).aside, topic(found, TOPIC_CART).aside) == (1, 0)
-    assert [each for each in conditions(found) if each.text.startswith(f"1 messages of {TOPIC_ORDER} from RabbitMQ")]
+    assert [each for each in conditions(found) if each.text.startswith(f"1 message of {TOPIC_ORDER} from RabbitMQ")]
 
 
 def test_the_backlog_drains_at_the_present_rate(shop: Shop, database: Database) -> None:

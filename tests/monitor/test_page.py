@@ -20,6 +20,7 @@ from support.fleet import NOW, fleet_status, reconciliation, topic_status, worke
 
 from zithara_worker.monitor import page
 from zithara_worker.monitor.fleet import RELAY, FleetStatus, RelayedQueue
+from zithara_worker.monitor.health import LoopStatus, worker_health
 from zithara_worker.monitor.rates import NO_REQUESTS, Minute
 from zithara_worker.monitor.server import Listener, Reply
 from zithara_worker.queue.failures import FailureCount
@@ -182,7 +183,7 @@ def test_trouble_is_on_top() -> None:
 
 
 def test_paused_topic_says_by_whom_and_why() -> None:
-    assert "paused by anna: anna" in _Outline(rendered(fleet(pause="anna"))).text
+    assert f"topic {TOPIC} is paused (by anna 1m00s ago: anna)" in _Outline(rendered(fleet(pause="anna"))).text
 
 
 def test_scales_are_round_and_hold_every_value() -> None:
@@ -257,10 +258,29 @@ def test_banner_tells_the_breakers_of_all_living_workers() -> None:
     assert f'<p class="bad">{told}' in rendered(replace(seen, workers=(running, dead)))
 
 
-def test_a_pause_that_health_tells_too_is_told_once() -> None:
-    note = f"topic {TOPIC} is paused: continue it with 'zithara-worker resume {TOPIC}'"
-    document = rendered(with_topic(healthy(), pause=paused(TOPIC, "anna")), notes=(note,))
-    assert document.count("is paused:") == 1
+def test_what_health_and_the_fleet_both_tell_is_told_once() -> None:
+    loop = LoopStatus(turned_at=0, longest_wait_seconds=1, database_up=True, consumable=False, paused=(TOPIC,))
+    health = worker_health(
+        loop,
+        0.0,
+        down={"api": "http_503"},
+        delivers_nothing=True,
+        stopping=True,
+        audit_problem="No space left on device",
+    )
+    worker = worker_status(
+        targets={"api": {"breaker": "open", "why": "http_503", "next_probe_seconds": 9.0}},
+        shop_disabled=True,
+        audit_problem="No space left on device",
+    )
+    seen = with_topic(replace(healthy(), workers=(worker,)), pause=paused(TOPIC, "anna"))
+    given = {"reasons": health.reasons, "notes": health.notes}
+    words = _Outline(rendered(seen, **given)).text
+    for said in ("is paused", "switched Zithara off", "cannot be written", "API DOWN", "the worker is stopping"):
+        assert words.count(said) == 1, said
+    alone = _Outline(rendered(None, **given)).text
+    for said in ("is paused", "switched Zithara off", "cannot be written", "API DOWN", "the worker is stopping"):
+        assert alone.count(said) == 1, said
 
 
 def test_a_paused_queue_is_not_called_late() -> None:

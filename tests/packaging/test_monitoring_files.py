@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from zithara_worker.monitor.conditions import THRESHOLDS
+from zithara_worker.monitor.reconciliations import WRONG
+
 ROOT = Path(__file__).parents[2]
 MONITORING = ROOT / "packaging" / "monitoring"
 RULES = MONITORING / "zithara-worker.rules.yml"
@@ -38,6 +41,16 @@ def existing_metrics() -> set[str]:
 
 def test_rules_are_well_formed() -> None:
     assert "SUCCESS" in promtool("check", "rules", RULES.name)
+
+
+def test_the_alert_of_an_old_queue_rings_where_check_warns() -> None:
+    (seconds,) = re.findall(r'queue_oldest_age_seconds\{status="new"\}\) > (\d+)', RULES.read_text())
+    assert float(seconds) == THRESHOLDS.age_seconds[0]
+
+
+def test_the_alert_of_an_incomplete_crm_counts_what_check_calls_wrong() -> None:
+    (classes,) = re.findall(r'reconcile_entities\{class=~"([\w|]+)"\}', RULES.read_text())
+    assert tuple(classes.split("|")) == WRONG
 
 
 def test_unit_tests_of_the_rules_pass() -> None:

@@ -16,12 +16,14 @@ import click
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.errors import DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
-from zithara_worker.monitor.conditions import Condition, Level, Thresholds, conditions
+from zithara_worker.monitor.conditions import THRESHOLDS, Condition, Level, Thresholds, conditions
 from zithara_worker.monitor.fleet import FleetStatus, read_fleet
 from zithara_worker.topics import TOPICS, short_name
 
 UNKNOWN = 3
 _WORDS = {0: "OK", 1: "WARNING", 2: "CRITICAL", UNKNOWN: "UNKNOWN"}
+#: The ages of THRESHOLDS as an operator writes them.
+_MINUTES = tuple(None if seconds is None else f"{seconds / 60:g}m" for seconds in THRESHOLDS.age_seconds)
 #: Conditions in the line, at most; the rest is counted.
 _SHOWN = 3
 
@@ -36,9 +38,7 @@ class _Check(click.Command):
             _end(UNKNOWN, error.format_message())
 
 
-def _limits(
-    name: str, default: tuple[str | int | None, str | int | None], what: str, kind: Any, metavar: str
-) -> Callable[[Any], Any]:
+def _limits(name: str, default: Sequence[object], what: str, kind: Any, metavar: str) -> Callable[[Any], Any]:
     """Adds --NAME-warning and --NAME-critical."""
 
     def add(command: Any) -> Any:
@@ -58,9 +58,9 @@ def _limits(
 
 @click.command(cls=_Check)
 @topic_argument(many=True)
-@_limits("age", ("15m", "1h"), "this age of a topic's oldest new message", age, "AGE")
-@_limits("failed", (1, 100), "so many failed messages of a topic", click.IntRange(min=0), "N")
-@_limits("pending", (None, None), "so many waiting messages of a topic", click.IntRange(min=0), "N")
+@_limits("age", _MINUTES, "this age of a topic's oldest new message", age, "AGE")
+@_limits("failed", THRESHOLDS.failed, "so many failed messages of a topic", click.IntRange(min=0), "N")
+@_limits("pending", THRESHOLDS.pending, "so many waiting messages of a topic", click.IntRange(min=0), "N")
 @click.pass_obj
 def check(
     context: Context,

@@ -34,6 +34,7 @@ from zithara_worker.monitor.fleet import (
     read_fleet,
 )
 from zithara_worker.monitor.rates import Minute
+from zithara_worker.monitor.reconciliations import WRONG
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, iso, milliseconds, moment, percent, rate
 
@@ -224,9 +225,7 @@ def _reconciliations(found: FleetStatus) -> list[str]:
     for each in found.reconciliations:
         if each.judged_utc is None:
             continue
-        wrong = [
-            f"{count(each.counts[name])} {name}" for name in ("missing", "stale", "failed") if each.counts.get(name)
-        ]
+        wrong = [f"{count(each.counts[name])} {name}" for name in WRONG if each.counts.get(name)]
         rows.append(
             [
                 each.kind,
@@ -298,10 +297,6 @@ def _notes(found: FleetStatus, width: int) -> Iterator[str]:
             yield coloured("red" if critical else "yellow", line, bold=critical)
     for topic in found.topics:
         name = short_name(topic.topic)
-        if topic.pause is not None:
-            since = duration(found.at_utc - topic.pause.paused_at_utc)
-            reason = f": {printable(topic.pause.reason)}" if topic.pause.reason else ""
-            yield coloured("magenta", f"{name}: paused by {printable(topic.pause.paused_by)} {since} ago{reason}")
         if topic.groups_waiting and topic.retry_due_seconds is not None:
             groups = "1 group waits" if topic.groups_waiting == 1 else f"{topic.groups_waiting} groups wait"
             yield f"{name}: {groups}, next due in {duration(topic.retry_due_seconds)}"

@@ -9,6 +9,7 @@ from enum import IntEnum
 
 from zithara_worker.delivery.down import down, remedy
 from zithara_worker.monitor.fleet import FleetStatus, TargetReport, TopicStatus, WorkerStatus
+from zithara_worker.queue.operator import Pause
 from zithara_worker.units import count, duration
 
 #: A message that is in progress for so long is in nobody's hands, unless the rate limit explains it.
@@ -46,7 +47,7 @@ class Thresholds:
     pending: tuple[float | None, float | None] = (None, None)
 
 
-#: Those of the page and of `status`, and the defaults of `check`. The alert ZitharaWorkerQueueOld uses the same age.
+#: Those of the page and of `status`, and the defaults of `check`. The alert ZitharaWorkerQueueOld has the same age.
 THRESHOLDS = Thresholds()
 
 
@@ -72,7 +73,7 @@ def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[
         *_of_targets(fleet.alive),
         *([SHOP_DISABLED] if any(worker.shop_disabled for worker in fleet.alive) else []),
         *_of_audit_files(fleet.alive),
-        *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, others_served=served)),
+        *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, fleet.at_utc, others_served=served)),
         *_of_relays(fleet),
         *_of_reconciliations(fleet),
     ]
@@ -88,11 +89,21 @@ def audit_unwritable(problem: str, who: str = "") -> tuple[str, str]:
     )
 
 
-def paused(topic: str) -> str:
-    return f"topic {topic} is paused: continue it with 'zithara-worker resume {topic}'"
+def paused(topic: str, pause: Pause | None = None, *, now: float = 0.0) -> Condition:
+    """`pause`: by whom and why, where that is known."""
+    by = ""
+    if pause is not None:
+        why = f": {pause.reason}" if pause.reason else ""
+        by = f" (by {pause.paused_by} {duration(now - pause.paused_at_utc)} ago{why})"
+    return Condition(
+        level=Level.WARNING,
+        topic=topic,
+        text=f"topic {topic} is paused{by}",
+        remedy=f"continue it with 'zithara-worker resume {topic}'",
+    )
 
 
-def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool) -> Iterator[Condition]:
+def _of_topic(topic: TopicStatus, thresholds: Thresholds, now: float, *, others_served: bool) -> Iterator[Condition]:
     name = topic.topic
 
     def condition(level: Level, text: str, remedy: str) -> Condition:
@@ -106,8 +117,7 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool
             Level.CRITICAL, f"no living worker serves {name}", f"start one ('zithara-worker consume {name}')"
         )
     if topic.pause is not None:
-        text, _, remedy = paused(name).partition(": ")
-        yield condition(Level.WARNING, text, remedy)
+        yield paused(name, topic.pause, now=now)
     waited = topic.oldest_new_seconds or 0.0
     if topic.workers and topic.pause is None and (level := _reached(waited, thresholds.age_seconds)):
         yield condition(
@@ -117,12 +127,12 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool
             "start another worker",
         )
     if level := _reached(topic.pending, thresholds.pending):
-        yield condition(level, f"{count(topic.pending)} messages of {name} wait", "see 'zithara-worker status'")
+        yield condition(level, f"{_messages(topic.pending, name)} not delivered yet", "see 'zithara-worker status'")
     if level := _reached(topic.error, thresholds.failed):
         yield condition(
             level,
-            f"{count(topic.error)} {'messages' if topic.error > 1 else 'message'} of {name} failed",
-            "see 'zithara-worker failed summary'; Magento deletes them after a week",
+            f"{_messages(topic.error, name)} failed",
+            "see 'zithara-worker failed summary'; Magento deletes what has failed, after a week by default",
         )
     if (topic.oldest_in_progress_seconds or 0) > UNHELD_SECONDS and topic.in_progress > topic.groups_in_flight:
         yield condition(
@@ -140,8 +150,8 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool
     if topic.aside:
         yield condition(
             Level.WARNING,
-            f"{count(topic.aside)} messages of {name} from RabbitMQ are kept aside, because the queue cannot hold them",
-            "see 'zithara-worker failed list'",
+            f"{_messages(topic.aside, name)} from RabbitMQ kept aside, because the queue cannot hold such messages",
+            "see 'zithara-worker failed aside list'",
         )
     if topic.uncompared:
         yield condition(
@@ -150,6 +160,10 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, *, others_served: bool
             "workers older than 0.3)",
             "see 'zithara-worker doctor'",
         )
+
+
+def _messages(number: int, topic: str) -> str:
+    return f"{count(number)} {'message' if number == 1 else 'messages'} of {topic}"
 
 
 def _reached(value: float, limits: tuple[float | None, float | None]) -> Level:
@@ -207,6 +221,7 @@ def _of_reconciliations(fleet: FleetStatus) -> Iterator[Condition]:
         if kind.wrong:
             yield Condition(
                 level=Level.WARNING,
+                topic=kind.topic,
                 text=f"{count(kind.wrong)} of {count(kind.total)} {kind.kind} are not with Zithara, as reconcile found "
                 f"{duration(fleet.at_utc - (kind.judged_utc or fleet.at_utc))} ago",
                 remedy=f"see 'zithara-worker reconcile {kind.kind}' (--publish sends what is missing)",

@@ -6,7 +6,6 @@ epoch on the database's clock, which is the clock of leases and retries.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import Any
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes, total
-from zithara_worker.monitor.reconciliations import Reconciliation, read_results
+from zithara_worker.monitor.reconciliations import Reconciliation, json_object, read_results
 from zithara_worker.queue.failures import FailureCount, newest_by_reason
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
@@ -24,17 +23,13 @@ from zithara_worker.topics import TOPICS
 
 #: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0
-#: Beside the targets in a worker's `state`: the topics of `WorkerStatus.uncompared`.
-UNCOMPARED = "uncompared"
-#: In a relay's `state`: topic -> the fields of `RelayedQueue`.
-RABBITMQ = "rabbitmq"
 #: The roles in column `role`.
 CONSUME, RELAY = "consume", "relay"
-#: Beside them too: whether [worker] rate_limit bounds its pace.
+#: Names in column `state`, whose other names are a worker's targets. Each is an attribute of `WorkerStatus`.
+UNCOMPARED = "uncompared"
+RABBITMQ = "rabbitmq"
 RATE_LIMITED = "rate_limited"
-#: And whether the shop has switched Zithara off
 SHOP_DISABLED = "shop_disabled"
-#: And why the audit file cannot be written, if nothing is taken because of it; "" if all is well.
 AUDIT_PROBLEM = "audit_problem"
 
 
@@ -371,7 +366,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
         leased_until[worker_id] = max(leased_until.get(worker_id, 0.0), _number(row["lease_until"]) or 0.0)
     found = []
     for row in database.rows("workers"):
-        state = dict(_object(row["state"]))
+        state = dict(json_object(row["state"]))
         uncompared = state.pop(UNCOMPARED, ())
         rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
         is_rate_limited = bool(state.pop(RATE_LIMITED, False))
@@ -399,7 +394,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 audit_problem=audit_problem,
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
                 rabbitmq=rabbitmq,
-                minutes=_object(row["minutes"]),
+                minutes=json_object(row["minutes"]),
             )
         )
     for worker_id in sorted(held):
@@ -444,15 +439,6 @@ def _relayed_queues(value: Any) -> Mapping[str, RelayedQueue]:
 def living_by_topic(processes: Iterable[WorkerStatus], *, role: str = CONSUME) -> Counter[str]:
     """Topic -> living workers that serve it, of the whole fleet; 0 for a topic that none serves."""
     return Counter(topic for each in processes if each.alive and each.role == role for topic in set(each.topics))
-
-
-def _object(text: Any) -> Mapping[str, Any]:
-    """A JSON object; empty where another version of the worker wrote something else."""
-    try:
-        value = json.loads(text)
-    except (TypeError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _number(value: Any) -> float | None:

@@ -109,7 +109,7 @@ def worker_health(
         notes += stopped
     if configuration_problem is not None:
         notes.append(f"the changed configuration cannot be used, the old one stays in force: {configuration_problem}")
-    notes += [paused(topic) for topic in loop.paused]
+    notes += [str(paused(topic)) for topic in loop.paused]
     return Health(live=live, ready=live and not reasons, reasons=tuple(reasons), notes=tuple(notes))
 
 

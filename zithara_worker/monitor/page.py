@@ -15,6 +15,7 @@ from importlib import resources
 
 from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import FleetStatus, RelayedQueue, TopicStatus, WorkerStatus
+from zithara_worker.monitor.reconciliations import WRONG
 from zithara_worker.reasons import find
 from zithara_worker.topics import short_name
 from zithara_worker.units import count, counts, duration, milliseconds, moment, percent, rate
@@ -46,9 +47,15 @@ def render(
     """The whole document. `problem`: why the status is old or missing. `backlog`: minute since the epoch -> pending
     messages. `reasons`, `notes`: those of /healthz."""
     of_fleet = [] if fleet is None else conditions(fleet)
-    reasons = [*reasons, *(str(each) for each in of_fleet if each.level is Level.CRITICAL)]
+
+    def only_here(line: str) -> bool:
+        """Whether no condition of the fleet says what /healthz says of this worker."""
+        return not any(line.startswith(f"{each.text}: ") or line.endswith(f": {each.remedy}") for each in of_fleet)
+
+    critical = [str(each) for each in of_fleet if each.level is Level.CRITICAL]
     minor = [str(each) for each in of_fleet if each.level is not Level.CRITICAL]
-    parts = [_banner(reasons, [*dict.fromkeys([*notes, *minor])], problem)]
+    reasons = [*filter(only_here, reasons), *critical]
+    parts = [_banner(reasons, [*filter(only_here, notes), *minor], problem)]
     title = "running"
     if fleet is not None:
         title = f"{count(sum(topic.pending for topic in fleet.topics))} waiting"
@@ -106,8 +113,7 @@ def _queues(fleet: FleetStatus) -> str:
 def _queue(topic: TopicStatus) -> str:
     name = escape(topic.topic)
     if topic.pause is not None:
-        why = f": {topic.pause.reason}" if topic.pause.reason else ""
-        name += f'<small class="warn">paused by {escape(topic.pause.paused_by + why)}</small>'
+        name += '<small class="warn">paused</small>'
     if topic.skipped:
         name += f"<small>last hour without a request: {escape(counts(topic.skipped))}</small>"
     if topic.aside:
@@ -203,7 +209,7 @@ def _reconciliations(fleet: FleetStatus) -> str:
                 ("Waiting", count(each.counts.get("waiting")), ""),
                 *(
                     (name.capitalize(), count(each.counts.get(name)), "bad" if each.counts.get(name) else "")
-                    for name in ("missing", "stale", "failed")
+                    for name in WRONG
                 ),
             ),
         )

@@ -8,9 +8,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from zithara_worker.database.session import Database
+from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER
 
-#: Kinds in the order in which they are compared: a customer before what he or she ordered.
-KINDS = ("customers", "orders", "carts")
+#: Kind -> its topic, in the order in which they are compared: a customer before what he or she ordered.
+TOPIC_OF_KIND = {"customers": TOPIC_CUSTOMER, "orders": TOPIC_ORDER, "carts": TOPIC_CART}
+KINDS = tuple(TOPIC_OF_KIND)
+#: The classes of entities that Zithara does not have in their latest state, and that are not on their way.
+WRONG = ("missing", "stale", "failed")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,10 @@ class Reconciliation:
     started_utc: float
     finished_utc: float | None
     result: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def topic(self) -> str:
+        return TOPIC_OF_KIND[self.kind]
 
     @property
     def judged_utc(self) -> float | None:
@@ -41,8 +49,8 @@ class Reconciliation:
 
     @property
     def wrong(self) -> int:
-        """Entities that Zithara does not have in their latest state, and that are not on their way."""
-        return sum(self.counts.get(name, 0) for name in ("missing", "stale", "failed"))
+        """Entities of the classes WRONG."""
+        return sum(self.counts.get(name, 0) for name in WRONG)
 
 
 def read_results(database: Database) -> list[Reconciliation]:
@@ -53,15 +61,15 @@ def read_results(database: Database) -> list[Reconciliation]:
             kind=kind,
             started_utc=float(found[kind]["started_at"]),
             finished_utc=None if found[kind]["finished_at"] is None else float(found[kind]["finished_at"]),
-            result=_object(found[kind]["result"]),
+            result=json_object(found[kind]["result"]),
         )
         for kind in KINDS
         if kind in found
     ]
 
 
-def _object(text: Any) -> Mapping[str, Any]:
-    """A JSON object; empty where another version wrote something else."""
+def json_object(text: Any) -> Mapping[str, Any]:
+    """A JSON object; empty where another version of the program wrote something else."""
     try:
         value = json.loads(text)
     except (TypeError, ValueError):
