@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from zithara_worker.commands.reconcile import confirm, interruptible, moment_of, waiting_in_rabbitmq
+from zithara_worker.commands.reconcile import confirm, interruptible, moment_of, report, waiting_in_rabbitmq
 from zithara_worker.commands.root import command
+from zithara_worker.completeness.compare import Verdict
+from zithara_worker.completeness.reconcile import Result as FoundResult
+from zithara_worker.completeness.reconcile import Window
 from zithara_worker.database.schema import operator_text
 from zithara_worker.errors import ShopError
 from zithara_worker.queue.queues import QueueRow
@@ -139,6 +143,12 @@ def test_without_the_rights_it_says_which(shop: Shop, typed: Typed) -> None:
 def test_what_cannot_be_meant_is_refused(typed: Typed, arguments: list[str], complaint: str) -> None:
     refused = typed(*arguments)
     assert refused.exit_code == 2 and complaint in refused.output
+
+
+def test_a_step_can_be_typed_whatever_the_orders_number_is() -> None:
+    found = FoundResult(kind="orders", window=Window(), counts=Counter({Verdict.INVALID: 1}))
+    found.named[Verdict.INVALID] = [("A 1;$(x)", "order_without_items")]
+    assert any(line.endswith("zithara-worker trace order 'A 1;$(x)'") for line in report(found))
 
 
 def test_a_moment_is_an_age_or_a_date() -> None:

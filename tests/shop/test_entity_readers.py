@@ -21,9 +21,9 @@ from zithara_worker.shop.carts import CartReader
 from zithara_worker.shop.customers import CustomerReader
 from zithara_worker.shop.entities import EntityReader, ShopEntity
 from zithara_worker.shop.orders import OrderReader
+from zithara_worker.shop.readers import READERS
 
 Make = Callable[[Database], EntityReader]
-KINDS: tuple[Make, ...] = (OrderReader, CustomerReader, CartReader)
 
 LONG_AGO, BEFORE, NOW, LATER = (f"2026-01-0{day} 12:00:00" for day in (1, 2, 3, 4))
 
@@ -56,7 +56,7 @@ def made(tables: ShopTables, kind: str, **columns: Any) -> int:
 # ---------------------------------------------------------------- pages
 
 
-@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("make", READERS)
 @pytest.mark.parametrize("limit", [1, 2, 3, 1000])
 def test_pages_have_each_entity_once_by_id(
     real_shop: Database, make: Make, limit: int, monkeypatch: pytest.MonkeyPatch
@@ -70,7 +70,7 @@ def test_pages_have_each_entity_once_by_id(
 
 
 def test_a_window_has_what_was_saved_in_it(tables: ShopTables, operator: Database) -> None:
-    for make in KINDS:
+    for make in READERS:
         reader = make(operator)
         saved = [made(tables, reader.kind, updated_at=time) for time in (LONG_AGO, BEFORE, NOW)]
         assert ids(reader, since=BEFORE) == saved[1:]
@@ -87,7 +87,7 @@ def test_a_window_has_what_was_saved_in_it(tables: ShopTables, operator: Databas
 
 
 def test_an_empty_shop_has_nothing(tables: ShopTables, operator: Database) -> None:
-    for make in KINDS:
+    for make in READERS:
         reader = make(operator)
         assert reader.page(0, 10, since=None, until=None) == ([], 0, True)
         assert (reader.newest_id(), reader.count(since=None, until=None)) == (0, 0)
@@ -193,7 +193,7 @@ def test_a_page_reads_so_many_rows_whatever_the_window_and_the_size_of_the_shop(
     of_orders = ("sales_order", "sales_order_item", "sales_order_payment", "sales_order_address")
     for table in (*of_orders, "customer_entity", "customer_address_entity", "quote"):
         shop.query(f"ANALYZE TABLE {{prefix}}{table}")
-    for make in KINDS:
+    for make in READERS:
         reader = make(operator)
         middle = reader.newest_id() - 10_000
         for since in (None, "2000-01-01 00:00:00", "2040-01-01 00:00:00"):
@@ -258,7 +258,7 @@ def test_the_columns_of_the_grants_are_enough(own_tables: ShopTables, shop: Shop
         shop.query(f"GRANT SELECT ON {shop.name}.queue_message_status TO {user}")
         shop.run_script("entity_grants.sql", database=shop.name, user=user)
         with session(shop, user, "secret") as reading:
-            for make in KINDS:
+            for make in READERS:
                 reader = make(reading)
                 entity = made(own_tables, reader.kind, updated_at=NOW)
                 if make is CustomerReader:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shlex
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
@@ -22,7 +23,6 @@ from zithara_worker.commands.root import EXIT_FAILED, Context, as_operator, oper
 from zithara_worker.commands.terminal import coloured, print_json, printable, progress, table
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError
 from zithara_worker.monitor.reconciliations import KINDS
-from zithara_worker.topics import short_name
 from zithara_worker.units import duration, moment
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from zithara_worker.logs.audit import Audit
     from zithara_worker.queue.queues import QueueRow
     from zithara_worker.settings.sections import Settings
-    from zithara_worker.shop.entities import EntityReader
 
 log = logging.getLogger(__name__)
 
@@ -224,8 +223,9 @@ class _Run:
 
         from zithara_worker.completeness.reconcile import Reconcile
         from zithara_worker.queue.queues import find_queues
+        from zithara_worker.shop.readers import READERS
 
-        reader = _reader(kind, self._database)
+        reader = next(each for each in READERS if each.kind == kind)(self._database)
         queue = find_queues(self._database, [reader.topic], self._settings.queues)[0]
         in_rabbitmq = waiting_in_rabbitmq(self._settings, queue, needed=self._asked.publishing)
         surroundings = replace(self._surroundings, in_rabbitmq=lambda topic: in_rabbitmq)
@@ -295,19 +295,6 @@ def confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> Non
         signal.signal(signal.SIGINT, before)
 
 
-def _reader(kind: str, database: Database) -> EntityReader:
-    from zithara_worker.shop.carts import CartReader
-    from zithara_worker.shop.customers import CustomerReader
-    from zithara_worker.shop.orders import OrderReader
-
-    readers: Mapping[str, Callable[[Database], EntityReader]] = {
-        "customers": CustomerReader,
-        "orders": OrderReader,
-        "carts": CartReader,
-    }
-    return readers[kind](database)
-
-
 def waiting_in_rabbitmq(settings: Settings, queue: QueueRow, *, needed: bool) -> int | None:
     """Messages of the queue that RabbitMQ still holds; None where the shop has no RabbitMQ, or it cannot be asked.
 
@@ -333,13 +320,14 @@ def waiting_in_rabbitmq(settings: Settings, queue: QueueRow, *, needed: bool) ->
 
 # ---------------------------------------------------------------- lines
 
-#: Verdict -> colour, what it means, what to do; {kind}, {window}, {topic}, {noun} and {label} are filled in.
+#: Verdict -> colour, what it means, what to do; {kind}, {window}, {noun} (also the topic's short name) and {label} are
+#: filled in.
 _TOLD: Mapping[str, tuple[str, str, str]] = {
     "complete": ("green", "Zithara has accepted their latest state", ""),
     "waiting": ("", "a message is on the queue: workers deliver it", ""),
     "missing": ("red", "Zithara has accepted nothing of them", "zithara-worker reconcile {kind}{window} --publish"),
     "stale": ("red", "changed since Zithara accepted them", "zithara-worker reconcile {kind}{window} --publish"),
-    "failed": ("red", "their newest message is in ERROR", "zithara-worker failed list --topic {topic}"),
+    "failed": ("red", "their newest message is in ERROR", "zithara-worker failed list --topic {noun}"),
     "refused": ("", "an operator discarded their present state", "zithara-worker trace {noun} {label}"),
     "ambiguous": ("yellow", "one number in several stores: Zithara cannot tell them apart", ""),
     "invalid": ("yellow", "the shop's rows make no valid message", "zithara-worker trace {noun} {label}"),
@@ -354,7 +342,7 @@ _ENDED: Mapping[str, str] = {
     "many_bytes": "1 GB of messages was published: run it again for the rest, or give --yes",
     "in_rabbitmq": (
         "nothing was published: RabbitMQ still holds messages of this kind, which would come later and put older over "
-        "newer. Run 'zithara-worker relay {topic} --stop-when-empty' first"
+        "newer. Run 'zithara-worker relay {noun} --stop-when-empty' first"
     ),
 }
 
@@ -363,7 +351,7 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
     """The lines about one kind. `window_options`: what gives its window again."""
     from zithara_worker.completeness.compare import Verdict
 
-    topic = short_name(_TOPICS[found.kind])
+    noun = found.kind.removesuffix("s")  # and the topic's short name
     window = found.window
     bounds = [f"{word} {time} UTC" for word, time in (("since", window.since), ("before", window.until)) if time]
     changed = f"changed {' and '.join(bounds)}" if bounds else "from the beginning"
@@ -377,7 +365,7 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
         colour, meaning, to_do = _TOLD[verdict.value]
         named = found.named.get(verdict, [])
         label = named[0][0] if named else ""
-        step = to_do.format(kind=found.kind, window=window_options, topic=topic, noun=topic, label=printable(label))
+        step = to_do.format(kind=found.kind, window=window_options, noun=noun, label=shlex.quote(printable(label)))
         told = meaning if not step else f"{meaning}: {step}"
         rows.append(["  " + verdict.value, coloured(colour if count else "", str(count)), told])
     yield from table(["", "", ""], rows, left=(0, 2))[1:]
@@ -394,16 +382,9 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
     if found.published:
         yield coloured("green", f"  {found.published} published: workers deliver them now")
     if found.ended:
-        yield coloured("red", "  " + _ENDED[found.ended].format(topic=topic))
+        yield coloured("red", "  " + _ENDED[found.ended].format(noun=noun))
     elif found.is_complete:
         yield coloured("green", "  Nothing is missing." if not found.published else "  Nothing else is missing.")
-
-
-_TOPICS: Mapping[str, str] = {
-    "customers": "zithara.customer.events",
-    "orders": "zithara.order.events",
-    "carts": "zithara.cart.events",
-}
 
 
 def _examples(named: Sequence[tuple[str, str]], count: int) -> str:

@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -40,18 +40,11 @@ from zithara_worker.pages import page
 from zithara_worker.processors.groups import entity_key
 from zithara_worker.queue.queues import QueueRow
 from zithara_worker.reasons import find
-from zithara_worker.shop.carts import CartReader
-from zithara_worker.shop.customers import CustomerReader
-from zithara_worker.shop.entities import EntityReader
-from zithara_worker.shop.orders import OrderReader
-from zithara_worker.topics import CART, CUSTOMER, ORDER, short_name
+from zithara_worker.shop.readers import READERS
+from zithara_worker.topics import ORDER, TOPIC_TABLE, short_name
 from zithara_worker.units import counts, duration, iso, moment
 
-_READERS: Mapping[str, Callable[[Database], EntityReader]] = {
-    ORDER.entity: OrderReader,
-    CUSTOMER.entity: CustomerReader,
-    CART.entity: CartReader,
-}
+_READERS = {TOPIC_TABLE[each.topic].entity: each for each in READERS}
 #: Messages that are printed: of those that have ended the newest, of the others the oldest; and the newest attempts of
 #: each. Ids that a command names one by one.
 _MESSAGES, _ATTEMPTS, _IDS = 10, 5, 10

@@ -85,8 +85,7 @@ class Result:
     seconds: float = 0.0
     ended: str = ""
     in_rabbitmq: int | None = None
-    resend: bool = False
-    #: Since when, in seconds since the epoch: a resend that was stopped goes on
+    #: Of a resend: since when, in seconds since the epoch, as one that was stopped goes on
     resend_since_utc: float | None = None
 
     @property
@@ -108,7 +107,7 @@ class Result:
             "kind": self.kind,
             "since": self.window.since,
             "until": self.window.until,
-            "resend": self.resend,
+            "resend": self.resend_since_utc is not None,
             "total": self.total,
             "counts": {verdict.value: self.counts[verdict] for verdict in Verdict},
             "named": {verdict.value: [label for label, _ in named] for verdict, named in self.named.items()},
@@ -193,7 +192,6 @@ class Reconcile:
             kind=self._reader.kind,
             window=window,
             in_rabbitmq=self._here.in_rabbitmq(self._reader.topic),
-            resend=resend,
             resend_since_utc=self._resend_since,
         )
         size = 0
@@ -317,7 +315,8 @@ class Reconcile:
                     amount -= part
             told["counts"] = dict(counts)
             told["finished_utc"] = self._now_utc()
-            records.end(self._database, self._reader.kind, told, resent=result.resend and result.is_complete)
+            resent = self._resend_since is not None and result.is_complete
+            records.end(self._database, self._reader.kind, told, resent=resent)
 
     def _chunks(self, size: int) -> Iterator[list[ShopEntity]]:
         """The entities that may be published, by id, read anew."""

@@ -8,10 +8,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, ok, warning
 from zithara_worker.errors import ShopError
 from zithara_worker.monitor.reconciliations import read_results
-from zithara_worker.shop.carts import CartReader
-from zithara_worker.shop.customers import CustomerReader
-from zithara_worker.shop.entities import EntityReader
-from zithara_worker.shop.orders import OrderReader
+from zithara_worker.shop.readers import READERS
 from zithara_worker.units import duration
 
 
@@ -37,9 +34,8 @@ def checks(database: Database, now_utc: float) -> Iterator[Finding]:
 
 def _lacking(database: Database) -> str:
     """What the account lacks, as text; "" if nothing."""
-    readers: tuple[EntityReader, ...] = (OrderReader(database), CustomerReader(database), CartReader(database))
     try:
-        for reader in readers:
+        for reader in [each(database) for each in READERS]:
             reader.page(0, 1, since=None, until=None)
             reader.build([0])
     except ShopError:
