@@ -6,6 +6,7 @@ import pytest
 from courier_doubles import Clock, FleetTurns, unlimited
 from hypothesis import given
 from hypothesis import strategies as st
+from support.waiting import eventually
 
 from zithara_worker.delivery.pace import (
     AHEAD_SECONDS,
@@ -157,20 +158,48 @@ def test_nothing_is_sent_while_the_database_does_not_answer(clock: Clock, caplog
     assert [getattr(record, "event", "") for record in caplog.records] == ["rate_limit_unknown"] * 2
 
 
-def test_stopping_wakes_every_waiting_thread(clock: Clock) -> None:
+@pytest.mark.parametrize("away", [False, True], ids=["turns", "database away"])
+def test_one_thread_waits_with_a_turn_and_a_stop_ends_all_waits_without_another_statement(
+    clock: Clock, away: bool
+) -> None:
     stopping = threading.Event()
-    limit = FleetTurns(clock, rate=0.001, burst=1).limit(stopping.wait)
-    assert limit.take()
+    fleet = FleetTurns(clock, rate=0.001, burst=1)
+    fleet.reserve(1)
+
+    def reserve(count: int) -> tuple[float, int]:
+        reserved = fleet.reserve(count)
+        if away:
+            raise DatabaseUnavailable("gone")
+        return reserved
+
+    limit = RateLimit(reserve, seconds_each=1000.0, clock=clock, wait=lambda _: stopping.wait(20))
+    fleet.calls.clear()
     results: list[bool] = []
     threads = [threading.Thread(target=lambda: results.append(limit.take())) for _ in range(8)]
     for thread in threads:
         thread.start()
+    eventually(lambda: limit.is_limiting)
 
     stopping.set()
 
     for thread in threads:
         thread.join(5)
     assert results == [False] * 8
+    assert fleet.calls == [1], "turns that nobody uses would hold up the fleet after a reload or the worker's death"
+
+
+def test_the_pace_is_limited_for_as_long_as_a_request_waits(clock: Clock) -> None:
+    told: list[bool] = []
+
+    def wait(seconds: float) -> bool:
+        clock.now += seconds / 2
+        told.append(limit.is_limiting)
+        clock.now += seconds / 2
+        return False
+
+    limit = FleetTurns(clock, rate=1 / (4 * LIMITING_SECONDS)).limit(wait)
+    assert limit.take() and limit.take()
+    assert told == [True]
 
 
 def refused(

@@ -19,7 +19,7 @@ LAPSE_SECONDS = 0.1
 #: Turns of one request that may lapse.
 LAPSED_TURNS = 3
 #: A worker that uses all its turns reserves those of so many seconds at once, to spare statements.
-AHEAD_SECONDS = 0.05
+AHEAD_SECONDS = 0.1
 #: Seconds until turns are asked for again while the database does not answer.
 DATABASE_AWAY_SECONDS = 1.0
 #: `is_limiting` looks so many seconds back.
@@ -95,13 +95,13 @@ class RateLimit:
         self._seconds_each = seconds_each
         self._clock = clock
         self._wait = wait
+        #: Held by the thread that waits for this worker's next turn; the others wait for that thread
         self._lock = threading.Lock()
         self._turns: deque[float] = deque()
-        #: Callers without a turn: so many are reserved at once
-        self._asking = 0
-        #: How many turns to reserve ahead: more while all of them are used in time
+        #: How many turns to reserve at once: more while all of them are used in time
         self._ahead = 1
         self._limited_at = -math.inf
+        self._stopped = False
 
     @property
     def is_limiting(self) -> bool:
@@ -111,48 +111,47 @@ class RateLimit:
     def take(self) -> bool:
         """Waits until the caller may send. False if the worker stops first.
 
-        A turn that was not used within LAPSE_SECONDS lapses, so that no second gets more requests than it may; after
-        LAPSED_TURNS the next one is used however late, because on a host that is always late nothing would be sent.
-        While the database does not answer nobody has a turn: other workers may be sending.
+        One thread at a time has a turn: a worker that dies, or gets another rate, leaves no long line of turns behind
+        that nobody uses and the fleet waits for. A turn that was not used within LAPSE_SECONDS lapses, so that no
+        second gets more requests than it may; after LAPSED_TURNS the next one is used however late, because on a host
+        that is always late nothing would be sent. While the database does not answer nobody has a turn: other workers
+        may be sending.
         """
         if self._reserve is None:
             return True
         lapsed = 0
-        while True:
-            turn = self._next_turn(self._reserve)
-            seconds = DATABASE_AWAY_SECONDS if turn is None else turn - self._clock()
-            if seconds > 0:
-                self._limited_at = self._clock()
-                if self._wait(seconds):
-                    return False
-            if turn is not None:
-                if lapsed == LAPSED_TURNS or self._clock() <= turn + LAPSE_SECONDS:
-                    return True
-                lapsed += 1
+        with self._lock:
+            while not self._stopped:
+                turn = self._next_turn(self._reserve)
+                seconds = DATABASE_AWAY_SECONDS if turn is None else turn - self._clock()
+                if seconds > 0:
+                    self._limited_at = self._clock() + seconds
+                    self._stopped = self._wait(seconds)
+                if turn is not None and not self._stopped:
+                    if lapsed == LAPSED_TURNS or self._clock() <= turn + LAPSE_SECONDS:
+                        return True
+                    lapsed += 1
+        return False
 
     def _next_turn(self, reserve: Callable[[int], tuple[float, int]]) -> float | None:
         """When the caller may send; None: the database does not answer."""
-        self._asking += 1
-        with self._lock:
-            now = self._clock()
-            while self._turns and self._turns[0] + LAPSE_SECONDS < now:
-                self._turns.popleft()
-                self._ahead = 1
+        now = self._clock()
+        while self._turns and self._turns[0] + LAPSE_SECONDS < now:
+            self._turns.popleft()
+            self._ahead = 1
+        if not self._turns:
             try:
-                if not self._turns:
-                    seconds, count = reserve(max(self._asking, self._ahead))
-                    now = self._clock()
-                    self._turns.extend(max(now, now + seconds + n * self._seconds_each) for n in range(count))
-                    self._ahead = max(1, min(2 * count, int(AHEAD_SECONDS / self._seconds_each)))
+                seconds, count = reserve(self._ahead)
             except ZitharaWorkerError as error:
                 log.warning(
                     "nothing is sent, because the rate limit cannot be shared with the other workers",
                     extra={"event": "rate_limit_unknown", "detail": str(error)},
                 )
                 return None
-            finally:
-                self._asking -= 1
-            return self._turns.popleft()
+            now = self._clock()
+            self._turns.extend(max(now, now + seconds + n * self._seconds_each) for n in range(count))
+            self._ahead = max(1, min(2 * count, int(AHEAD_SECONDS / self._seconds_each)))
+        return self._turns.popleft()
 
 
 class Pause(NamedTuple):
