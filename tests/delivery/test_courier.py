@@ -10,7 +10,7 @@ from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, FleetTur
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState
 from zithara_worker.delivery.courier import Courier
-from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS
+from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, turns_of
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED
 
@@ -100,6 +100,37 @@ def test_a_lease_that_ends_while_a_connection_is_made_counts_and_leaves_the_prob
 
     assert seen(outcome) == (OutcomeKind.LEASE_LOST, LEASE_LOST)
     assert (api.keys, courier.allowance("/cart")) == ([], 1)
+
+
+def test_how_long_the_oldest_request_takes_counts_no_wait_for_the_rate_limit(api: Api, clock: Clock) -> None:
+    told: list[float] = []
+
+    def wait(seconds: float) -> bool:
+        told.append(courier.oldest_seconds)
+        clock.now += seconds
+        return False
+
+    def answer() -> Outcome:
+        clock.now += 1
+        if len(api.keys) == 2:
+            courier.deliver(message(3), CART)
+        told.append(courier.oldest_seconds)
+        if len(api.keys) == 4:
+            raise RuntimeError("a defect")
+        return DELIVERED
+
+    api.answer = answer
+    rate_limit = FleetTurns(clock, rate=0.01, burst=1).limit(wait)
+    courier = Courier(api=api, rate_limit=rate_limit, stopping=threading.Event(), clock=clock, targets=("api", "/cart"))
+    courier.deliver(message(1), CART)
+    courier.deliver(message(2), CART)
+    with pytest.raises(RuntimeError, match="a defect"):
+        courier.deliver(message(4), CART)
+
+    each = turns_of(0.01, 1).seconds_each
+    # The first alone; the second, and during it the third; the fourth.
+    assert told == pytest.approx([1, 0, 1, each + 1, each + 1, 0, 1])
+    assert courier.oldest_seconds == 0
 
 
 # --- outages

@@ -85,7 +85,6 @@ class Threads:
 
     def __init__(self, loop: LoopOnClock) -> None:
         self._loop = loop
-        self.oldest_seconds = 0.0
         #: Relation id -> what is with a thread, and what waits for one
         self.under_way: dict[int, tuple[Message, Request]] = {}
         self.waiting: list[tuple[Message, Request]] = []

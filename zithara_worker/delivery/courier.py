@@ -124,6 +124,14 @@ class Courier:
         self._stopping = stopping
         self._clock = clock
         self._targets = {name: _TargetState(name, clock) for name in targets}
+        #: Relation id -> when its request began
+        self._under_way: dict[int, float] = {}
+
+    @property
+    def oldest_seconds(self) -> float:
+        """How long the oldest request under way has taken so far; 0 if none is. A wait for the rate limit does not
+        count: other workers may be ahead, or the database away."""
+        return max((self._clock() - began for began in list(self._under_way.values())), default=0.0)
 
     def deliver(self, message: Message, request: Request) -> Outcome:
         """Sends the request, or returns why not. Checks in this order: the lease, the targets, the rate limit.
@@ -150,6 +158,7 @@ class Courier:
             witness=witnesses.other_than(group),
             failed_at=witnesses.last_failure(group, message.failed_at),
         )
+        self._under_way[message.id] = attempt.began_at
         try:
             outcome = self._api.send(
                 request,
@@ -160,6 +169,8 @@ class Courier:
         except BaseException:
             _give_back(targets, permits)
             raise
+        finally:
+            del self._under_way[message.id]
         return self._learn(attempt, outcome)
 
     # ---------------------------------------------------------------- the state of targets

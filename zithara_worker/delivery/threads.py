@@ -36,22 +36,12 @@ class DeliveryPool:
         self._monotonic = monotonic
         #: None tells one thread to end
         self._waiting: SimpleQueue[tuple[Message, Request] | None] = SimpleQueue()
-        # When each thread began its current message; None while it has none. Each thread writes only its own place, so
-        # this needs no lock.
-        self._begun_at: list[float | None] = [None] * size
         # Daemon threads: a second signal ends the process although an answer is outstanding.
         self._threads = [
-            threading.Thread(target=self._run, args=(number,), name=f"delivery-{number}", daemon=True)
-            for number in range(size)
+            threading.Thread(target=self._run, name=f"delivery-{number}", daemon=True) for number in range(size)
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def oldest_seconds(self) -> float:
-        """How long the longest delivery under way has taken so far; 0 if none is under way."""
-        begun = min((at for at in self._begun_at if at is not None), default=None)
-        return 0.0 if begun is None else self._monotonic() - begun
 
     def submit(self, message: Message, request: Request) -> None:
         self._waiting.put((message, request))
@@ -75,10 +65,9 @@ class DeliveryPool:
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._monotonic()))
 
-    def _run(self, number: int) -> None:
+    def _run(self) -> None:
         while (item := self._waiting.get()) is not None:
             message, request = item
-            self._begun_at[number] = self._monotonic()
             set_current_message(message)
             try:
                 outcome = self._deliver(message, request)
@@ -93,5 +82,4 @@ class DeliveryPool:
                 )
             # Otherwise a thread that waits would keep its last request in memory, up to a hundred megabytes decoded.
             del item, request
-            self._begun_at[number] = None
             self._on_result(message, outcome)

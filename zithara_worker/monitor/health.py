@@ -23,8 +23,8 @@ class LoopStatus:
     """The state of a worker's loop. Times are seconds.
 
     `turned_at`: when its last turn began, on the monotonic clock. `longest_wait_seconds`: the longest wait between two
-    turns. `oldest_request_seconds`: how long the oldest request in flight has been with its delivery thread, 0 without
-    one. `paused`: topics.
+    turns. `oldest_request_seconds`: how long the oldest request has been under way, 0 without one. `paused`:
+    topics.
     """
 
     turned_at: float
@@ -55,10 +55,8 @@ class Health:
 
 
 def longest_delivery_seconds(settings: Settings) -> float:
-    """A delivery that takes longer hangs: timeouts and the rate limit do not explain it."""
-    worker = settings.worker
-    waiting = worker.concurrency / worker.rate_limit if worker.rate_limit else 0.0
-    return EXCHANGES * settings.zithara.timeout + waiting + STUCK_SECONDS
+    """A request that takes longer hangs: timeouts do not explain it. Its wait for the rate limit is not part of it."""
+    return EXCHANGES * settings.zithara.timeout + STUCK_SECONDS
 
 
 def worker_health(

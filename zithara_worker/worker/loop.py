@@ -100,7 +100,7 @@ class Loop:
             database_up=self._database_down_until is None,
             consumable=self._duties.consumable,
             paused=tuple(sorted(self._duties.paused)),
-            oldest_request_seconds=self._pool.oldest_seconds,
+            oldest_request_seconds=self._courier.oldest_seconds,
         )
 
     def run(self) -> End:
