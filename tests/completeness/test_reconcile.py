@@ -614,6 +614,26 @@ def test_a_failing_api_leaves_failed_and_not_missing(
     assert reconciler.publish().counts == counts(failed=1)
 
 
+@pytest.mark.parametrize("limit", [None, 5])
+def test_what_fails_before_it_is_published_does_not_count_as_moved(
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    consume: Callable[[], None],
+    refused: set[str],
+    limit: int | None,
+) -> None:
+    state = rows.order(1)
+    rows.order(2)
+    refused.add("000000001")
+    with reconciler.run() as run:
+        found = run.compare(Window())
+        shop.publish(TOPIC_ORDER, state)
+        consume()
+        found = run.publish(found, limit=limit)
+    assert (found.published, found.moved, found.is_complete) == (1, 0, False)
+
+
 # ---------------------------------------------------------------- windows and pages
 
 
@@ -652,3 +672,31 @@ def test_pending_messages_are_read_in_slices_and_later_ones_are_found(
         assert "order:10" in pending and "order:late" not in pending
     pending.refresh()
     assert "order:late" in pending, "committed late, with a lower id"
+
+
+def test_a_run_can_be_stopped_while_it_reads_the_queue_and_keeps_its_lock_meanwhile(
+    shop: Shop, database: Database, reconciler: Reconciler, rows: MemoryShop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zithara_worker.completeness.pending.SLICE", 2)
+    for id in range(1, 7):
+        shop.publish(TOPIC_ORDER, examples.order(str(id)))
+    shop.query("UPDATE {prefix}queue_message_status SET status = 4")
+    called: list[int] = []
+    pending = PendingMessages(database, queue_id=reconciler.queue.queue_id)
+    assert pending.refresh(lambda: bool(called.append(1)) or True)
+    assert len(called) == 3, "after each slice, though nothing in it is pending"
+    rows.order(9)
+    assert reconciler.compare(stopped=lambda: True).ended == "stopped"
+    assert rows.calls["page"] == 0
+    shop.query("UPDATE {prefix}queue_message_status SET status = 2")
+    assert not pending.refresh(lambda: False)
+    assert "order:1" in pending and "order:3" not in pending
+    asked: list[int] = []
+
+    def stopped() -> bool:
+        """While the second pass reads on: it asks once before that."""
+        asked.extend([1] * (rows.calls["page"] == 2))
+        return len(asked) > 1
+
+    found = reconciler.publish(stopped=stopped)
+    assert (found.ended, found.published) == ("stopped", 0), "another message of it may be on the queue"

@@ -45,23 +45,26 @@ class PendingMessages:
                 return True
         return False
 
-    def refresh(self, on_slice: Callable[[], object] = lambda: None) -> None:
-        """Reads what came since the last time; the first time everything. `on_slice` is called between statements.
-        Raises DatabaseUnavailable, ShopError."""
+    def refresh(self, go_on: Callable[[], bool] = lambda: True) -> bool:
+        """Reads what came since the last time; the first time everything. `go_on` is asked between statements; where it
+        says no, the rest is not read. Whether all was read. Raises DatabaseUnavailable, ShopError."""
         after = max(0, self._newest - LOOK_BACK * self._database.id_step) if self._newest else 0
         while True:
             rows = self._database.rows("reconcile_pending", queue_id=self._queue_id, after=after, limit=SLICE)
             if not rows:
-                return
+                return True
             message_ids = sorted(int(row["message_id"]) for row in rows if row["message_id"])
             for start in range(0, len(message_ids), failures.BODIES):
                 for message_id, topic, body in failures.bodies(
                     self._database, message_ids[start : start + failures.BODIES]
                 ):
                     self._keep(hash(identify(topic, message_id, body)[0]) & _MASK)
-                on_slice()
+                if not go_on():
+                    return False
             after = max(int(row["last"]) for row in rows)
             self._newest = max(self._newest, after)
+            if not message_ids and not go_on():
+                return False
 
     def _keep(self, number: int) -> None:
         self._recent.add(number)

@@ -187,7 +187,6 @@ class Reconcile:
         """
         started = self._here.monotonic()
         self._resend_since = records.begin(self._database, self._reader.kind, resend=resend, now_utc=self._now_utc())
-        self._pending.refresh(self._renew)
         result = Result(
             kind=self._reader.kind,
             window=window,
@@ -196,6 +195,8 @@ class Reconcile:
         )
         size = 0
         self._publishable = array("Q")
+        if not self._pending.refresh(self._go_on):
+            return self._ended(result, started, size, "stopped")
         for entities in self._pages(window):
             for each in self._judge(entities):
                 result.counts[each.verdict] += 1
@@ -267,7 +268,7 @@ class Reconcile:
         that are NEW. Raises ShopError, DatabaseUnavailable.
         """
         started = self._here.monotonic()
-        size = moved = 0
+        size = moved = failed = 0
         why = ""
         if found.in_rabbitmq:
             why = "in_rabbitmq"
@@ -277,9 +278,14 @@ class Reconcile:
             why = self._wait_for_room()
             if why:
                 break
-            self._pending.refresh(self._renew)
-            chosen = [each for each in self._judge(entities) if each.payload is not None]
-            moved += len(entities) - len(chosen)
+            if not self._pending.refresh(self._go_on):
+                why = "stopped"
+                break
+            judged = self._judge(entities)
+            chosen = [each for each in judged if each.payload is not None]
+            failing = sum(each.verdict is Verdict.FAILED for each in judged)
+            failed += failing
+            moved += len(entities) - len(chosen) - failing
             if limit is not None:
                 chosen = chosen[: limit - self.published]
             done = self._store(sorted(chosen, key=lambda each: each.entity.id))
@@ -291,7 +297,7 @@ class Reconcile:
                 why = "many_bytes"
                 break
         if limit is None and not why:
-            moved = found.publishable - self.published  # with what the shop has deleted
+            moved = found.publishable - self.published - failed  # with what the shop has deleted
         return replace(
             found,
             published=self.published,
@@ -399,6 +405,10 @@ class Reconcile:
         if not locks.keep(self._database, self._lock, owner=self._here.owner, lease_seconds=LEASE_SECONDS):
             raise self._lock_lost()
         self._renewed_at = self._here.monotonic()
+
+    def _go_on(self) -> bool:
+        self._renew()
+        return not self._here.stopped()
 
     def _lock_lost(self) -> AlreadyAtWork:
         return AlreadyAtWork(
