@@ -216,6 +216,8 @@ def test_an_operator_sees_what_was_accepted_and_has_it_sent_again(
     empty()
     assert len(carts_sent(api)) == 2
     assert command("ledger", "forget").returncode == 2
+    told = command("ledger", "forget", "--all")
+    assert told.returncode == 2 and "There is no terminal to ask: give --yes" in told.stderr
     assert command("ledger", "forget", "--all", "--yes").stdout == "1 forgotten\n"
 
 

@@ -73,7 +73,7 @@ def test_what_a_real_shop_never_told_is_found_published_and_then_complete(
     assert "000000001, 000000011" in told.stdout
 
     refused = typed("orders", "--all", "--publish")
-    assert refused.exit_code == 2 and "2 orders (about 1 MB) would be published" in refused.output
+    assert refused.exit_code == 2 and "Shall 2 orders (about 1 MB) be published?" in refused.output
     before_publishing = len(shop.rows())
     done = typed("--all", "--publish", "--yes")
     assert done.exit_code == 0, done.output

@@ -103,6 +103,26 @@ def test_column_that_holds_no_emoji(bench: Bench, relay_shop: Shop) -> None:
     assert bench.aside() == [("relay_not_text", emoji)]
 
 
+def test_what_is_done_to_many_is_asked_first_and_an_export_appears_when_it_is_complete(
+    bench: Bench, run: Run, relay_shop: Shop, tmp_path: Path
+) -> None:
+    for body in (b'"\xff"', b'"\xfe"'):
+        put(bench, body)
+    bench.drain([TOPIC_ORDER])
+    first, second = (each["id"] for each in json.loads(run("aside", "list", "--json").stdout))
+    for action in (("retry",), ("discard", "--note", "x")):
+        told = run("aside", *action, "--all")
+        assert told.exit_code == 2 and "There is no terminal to ask: give --yes" in told.output
+    assert run("aside", "discard", first, "--note", "  ").exit_code == 2
+    assert len(bench.aside()) == 2, "nothing was done"
+
+    relay_shop.query("UPDATE {prefix}zithara_relay_aside SET pieces = 2 WHERE id = %s", (first,))
+    told = run("aside", "export", first, str(tmp_path / "body.bin"))
+    assert "piece 1 is missing" in str(told.exception) and not list(tmp_path.glob("*body.bin*"))
+    assert run("aside", "discard", first, second, "--note", "x", "--yes").exit_code == 0
+    assert bench.aside() == []
+
+
 def test_operator_lists_exports_and_discards(bench: Bench, run: Run, tmp_path: Path) -> None:
     body = b'"\xff\x00any bytes"'
     put(bench, body)

@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import click
 
@@ -28,9 +25,9 @@ from zithara_worker.commands.failed_selection import (
 from zithara_worker.commands.preview import preview_body
 from zithara_worker.commands.prospects import RETRY_TEXTS, Prospects
 from zithara_worker.commands.root import Context
-from zithara_worker.commands.terminal import print_json, printable, progress, table
+from zithara_worker.commands.terminal import output, print_json, printable, progress, table
 from zithara_worker.database.session import Database
-from zithara_worker.errors import ShopError, ZitharaWorkerError
+from zithara_worker.errors import ShopError
 from zithara_worker.logs.masking import masked, masked_value
 from zithara_worker.pages import page
 from zithara_worker.processors import identify
@@ -209,9 +206,9 @@ def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrit
         relation_ids = failures.matching(database, selection)
         kept = 0 if choice.narrowed else len(aside.find(database))
         written = 0
-        with _output(file, overwrite=overwrite) as stream, progress(len(relation_ids), "exporting") as on_progress:
+        with output(file, overwrite=overwrite) as stream, progress(len(relation_ids), "exporting") as on_progress:
             for record in export_records(database, relation_ids):
-                stream.write(json.dumps(record, ensure_ascii=True) + "\n")
+                stream.write(f"{json.dumps(record)}\n".encode("ascii"))
                 written += 1
                 on_progress(1)
     click.echo(f"{written} messages exported" + ("" if str(file) == "-" else f" to {file}"), err=True)
@@ -377,28 +374,3 @@ def history_lines(history: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         who = each.get("operator") or each.get("worker") or ""
         note = f": {each['note']}" if each.get("note") else ""
         yield f"{printable(each.get('at'))}  {printable(what)}{code}  {printable(who + note)}"
-
-
-@contextmanager
-def _output(file: Path, *, overwrite: bool) -> Iterator[TextIO]:
-    """Standard output, or a file that gets its name after everything is written and synced to the disk."""
-    if str(file) == "-":
-        yield sys.stdout
-        sys.stdout.flush()
-        return
-    if file.exists() and not overwrite:
-        raise ZitharaWorkerError(f"{file} exists: name another file, or give --overwrite")
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise ZitharaWorkerError(f"cannot write {file}: {error.strerror or error}") from error
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from zithara_worker.commands.failed_selection import Choice, queues_of, selecting, selection_of, summary_lines
+from zithara_worker.commands.failed_selection import Choice, queues_of, selecting, selection_of, summary_lines, words
 from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
-from zithara_worker.commands.terminal import print_json, progress
+from zithara_worker.commands.terminal import ask_first, print_json, progress
 from zithara_worker.completeness.requests import content_of
 from zithara_worker.database.session import Database
 from zithara_worker.queue import failures, operator
@@ -97,7 +97,7 @@ def retry(
 @click.command()
 @_changing
 @click.option(
-    "--note", required=True, metavar="TEXT", help="Why; kept in the message's history, the log and the audit file."
+    "--note", required=True, type=words, metavar="TEXT", help="Why; kept in its history, the log and the audit file."
 )
 @click.option("--json", "as_json", is_flag=True, help='One JSON object: {"discarded", "not_failed"}.')
 @click.pass_obj
@@ -119,8 +119,6 @@ def discard(
       zithara-worker failed discard 1234 --note "test order"
       zithara-worker failed discard --all --reason not_json --note "broken extension, since removed"
     """
-    if not note.strip():
-        raise click.UsageError("--note must say why")
     with context.database() as database, context.audit() as audit:
         relation_ids, unknown = _chosen(database, context, ids, every, choice, yes=yes, what="discarded")
         with progress(len(relation_ids), "discarding") as on_progress:
@@ -211,12 +209,7 @@ def _chosen(
         for line in summary_lines(failures.summary(database, chosen, queues)):
             click.echo(line, err=True)
         many = f"{len(chosen)} message{'s' if len(chosen) > 1 else ''}"
-        if not yes:
-            if not sys.stdin.isatty():
-                raise click.UsageError(
-                    f"{many} would be {what}, and there is no terminal to ask: give --yes if they are the ones you mean"
-                )
-            click.confirm(f"Shall {many} be {what}?", abort=True, err=True)
+        ask_first(f"Shall {many} be {what}?", yes=yes)
     return chosen, unknown
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from datetime import datetime, timezone
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import click
 
+from zithara_worker.commands.failed_selection import words
 from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
-from zithara_worker.commands.terminal import print_json, printable, table
+from zithara_worker.commands.terminal import ask_first, output, print_json, printable, table
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.logs.audit import operator_action
@@ -94,39 +94,25 @@ def list_command(context: Context, as_json: bool) -> None:
 def export(context: Context, aside_id: str, file: Path, overwrite: bool) -> None:
     """Write the body of message ID to FILE, or to standard output, byte for byte.
 
-    The file holds personal data and is readable by its owner only.
+    The file holds personal data and is readable by its owner only. It appears when it is complete.
 
     \b
     Example:
       zithara-worker failed aside export 0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e body.bin
     """
-    with context.database() as database:
-        if str(file) == "-":
-            for piece in aside.pieces(database, aside_id):
-                sys.stdout.buffer.write(piece)
-            sys.stdout.buffer.flush()
-            return
-        body = aside.pieces(database, aside_id)
-        first = next(body)  # before the file is made: there may be no such message
-        flags = os.O_WRONLY | os.O_CREAT | (os.O_TRUNC if overwrite else os.O_EXCL)
-        try:
-            descriptor = os.open(file, flags, 0o600)
-        except FileExistsError as error:
-            raise ShopError(f"{file} exists: choose another name, or use --overwrite") from error
-        except OSError as error:
-            raise ShopError(f"cannot write {file}: {error.strerror}; choose another place") from error
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(first)
-            for piece in body:
-                stream.write(piece)
-    click.echo(f"exported to {file}", err=True)
+    with context.database() as database, output(file, overwrite=overwrite) as stream:
+        for piece in aside.pieces(database, aside_id):
+            stream.write(piece)
+    if str(file) != "-":
+        click.echo(f"exported to {file}", err=True)
 
 
 @aside_command.command()
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All of them.")
+@click.option("--yes", is_flag=True, help="Do not ask before putting more than one message on the queue.")
 @click.pass_obj
-def retry(context: Context, ids: tuple[str, ...], every: bool) -> None:
+def retry(context: Context, ids: tuple[str, ...], every: bool, yes: bool) -> None:
     """Put messages on the queue, as its newest ones, if the database can hold them by now; the others stay.
 
     Needs a database user who may INSERT into the queue's tables. Exit code 1 when one stays.
@@ -140,7 +126,7 @@ def retry(context: Context, ids: tuple[str, ...], every: bool) -> None:
             queue.topic: queue.queue_id for queue in queues_present(database, context.configured.settings.queues)[0]
         }
         stay = 0
-        for each in _chosen(database, ids, every=every):
+        for each in _chosen(database, ids, every=every, yes=yes, what="put on the queue"):
             try:
                 message_id = aside.retry(database, each, queue_ids)
             except ShopError as error:
@@ -157,7 +143,7 @@ def retry(context: Context, ids: tuple[str, ...], every: bool) -> None:
 @click.argument("ids", nargs=-1, metavar="[ID]...")
 @click.option("--all", "every", is_flag=True, help="All of them.")
 @click.option("--yes", is_flag=True, help="Do not ask before deleting more than one message.")
-@click.option("--note", required=True, metavar="TEXT", help="Why; kept in the audit file.")
+@click.option("--note", required=True, type=words, metavar="TEXT", help="Why; kept in the audit file.")
 @click.pass_obj
 def discard(context: Context, ids: tuple[str, ...], every: bool, yes: bool, note: str) -> None:
     """Delete messages that are kept aside, for good: export them before.
@@ -167,10 +153,7 @@ def discard(context: Context, ids: tuple[str, ...], every: bool, yes: bool, note
       zithara-worker failed aside discard 0f3a5c7e9b1d2f4a6c8e0b2d4f6a8c0e --note "test message"
     """
     with context.database() as database, context.audit() as audit:
-        chosen = _chosen(database, ids, every=every)
-        if len(chosen) > 1 and not yes:
-            click.confirm(f"delete {len(chosen)} messages for good?", abort=True, err=True)
-        for each in chosen:
+        for each in _chosen(database, ids, every=every, yes=yes, what="deleted for good"):
             if aside.discard(database, [each.id]):
                 audit(
                     [
@@ -187,14 +170,16 @@ def discard(context: Context, ids: tuple[str, ...], every: bool, yes: bool, note
                 click.echo(f"{each.id} deleted")
 
 
-def _chosen(database: Database, ids: Sequence[str], *, every: bool) -> list[Aside]:
-    """The messages with these ids, or all. Raises ShopError for an id that is none."""
+def _chosen(database: Database, ids: Sequence[str], *, every: bool, yes: bool, what: str) -> list[Aside]:
+    """The messages with these ids, or all. Asks before more than one is changed. Raises ShopError for an id that is
+    none."""
     if every == bool(ids):
         raise click.UsageError("give IDs or --all")
     found = aside.find(database)
-    if every:
-        return found
     by_id = {each.id: each for each in found}
     if unknown := [each for each in ids if each not in by_id]:
         raise ShopError(f"not kept aside: {', '.join(unknown)}; see 'zithara-worker failed aside list'")
-    return [by_id[each] for each in ids]
+    chosen = found if every else [by_id[each] for each in dict.fromkeys(ids)]
+    if len(chosen) > 1:
+        ask_first(f"Shall {len(chosen)} messages be {what}?", yes=yes)
+    return chosen

@@ -32,6 +32,13 @@ def age(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
+def words(text: str) -> str:
+    """What an operator says; not blank. Raises click.BadParameter."""
+    if not text.strip():
+        raise click.BadParameter("it must say why")
+    return text
+
+
 def reason_code(text: str) -> str:
     """A code of docs/reasons.md. Raises click.BadParameter."""
     if find(text) is None:

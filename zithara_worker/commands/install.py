@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from zithara_worker.commands.root import Context
-from zithara_worker.commands.terminal import progress
+from zithara_worker.commands.terminal import ask_first, progress
 from zithara_worker.database import schema
 from zithara_worker.errors import Contention, ShopError
 from zithara_worker.pages import page
@@ -109,8 +109,7 @@ def _build_index(context: Context, *, yes: bool) -> None:
                 f"{page('databases.md')} has the steps.",
                 err=True,
             )
-            if not yes:
-                click.confirm("Build it at once on all nodes?", abort=True, err=True)
+            ask_first("Build it at once on all nodes?", yes=yes)
         with progress(100, "building the index") as on_percent:
             done = 0
 

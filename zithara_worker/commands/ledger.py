@@ -8,7 +8,7 @@ import time
 import click
 
 from zithara_worker.commands.root import EXIT_FAILED, Context, operator_name
-from zithara_worker.commands.terminal import print_json, printable, progress
+from zithara_worker.commands.terminal import ask_first, print_json, printable, progress
 from zithara_worker.queue import ledger_records
 from zithara_worker.topics import short_name
 from zithara_worker.units import duration, iso, moment
@@ -105,8 +105,8 @@ def forget(context: Context, group: str | None, every: bool, yes: bool) -> None:
         raise click.UsageError("which? Give GROUP, or --all")
     with context.database() as database, context.audit() as audit:
         total = ledger_records.count(database) if every else 0
-        if every and not yes:
-            click.confirm(f"Forget what Zithara accepted of {total} orders, customers and carts?", abort=True)
+        if every:
+            ask_first(f"Forget what Zithara accepted of {total} orders, customers and carts?", yes=yes)
         with progress(total, "forgetting") as on_progress:
             forgotten = ledger_records.forget(database, group, by=operator_name(), audit=audit, on_progress=on_progress)
     click.echo(f"{forgotten} forgotten" if forgotten or every else f"nothing is known of {printable(group)}")

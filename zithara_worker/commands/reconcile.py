@@ -20,7 +20,7 @@ import click
 
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import EXIT_FAILED, Context, as_operator, operator_name
-from zithara_worker.commands.terminal import coloured, print_json, printable, progress, table
+from zithara_worker.commands.terminal import ask_first, coloured, print_json, printable, progress, table
 from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError
 from zithara_worker.monitor.reconciliations import KINDS
 from zithara_worker.units import duration, moment
@@ -285,14 +285,7 @@ def confirm(count: int, size: float, kind: str, *, yes: bool, many: bool) -> Non
             f"{what} would be put on the queue, whose tables the shop keeps for days: give --yes if the database has "
             "room for them, or --limit"
         )
-    if not sys.stdin.isatty():
-        raise click.UsageError(f"{what} would be published, and there is no terminal to ask: give --yes")
-    # Ctrl-C at the question is an answer.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        click.confirm(f"Shall {what} be published?", abort=True, err=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
+    ask_first(f"Shall {what} be published?", yes=yes)
 
 
 def waiting_in_rabbitmq(settings: Settings, queue: QueueRow, *, needed: bool) -> int | None:

@@ -19,11 +19,13 @@ import tty
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from enum import Enum
+from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 import click
 
+from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.logs.escaping import blanked, escaped
 from zithara_worker.units import rate
 
@@ -118,6 +120,50 @@ def progress(total: int, label: str) -> Iterator[Callable[[int], object]]:
 
     with click.progressbar(length=total, label=label, file=sys.stderr, show_pos=True, item_show_func=shown) as bar:
         yield lambda steps: bar.update(steps, bar.pos + steps)
+
+
+# ---------------------------------------------------------------- questions and files
+
+
+def ask_first(question: str, *, yes: bool) -> None:
+    """Asks on the terminal before something is done, unless `yes`. Raises click.Abort on a no, and click.UsageError
+    where there is no terminal."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise click.UsageError(f"{question} There is no terminal to ask: give --yes if that is what you want")
+    # Ctrl-C at the question is an answer.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        click.confirm(question, abort=True, err=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def output(file: Path, *, overwrite: bool) -> Iterator[BinaryIO]:
+    """Standard output, or a file that its owner alone can read. It gets its name after everything is written and synced
+    to the disk. Raises ZitharaWorkerError if it exists and is not to be overwritten, or cannot be written."""
+    if str(file) == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    if file.exists() and not overwrite:
+        raise ZitharaWorkerError(f"{file} exists: name another file, or give --overwrite")
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(file)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ZitharaWorkerError(f"cannot write {file}: {error.strerror or error}") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 # ---------------------------------------------------------------- the live screen
