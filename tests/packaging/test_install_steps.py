@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import click
@@ -11,6 +12,8 @@ from install_steps import STEPS, after_installation, block, command_lines
 from manual import command_manual
 from sample_configuration import packaged_configuration
 from zithara_worker.commands.root import command
+from zithara_worker.database import schema
+from zithara_worker.version import VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,6 +41,22 @@ def test_the_manual_and_the_configurations_head_tell_them() -> None:
     for step in STEPS[2:]:
         for line in step.commands:
             assert f"#   {line}\n" in told
+
+
+def test_every_upgrade_from_an_older_schema_is_told_with_its_command() -> None:
+    """Version 0.N came with schema N, and the workers of a newer one wait until the tables are upgraded."""
+    postinst = (ROOT / "packaging" / "deb" / "debian" / "zithara-worker.postinst").read_text(encoding="utf-8")
+    told = postinst.partition("            restart_supervised\n")[2].partition("        else\n")[0]
+    for version, number in [("0.1.0", 1), ("0.2.0", 2), ("0.3.0", 3), (VERSION, schema.VERSION)]:
+        said = subprocess.run(
+            ["sh", "-euc", told, "sh", "configure", version], capture_output=True, text=True, check=True
+        )
+        commands = [line.strip() for line in said.stdout.splitlines() if "--from" in line]
+        wanted = f"zithara-worker install --print --from {number} | mariadb magento"
+        assert commands == ([wanted] if number < schema.VERSION else [])
+    newest = f"    zithara-worker install --print --from {schema.VERSION - 1} | mariadb magento\n"
+    for page in ("README.md", "docs/install.md", "packaging/deb/debian/NEWS"):
+        assert newest in (ROOT / page).read_text(encoding="utf-8"), page
 
 
 @pytest.mark.parametrize("earlier", ["apt install python3-cryptography", "usermod --append"])
