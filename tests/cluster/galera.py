@@ -11,7 +11,7 @@ from chaos.world import Blow
 
 from cluster.nodes import Cluster, Node
 from zithara_worker.errors import ShopError
-from zithara_worker.sandbox.mariadb import free_port
+from zithara_worker.sandbox.private_server import free_port
 
 #: Where Debian's package galera-4 has the provider.
 PROVIDER = Path("/usr/lib/galera/libgalera_smm.so")

@@ -13,7 +13,7 @@ from chaos.world import Blow
 
 from cluster.nodes import Cluster, Node
 from zithara_worker.errors import DatabaseUnavailable
-from zithara_worker.sandbox.mariadb import free_port
+from zithara_worker.sandbox.private_server import free_port
 
 #: Recovers a member from another one; the password never leaves this machine.
 _ACCOUNT = ("recovery", "recovery-of-the-sandbox")

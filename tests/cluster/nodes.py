@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +28,11 @@ class Node(MariaDbServer, ABC):
         self.is_frozen = False
 
     def freeze(self) -> None:
-        """SIGSTOP: the process keeps its connections and answers nothing."""
-        os.kill(self.pid, signal.SIGSTOP)
+        super().freeze()
         self.is_frozen = True
 
     def thaw(self) -> None:
-        os.kill(self.pid, signal.SIGCONT)
+        super().thaw()
         self.is_frozen = False
 
     def ask(self, statement: str, *parameters: object) -> list[tuple[Any, ...]]:

@@ -18,7 +18,8 @@ from zithara_worker.doctor.finding import Level
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.sandbox.api import FakeZithara
-from zithara_worker.sandbox.mariadb import MariaDbServer, free_port
+from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.private_server import free_port
 from zithara_worker.sandbox.session import worker_command, write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.tcp_proxy import TcpProxy

@@ -51,7 +51,8 @@ def test_node_keeps_what_it_confirmed_and_its_ports_whatever_happens_to_it() -> 
         asking.join(20)
         assert counted == [1]
 
-        directory, processes = server.directory, [server.pid, server._epmd.pid]  # type: ignore[union-attr]
+        directory, processes = server.directory, server.pids
+        assert len(processes) == 2
     assert not directory.exists()
     assert not any(Path(f"/proc/{each}").exists() for each in processes)
 
@@ -61,7 +62,7 @@ def test_nothing_is_left_when_the_program_that_started_it_is_killed() -> None:
         "from zithara_worker.sandbox.rabbitmq import RabbitMqServer\n"
         "server = RabbitMqServer()\n"
         "server.start()\n"
-        "print(server.pid, server._epmd.pid, server.directory, flush=True)\n"
+        "print(*server.pids, server.directory, flush=True)\n"
         "input()\n"
     )
     owner = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

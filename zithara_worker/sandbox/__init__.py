@@ -10,4 +10,5 @@ and benchmarks share the sandbox, and `zithara-worker sandbox` lets an operator 
     rabbitmq      a private RabbitMQ, and the shop's queues in it
     tcp_proxy     a network that fails      demo          a shop on a bad day, with workers killed
     verdict       what became of every message
+    private_server  the life of both servers
 """

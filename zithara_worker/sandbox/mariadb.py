@@ -1,6 +1,6 @@
 """A private database server with its own data directory and socket. Nothing of it is left after `close`.
 
-Knows server binaries, their options and their processes. Knows no table: that is `shop`.
+Knows server binaries and their options. Knows no table: that is `shop`.
 """
 
 from __future__ import annotations
@@ -10,17 +10,15 @@ import pwd
 import shutil
 import socket
 import subprocess
-import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pymysql
 import pymysql.err
 
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
+from zithara_worker.sandbox.private_server import PrivateServer, free_port
 
 SERVER_VARIABLE = "ZITHARA_SANDBOX_SERVER"
 
@@ -43,10 +41,6 @@ _OPTIONS = (
 )
 
 _CONNECT_SECONDS = 5.0
-
-#: A shell that kills the server and removes its directory as soon as its standard input closes, which happens however
-#: this process ends, SIGKILL included. Arguments: the server's process id, the directory.
-_GUARD = 'read -r _; kill -9 "$1" 2>/dev/null; rm -rf -- "$2"'
 
 
 def find_server() -> Path:
@@ -71,13 +65,15 @@ def find_server() -> Path:
     )
 
 
-class MariaDbServer:
+class MariaDbServer(PrivateServer):
     """A private server with an empty root password, reachable over its socket.
 
     `tcp=True` also listens on a loopback port chosen by the system (`tcp_port`, the same after a restart).
     `options` are appended to the server's command line, e.g. ("--innodb-lock-wait-timeout=1",).
-    As a context manager it starts at entry, and leaves neither a process nor a file at exit.
     """
+
+    _called = "database server"
+    _unavailable = DatabaseUnavailable
 
     def __init__(
         self,
@@ -87,89 +83,15 @@ class MariaDbServer:
         options: Sequence[str] = (),
         start_timeout_seconds: float = 60.0,
     ) -> None:
+        super().__init__(start_timeout_seconds=start_timeout_seconds)
         self._binary = binary
         #: May be changed between a stop and the next start
         self.options = tuple(options)
-        self._start_timeout_seconds = start_timeout_seconds
         self._wants_tcp = tcp
-        self._directory: Path | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
         #: The loopback port; None without `tcp`, or before the first start
         self.tcp_port: int | None = None
 
-    # --- life -------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> MariaDbServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Starts the server and waits until it answers. The first start creates its data directory.
-
-        Raises ShopError or ConfigurationError when there is no usable server, with the end of the server's log.
-        """
-        if self.running:
-            return
-        try:
-            if self._directory is None:
-                self._create_data()
-            self._launch()
-        except BaseException:  # KeyboardInterrupt too: leave no half-started server behind
-            self.close()
-            raise
-
-    def stop(self) -> None:
-        """Shuts down in order (SIGTERM). The data stay."""
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-        self._forget_process()
-
-    def kill(self) -> None:
-        """Kills the server (SIGKILL), like a power cut. The data stay, and the next start recovers them."""
-        if self._process is not None:
-            self._process.kill()
-        self._forget_process()
-
-    def restart(self) -> None:
-        """Stops the server in order, if it runs, and starts it again with the same data, socket and port."""
-        self.stop()
-        self.start()
-
-    def close(self) -> None:
-        """Kills the server and removes its directory."""
-        self.kill()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
-
-    @property
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The server's process id. Raises DatabaseUnavailable when it does not run."""
-        if self._process is None:
-            raise DatabaseUnavailable("the sandbox's database server does not run: call start()")
-        return self._process.pid
-
     # --- access -----------------------------------------------------------------------------------------------
-
-    @property
-    def directory(self) -> Path:
-        if self._directory is None:
-            raise DatabaseUnavailable("the sandbox's database server has no directory yet: call start()")
-        return self._directory
 
     @property
     def socket_path(self) -> Path:
@@ -231,13 +153,12 @@ class MariaDbServer:
         return [f"--user={_server_account()}"]
 
     def _create_data(self) -> None:
-        # A short path, not pytest's or the user's directory: the path of a socket may have only 107 characters.
-        self._directory = Path(tempfile.mkdtemp(prefix="zithara-sandbox-"))
+        directory = self._make_directory()
         # Servers that start at the same time would overwrite each other's temporary tables in a common /tmp.
-        (self._directory / "tmp").mkdir()
+        (directory / "tmp").mkdir()
         if os.geteuid() == 0:
-            shutil.chown(self._directory, _server_account())
-            shutil.chown(self._directory / "tmp", _server_account())
+            shutil.chown(directory, _server_account())
+            shutil.chown(directory / "tmp", _server_account())
         if self._is_mysql():
             command = [str(self._server), "--no-defaults", "--initialize-insecure", f"--log-error={self.error_log}"]
         else:
@@ -273,6 +194,8 @@ class MariaDbServer:
         return "mariadb" not in said.stdout.lower()
 
     def _launch(self) -> None:
+        if self._directory is None:
+            self._create_data()
         if not self._wants_tcp:
             self._try_launch(["--skip-networking"])
             return
@@ -290,72 +213,26 @@ class MariaDbServer:
                 return
 
     def _try_launch(self, network: Sequence[str]) -> None:
-        self._process = subprocess.Popen(
-            [
-                str(self._server),
-                "--no-defaults",
-                f"--datadir={self.directory / 'data'}",
-                f"--tmpdir={self.directory / 'tmp'}",
-                f"--socket={self.socket_path}",
-                f"--pid-file={self.directory / 'server.pid'}",
-                f"--log-error={self.error_log}",
-                *self._account,
-                *_OPTIONS,
-                *network,
-                *self.options,
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,  # so that Ctrl-C in the terminal does not reach the server
+        self._run(
+            str(self._server),
+            "--no-defaults",
+            f"--datadir={self.directory / 'data'}",
+            f"--tmpdir={self.directory / 'tmp'}",
+            f"--socket={self.socket_path}",
+            f"--pid-file={self.directory / 'server.pid'}",
+            f"--log-error={self.error_log}",
+            *self._account,
+            *_OPTIONS,
+            *network,
+            *self.options,
         )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", str(self._process.pid), str(self.directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.kill()
-            raise
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._start_timeout_seconds
-        while True:
-            try:
-                self.connect().close()
-            except DatabaseUnavailable as error:
-                refused = error
-            else:
-                return
-            if self._process is None or self._process.poll() is not None:
-                raise ShopError(f"{self._server} ended at once; its log says:\n{self._log_tail()}") from refused
-            if time.monotonic() > deadline:
-                raise ShopError(
-                    f"{self._server} does not answer after {self._start_timeout_seconds:g} s ({refused}); "
-                    f"its log says:\n{self._log_tail()}"
-                ) from refused
-            time.sleep(0.02)  # there is no event to wait for: only a connection shows that the server is ready
+    def _probe(self) -> None:
+        self.connect().close()
 
-    def _forget_process(self) -> None:
-        """Ends the guard, then reaps the server. The order matters: the guard would remove the data directory."""
-        if self._guard is not None:
-            self._guard.kill()
-            self._guard.wait()
-            if self._guard.stdin is not None:
-                self._guard.stdin.close()
-            self._guard = None
-        if self._process is not None:
-            self._process.wait()
-            self._process = None
-
-    def _log_tail(self) -> str:
-        if self._directory is None or not self.error_log.exists():
-            return "(no log)"
-        return "\n".join(self.error_log.read_text(errors="replace").splitlines()[-20:])
+    @property
+    def _logs(self) -> Sequence[Path]:
+        return [self.error_log]
 
 
 def _server_account() -> str:
@@ -381,10 +258,3 @@ def _find_installer(binary: Path) -> Path:
         f"{binary} has no mariadb-install-db beside it: install the Debian package mariadb-server "
         "(apt-get install mariadb-server), or unpack the whole release"
     )
-
-
-def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,6 +1,6 @@
 """A private RabbitMQ node, and a shop's exchange and queues in a virtual host of it. Nothing is left after `close`.
 
-Knows the Debian package rabbitmq-server, the node's processes, and how Magento declares and publishes. The node has a
+Knows the Debian package rabbitmq-server, and how Magento declares and publishes. The node has a
 data directory, an epmd and ports of its own, so that it meets neither the machine's RabbitMQ nor another sandbox.
 """
 
@@ -9,12 +9,9 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import shutil
-import signal
 import subprocess
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +19,7 @@ from typing import Any
 
 from zithara_worker.errors import ConfigurationError, ShopError
 from zithara_worker.sandbox import examples
-from zithara_worker.sandbox.mariadb import free_port
+from zithara_worker.sandbox.private_server import PrivateServer, free_port
 from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.topics import TOPIC_TABLE
 
@@ -43,13 +40,11 @@ _NODE = "zithara@localhost"
 #: How often a start is tried while another process has a port, and seconds between two tries with the same ports.
 _ATTEMPTS = 5
 _TAKEN_SECONDS = 2.0
-#: Kills both processes and removes their directory when its standard input closes, however this process ends.
-_GUARD = 'read -r _; kill -9 "$1" "$2" 2>/dev/null; rm -rf -- "$3"'
 #: A high watermark that any node exceeds, and RabbitMQ's default.
 _NO_MEMORY, _USUAL_MEMORY = "0.00001", "0.4"
 
 
-class RabbitMqServer:
+class RabbitMqServer(PrivateServer):
     """A private node, reachable over the loopback address.
 
     `certificate`: PEM files (chain with private key, authority) for a second port with TLS, `tls_port`.
@@ -58,6 +53,9 @@ class RabbitMqServer:
     each `VirtualHost` has a user of its own.
     """
 
+    _called = "RabbitMQ"
+    _unavailable = ShopError
+
     def __init__(
         self,
         *,
@@ -65,108 +63,12 @@ class RabbitMqServer:
         options: Iterable[str] = (),
         start_timeout_seconds: float = 60.0,
     ) -> None:
+        super().__init__(start_timeout_seconds=start_timeout_seconds)
         self._certificate = certificate
         self._options = tuple(options)
-        self._start_timeout_seconds = start_timeout_seconds
-        self._directory: Path | None = None
-        self._node: subprocess.Popen[bytes] | None = None
-        self._epmd: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
         self._epmd_port = self._distribution_port = 0
         #: The port for clients without TLS, and the one with TLS; 0 before the first start
         self.port = self.tls_port = 0
-
-    # --- life -------------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> RabbitMqServer:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def start(self) -> None:
-        """Starts the node and waits until it serves clients: about 4 s, 2 s of a processor.
-
-        Raises ShopError when there is no usable RabbitMQ, with the end of its log.
-        """
-        if self.running:
-            return
-        try:
-            for attempts_left in reversed(range(_ATTEMPTS)):
-                fresh = not self.port
-                if fresh:
-                    self._choose_ports()
-                try:
-                    self._launch()
-                    return
-                except ShopError:
-                    # Another process may have taken a chosen port before the node did. Later starts keep the ports,
-                    # because clients wait for them: whoever has one now, for a connection of its own, is waited for.
-                    log = self._log_tail()
-                    if not attempts_left or not ("eaddrinuse" in log or "already_used" in log):
-                        raise
-                    self.kill()
-                    if fresh:
-                        self.port = 0
-                    else:
-                        time.sleep(_TAKEN_SECONDS)
-        except BaseException:  # KeyboardInterrupt too: leave no half-started node behind
-            self.close()
-            raise
-
-    def stop(self) -> None:
-        """Shuts down in order (SIGTERM). Durable queues and their messages stay."""
-        if self._node is not None:
-            self._node.send_signal(signal.SIGCONT)
-            self._node.terminate()
-            try:
-                self._node.wait(timeout=30)
-            except subprocess.TimeoutExpired:
-                self._node.kill()
-        self._forget_processes()
-
-    def kill(self) -> None:
-        """Kills the node (SIGKILL). What it has confirmed to publishers stays, and the next start recovers it."""
-        if self._node is not None:
-            self._node.kill()
-        self._forget_processes()
-
-    def restart(self) -> None:
-        """Stops the node in order, if it runs, and starts it again with the same data and ports."""
-        self.stop()
-        self.start()
-
-    def freeze(self) -> None:
-        """Stops the node from answering (SIGSTOP), while its connections stay open."""
-        self._running_node.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self._running_node.send_signal(signal.SIGCONT)
-
-    def close(self) -> None:
-        """Kills the node and removes its directory."""
-        self.kill()
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
-
-    @property
-    def running(self) -> bool:
-        return self._node is not None and self._node.poll() is None
-
-    @property
-    def pid(self) -> int:
-        """The node's process id. Raises ShopError when it does not run."""
-        return self._running_node.pid
-
-    @property
-    def directory(self) -> Path:
-        if self._directory is None:
-            raise ShopError("the sandbox's RabbitMQ has no directory yet: call start()")
-        return self._directory
 
     @property
     def log(self) -> Path:
@@ -211,11 +113,25 @@ class RabbitMqServer:
 
     # --- inside -----------------------------------------------------------------------------------------------
 
-    @property
-    def _running_node(self) -> subprocess.Popen[bytes]:
-        if self._node is None:
-            raise ShopError("the sandbox's RabbitMQ does not run: call start()")
-        return self._node
+    def _launch(self) -> None:
+        """Takes about 4 s, 2 s of a processor."""
+        for attempts_left in reversed(range(_ATTEMPTS)):
+            fresh = not self.port
+            if fresh:
+                self._choose_ports()
+            try:
+                self._try_launch()
+                return
+            except ShopError:
+                # Another process may have taken a chosen port before the node did. Later starts keep the ports,
+                # because clients wait for them: whoever has one now, for a connection of its own, is waited for.
+                log = self._log_tail()
+                if not attempts_left or not ("eaddrinuse" in log or "already_used" in log):
+                    raise
+                if fresh:
+                    self.port = 0
+                else:
+                    time.sleep(_TAKEN_SECONDS)
 
     def _set_memory(self, watermark: str) -> None:
         self.evaluate(f"vm_memory_monitor:set_vm_memory_high_watermark({watermark})")
@@ -269,83 +185,32 @@ class RabbitMqServer:
             ]
         return "\n".join(lines) + "\n"
 
-    def _launch(self) -> None:
+    def _try_launch(self) -> None:
         if not os.access(_SERVER, os.X_OK):
             raise ShopError(
                 f"no RabbitMQ on this machine (looked for {_SERVER}): install the Debian package rabbitmq-server "
                 "(apt-get install rabbitmq-server)"
             )
         if self._directory is None:
-            self._directory = Path(tempfile.mkdtemp(prefix="zithara-sandbox-"))
-            (self._directory / "enabled_plugins").write_text("[].\n")
-            cookie = self._directory / ".erlang.cookie"
+            directory = self._make_directory()
+            (directory / "enabled_plugins").write_text("[].\n")
+            cookie = directory / ".erlang.cookie"
             cookie.touch(mode=0o600)
             cookie.write_text(secrets.token_hex(16))
             cookie.chmod(0o400)
-        (self._directory / "rabbitmq.conf").write_text(self._configuration())
+        (self.directory / "rabbitmq.conf").write_text(self._configuration())
         # In the foreground and ours: without one the node would start a daemon that outlives it.
-        self._epmd = self._start("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
-        self._node = self._start(str(_SERVER))
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "guard", str(self._node.pid), str(self._epmd.pid), str(self._directory)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        try:
-            self._wait_until_ready()
-        except BaseException:
-            self.kill()
-            raise
+        epmd = ("epmd", "-port", str(self._epmd_port), "-address", "127.0.0.1")
+        self._helpers = [self._spawn(*epmd, environment=self._environment)]
+        self._run(str(_SERVER), environment=self._environment)
 
-    def _start(self, *command: str) -> subprocess.Popen[bytes]:
-        with (self.directory / "output").open("ab") as output:
-            return subprocess.Popen(
-                command,
-                cwd=self.directory,  # where Erlang writes what a crash leaves
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                start_new_session=True,  # so that Ctrl-C in the terminal does not reach the node
-            )
+    def _probe(self) -> None:
+        if self.evaluate("rabbit:is_booted()") != "true":
+            raise ShopError("it does not serve clients yet")
 
-    def _wait_until_ready(self) -> None:
-        deadline = time.monotonic() + self._start_timeout_seconds
-        while True:
-            try:
-                if self.evaluate("rabbit:is_booted()") == "true":
-                    return
-                refused = "it does not serve clients yet"
-            except ShopError as error:
-                refused = str(error)
-            if not self.running:
-                raise ShopError(f"{_SERVER} ended at once; it says:\n{self._log_tail()}")
-            if time.monotonic() > deadline:
-                raise ShopError(
-                    f"{_SERVER} does not answer after {self._start_timeout_seconds:g} s ({refused}); "
-                    f"it says:\n{self._log_tail()}"
-                )
-            time.sleep(0.05)  # there is no event to wait for: only an answer shows that the node is ready
-
-    def _forget_processes(self) -> None:
-        """Ends the guard first: it would remove the data directory."""
-        for process in (self._guard, self._node, self._epmd):
-            if process is None:
-                continue
-            if process is not self._node:
-                process.kill()
-            process.wait()
-            if process.stdin is not None:
-                process.stdin.close()
-        self._guard = self._node = self._epmd = None
-
-    def _log_tail(self) -> str:
-        if self._directory is None:
-            return "(no log)"
-        files = [file for file in (self._directory / "output", self.log) if file.exists()]
-        return "\n".join(line for file in files for line in file.read_text(errors="replace").splitlines()[-60:])
+    @property
+    def _logs(self) -> Sequence[Path]:
+        return [self.directory / "output", self.log]
 
 
 class VirtualHost:
