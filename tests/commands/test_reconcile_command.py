@@ -151,6 +151,13 @@ def test_a_step_can_be_typed_whatever_the_orders_number_is() -> None:
     assert any(line.endswith("zithara-worker trace order 'A 1;$(x)'") for line in report(found))
 
 
+def test_what_a_resend_has_left_is_told_with_the_command_that_goes_on_with_it() -> None:
+    """--publish would find it complete."""
+    found = FoundResult(kind="orders", window=Window(), counts=Counter({Verdict.STALE: 2}), resend_since_utc=1.0)
+    told = "\n".join(report(found, window_options=" --all"))
+    assert "not accepted since this resend began: zithara-worker reconcile orders --all --resend\n" in told
+
+
 def test_a_moment_is_an_age_or_a_date() -> None:
     assert moment_of("2026-11-01") == "2026-11-01 00:00:00"
     assert moment_of("2026-11-01 13:30") == "2026-11-01 13:30:00"

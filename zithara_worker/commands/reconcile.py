@@ -313,13 +313,13 @@ def waiting_in_rabbitmq(settings: Settings, queue: QueueRow, *, needed: bool) ->
 
 # ---------------------------------------------------------------- lines
 
-#: Verdict -> colour, what it means, what to do; {kind}, {window}, {noun} (also the topic's short name) and {label} are
-#: filled in.
+#: Verdict -> colour, what it means, what to do; {kind}, {window}, {again}, {noun} (also the topic's short name) and
+#: {label} are filled in.
 _TOLD: Mapping[str, tuple[str, str, str]] = {
     "complete": ("green", "Zithara has accepted their latest state", ""),
     "waiting": ("", "a message is on the queue: workers deliver it", ""),
-    "missing": ("red", "Zithara has accepted nothing of them", "zithara-worker reconcile {kind}{window} --publish"),
-    "stale": ("red", "changed since Zithara accepted them", "zithara-worker reconcile {kind}{window} --publish"),
+    "missing": ("red", "Zithara has accepted nothing of them", "zithara-worker reconcile {kind}{window} {again}"),
+    "stale": ("red", "changed since Zithara accepted them", "zithara-worker reconcile {kind}{window} {again}"),
     "failed": ("red", "their newest message is in ERROR", "zithara-worker failed list --topic {noun}"),
     "refused": ("", "an operator discarded their present state", "zithara-worker trace {noun} {label}"),
     "ambiguous": ("yellow", "one number in several stores: Zithara cannot tell them apart", ""),
@@ -345,6 +345,7 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
     from zithara_worker.completeness.compare import Verdict
 
     noun = found.kind.removesuffix("s")  # and the topic's short name
+    again = "--publish" if found.resend_since_utc is None else "--resend"
     window = found.window
     bounds = [f"{word} {time} UTC" for word, time in (("since", window.since), ("before", window.until)) if time]
     changed = f"changed {' and '.join(bounds)}" if bounds else "from the beginning"
@@ -357,8 +358,10 @@ def report(found: Result, *, window_options: str = "") -> Iterator[str]:
             continue
         colour, meaning, to_do = _TOLD[verdict.value]
         named = found.named.get(verdict, [])
-        label = named[0][0] if named else ""
-        step = to_do.format(kind=found.kind, window=window_options, noun=noun, label=shlex.quote(printable(label)))
+        label = shlex.quote(printable(named[0][0])) if named else ""
+        if verdict is Verdict.STALE and found.resend_since_utc is not None:
+            meaning = "not accepted since this resend began"
+        step = to_do.format(kind=found.kind, window=window_options, again=again, noun=noun, label=label)
         told = meaning if not step else f"{meaning}: {step}"
         rows.append(["  " + verdict.value, coloured(colour if count else "", str(count)), told])
     yield from table(["", "", ""], rows, left=(0, 2))[1:]
