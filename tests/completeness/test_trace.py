@@ -237,6 +237,21 @@ def test_an_order_number_of_two_stores_is_said(tables: ShopTables, look: Look) -
     assert look("order", "A-1").in_shop == (), "another one for Zithara, though the same for the database"
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "why"),
+    [
+        ("customer", "anna@example.com", "its ids are numbers"),
+        ("customer", "999", "deleted, or never committed"),
+        ("order", "W-1", "deleted, or never committed"),
+    ],
+)
+def test_what_is_not_in_the_shop_is_told_with_a_reason(
+    tables: ShopTables, look: Look, kind: str, name: str, why: str
+) -> None:
+    lines = list(report(look(kind, name), unmasked=False, audit_file=None))
+    assert f"  in the shop  not there: {why}" in lines
+
+
 def test_what_another_account_accepted_is_not_what_this_one_has(
     shop: Shop, tables: ShopTables, operator: Database, consume: Consume, look: Look
 ) -> None:

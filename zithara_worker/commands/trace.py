@@ -303,7 +303,8 @@ def _shop_lines(found: Traced) -> Iterator[str]:
     if found.shop_problem:
         yield printable(found.shop_problem)
     elif not found.in_shop and found.entity.kind in _READERS:
-        yield "not there: deleted, or never committed"
+        is_id = found.entity.kind == ORDER.entity or found.entity.name.isdecimal()
+        yield "not there: " + ("deleted, or never committed" if is_id else "its ids are numbers")
     if len(found.in_shop) > 1:
         yield f"{len(found.in_shop)} stores have an order of this number, and Zithara cannot tell them apart:"
     for each in found.in_shop:
