@@ -79,12 +79,6 @@ GROUP BY IF(in_window AND %(each)s, entity_id, 0)
 -- customers_newest --
 SELECT COALESCE(MAX(entity_id), 0) AS newest FROM {prefix}customer_entity
 
--- customers_times --
-SELECT c.entity_id,
-       CAST(GREATEST(MAX(c.updated_at), COALESCE(MAX(a.updated_at), MAX(c.updated_at))) AS CHAR) AS updated_at
-FROM {prefix}customer_entity AS c LEFT JOIN {prefix}customer_address_entity AS a ON a.parent_id = c.entity_id
-WHERE c.entity_id IN %(ids)s GROUP BY c.entity_id
-
 -- customers_find --
 SELECT c.entity_id, MAX(c.store_id) AS store_id, CAST(MAX(c.created_at) AS CHAR) AS created_at,
        CAST(GREATEST(MAX(c.updated_at), COALESCE(MAX(a.updated_at), MAX(c.updated_at))) AS CHAR) AS updated_at

@@ -34,6 +34,9 @@ class CustomerReader(TableReader):
             for row in self._rows("customers_rows", ids=wanted)
         }
 
+    def times(self, ids: Collection[int]) -> dict[int, str]:
+        return {each.id: each.updated_at for each in self._found(sorted(ids))}
+
 
 def _rebuilt(customer: Row, addresses: Sequence[Row], attributes: Mapping[str, str]) -> Rebuilt:
     """The create with everything, and what the module tells of the same state.
