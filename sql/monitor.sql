@@ -69,10 +69,12 @@ WHERE worker_id IS NOT NULL
 GROUP BY worker_id, queue_id
 
 -- workers --
+-- Those seen last, so the living ones are among them: a worker that is killed at each start leaves a row each time, for a
+-- day. Served by KEY seen.
 SELECT id, host, pid, role, version, topics, UNIX_TIMESTAMP(started_at) AS started_at,
        UNIX_TIMESTAMP(last_seen_at) AS last_seen_at, metrics_address, in_flight, state, minutes
 FROM {prefix}zithara_worker
-ORDER BY host, started_at, id
+ORDER BY last_seen_at DESC LIMIT %(limit)s
 
 -- relay_aside_counts --
 -- Messages from RabbitMQ that are kept aside: a few rows, whose contents InnoDB stores on pages of their own.

@@ -13,6 +13,7 @@ from support.workers import Clock, StepWorker
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.monitor import fleet
 from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import RABBITMQ, RELAY, FleetStatus, RelayedQueue, TopicStatus, read_fleet
 from zithara_worker.monitor.registry import MinuteCounters
@@ -109,6 +110,18 @@ def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) ->
     assert topic(found, TOPIC_ORDER).groups_in_flight == 2
     (report,) = shown.target_reports
     assert (report.target, report.breaker, report.why, report.next_probe_seconds) == ("api", "open", "http_503", 12.0)
+
+
+def test_workers_that_die_at_each_start_do_not_hide_a_living_one(
+    shop: Shop, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet, "WORKERS", 2)
+    for number in range(3):
+        register(database, f"shop1-9-dead{number}")
+    shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 HOUR")
+    register(database, "shop1-7-living")
+    found = read_fleet(database, {})
+    assert [worker.id for worker in found.alive] == ["shop1-7-living"] and len(found.workers) == 2
 
 
 def test_a_dead_worker_and_one_without_a_row_are_told(shop: Shop, database: Database) -> None:

@@ -23,6 +23,8 @@ from zithara_worker.topics import TOPICS
 
 #: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0
+#: Rows of workers that are read at most, the last seen ones.
+WORKERS = 1000
 #: The roles in column `role`.
 CONSUME, RELAY = "consume", "relay"
 #: Names in column `state`, whose other names are a worker's targets. Each is an attribute of `WorkerStatus`.
@@ -356,7 +358,8 @@ def _count_groups(database: Database, queue_ids: Collection[int]) -> dict[int | 
 
 
 def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> list[WorkerStatus]:
-    """Every worker and relay that was seen within a day, by host and start; then those that only hold leases."""
+    """The workers and relays that were seen within a day, WORKERS of them at most, by host and start; then those that
+    only hold leases."""
     topics = {queue.queue_id: queue.topic for queue in queues}
     held: dict[str, dict[str, int]] = {}
     leased_until: dict[str, float] = {}
@@ -365,7 +368,8 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
         held.setdefault(worker_id, {})[topics.get(queue_id, f"queue {queue_id}")] = int(row["messages"])
         leased_until[worker_id] = max(leased_until.get(worker_id, 0.0), _number(row["lease_until"]) or 0.0)
     found = []
-    for row in database.rows("workers"):
+    rows = database.rows("workers", limit=WORKERS)
+    for row in sorted(rows, key=lambda row: (str(row["host"]), float(row["started_at"]), str(row["id"]))):
         state = dict(json_object(row["state"]))
         uncompared = state.pop(UNCOMPARED, ())
         rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
