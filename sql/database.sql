@@ -77,11 +77,12 @@ DELETE FROM {prefix}zithara_lock WHERE name = %(name)s AND owner = %(owner)s
 INSERT IGNORE INTO {prefix}zithara_lock (name, owner, lease_until) VALUES (%(name)s, %(owner)s, NOW(3))
 
 -- turns_take --
--- Takes the next turns of the fleet. Turns that nobody took lapse, but for those of the last credit_ms. It locks one row of our
--- own table by primary key until COMMIT, one statement later.
+-- Takes the next turns of the fleet. Turns that nobody took lapse, but for those of the last credit_ms. A time more than line_ms
+-- ahead is not the fleet's. It locks one row of our own table by primary key until COMMIT, one statement later.
 UPDATE {prefix}zithara_lock
 SET owner = %(owner)s,
-    lease_until = GREATEST(lease_until, NOW(3) - INTERVAL %(credit_ms)s * 1000 MICROSECOND)
+    lease_until = GREATEST(LEAST(lease_until, NOW(3) + INTERVAL %(line_ms)s * 1000 MICROSECOND),
+                           NOW(3) - INTERVAL %(credit_ms)s * 1000 MICROSECOND)
                   + INTERVAL %(ms)s * 1000 MICROSECOND
 WHERE name = %(name)s
 

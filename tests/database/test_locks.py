@@ -10,6 +10,7 @@ from support.workers import Clock, settings_of
 
 from zithara_worker.database import locks
 from zithara_worker.database.session import Database
+from zithara_worker.delivery.pace import MOST_WORKERS, turns_of
 from zithara_worker.sandbox.shop import Shop
 
 
@@ -87,7 +88,9 @@ def test_turns_follow_each_other_whoever_takes_them(open_database: Callable[[], 
     mine, other = open_database(), open_database()
 
     def take(database: Database, count: int) -> tuple[float, int]:
-        return locks.take_turns(database, "rate", count, owner="a", seconds_each=0.01, credit_seconds=0.5)
+        return locks.take_turns(
+            database, "rate", count, owner="a", seconds_each=0.01, credit_seconds=0.5, line_seconds=9.0
+        )
 
     assert take(mine, 10) == (0.0, 10)
     assert take(other, 5) == (pytest.approx(0.1), 5)
@@ -98,12 +101,31 @@ def test_turns_follow_each_other_whoever_takes_them(open_database: Callable[[], 
     assert take(other, 1) == (pytest.approx(-0.49), 1)
 
 
+def test_a_clock_that_went_back_or_a_rate_that_was_lower_does_not_stop_the_fleet_for_long(
+    open_database: Callable[[], Database], clock: Clock
+) -> None:
+    database = open_database()
+
+    def take(rate: float, count: int = 1) -> float:
+        turns = turns_of(rate, 0)
+        return locks.take_turns(database, "rate", count, owner="a", **turns._asdict())[0]
+
+    line = turns_of(100, 0).line_seconds
+    take(0.001)
+    assert take(100) == pytest.approx(line)
+    clock.pass_by(-3600)
+    assert take(100) == pytest.approx(line)
+    clock.pass_by(line)
+    taken = [take(100, 10) for _ in range(MOST_WORKERS)]
+    assert taken == sorted(set(taken)), "as many workers have turns of their own"
+
+
 def test_turns_shorter_than_a_millisecond_are_taken_by_whole_milliseconds(
     open_database: Callable[[], Database],
 ) -> None:
     database = open_database()
     taken = [
-        locks.take_turns(database, "rate", count, owner="a", seconds_each=0.0003, credit_seconds=0.0)
+        locks.take_turns(database, "rate", count, owner="a", seconds_each=0.0003, credit_seconds=0.0, line_seconds=9.0)
         for count in (1, 1, 30)
     ]
     assert [count for _, count in taken] == [3, 3, 30]

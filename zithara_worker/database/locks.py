@@ -45,18 +45,27 @@ def free(database: Database, name: str, *, owner: str) -> None:
 
 
 def take_turns(
-    database: Database, name: str, count: int, *, owner: str, seconds_each: float, credit_seconds: float
+    database: Database,
+    name: str,
+    count: int,
+    *,
+    owner: str,
+    seconds_each: float,
+    credit_seconds: float,
+    line_seconds: float,
 ) -> tuple[float, int]:
     """Takes the next `count` turns of the fleet, or a few more, as the row's time has whole milliseconds.
 
     Returns in how many seconds the first of them is, and how many they are; they follow each other by `seconds_each`.
-    The first may lie up to `credit_seconds` in the past. Raises DatabaseUnavailable, and Contention.
+    The first lies up to `credit_seconds` in the past, and up to `line_seconds` in the future even if the database's
+    clock went back, or turns were taken at a lower rate. Raises DatabaseUnavailable, and Contention.
     """
     ms = math.ceil(count * seconds_each * 1000)
+    bounds = {"credit_ms": math.floor(credit_seconds * 1000), "line_ms": math.ceil(line_seconds * 1000)}
 
     def take() -> list[dict[str, Any]]:
         with database.transaction():
-            database.execute("turns_take", name=name, owner=owner, ms=ms, credit_ms=math.floor(credit_seconds * 1000))
+            database.execute("turns_take", name=name, owner=owner, ms=ms, **bounds)
             return database.rows("turns_taken", name=name)
 
     rows = database.again_on_contention(take)

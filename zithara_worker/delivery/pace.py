@@ -20,6 +20,9 @@ LAPSE_SECONDS = 0.1
 LAPSED_TURNS = 3
 #: A worker that uses all its turns reserves those of so many seconds at once, to spare statements.
 AHEAD_SECONDS = 0.1
+#: Workers that may wait with reserved turns at the same time. The line of turns is no longer than theirs, unless
+#: another rate was in force, or the database's clock went back.
+MOST_WORKERS = 200
 #: Seconds until turns are asked for again while the database does not answer.
 DATABASE_AWAY_SECONDS = 1.0
 #: `is_limiting` looks so many seconds back.
@@ -38,10 +41,12 @@ MAX_REFUSED_GROUPS = 1000
 class Turns(NamedTuple):
     """How the turns of a rate limit follow each other, so that in any second no more than rate + burst requests leave,
     though each may leave up to LAPSE_SECONDS late. `seconds_each`: the time between two turns. `credit_seconds`: how
-    far turns may lie in the past: so much of an idle time can be made up for at once."""
+    far turns may lie in the past: so much of an idle time can be made up for at once. `line_seconds`: how far they may
+    lie in the future."""
 
     seconds_each: float
     credit_seconds: float
+    line_seconds: float
 
 
 def turns_of(rate: float, burst: int) -> Turns:
@@ -51,10 +56,10 @@ def turns_of(rate: float, burst: int) -> Turns:
     rate + burst. A small burst leaves no credit, and makes the turns a little rarer than the rate.
     """
     if not rate:
-        return Turns(0.0, 0.0)
+        return Turns(0.0, 0.0, 0.0)
     most = rate + (burst or max(1.0, rate)) - 1
     paced = min(rate, most / (1 + LAPSE_SECONDS))
-    return Turns(1 / paced, max(0.0, most / paced - (1 + LAPSE_SECONDS)))
+    return Turns(1 / paced, max(0.0, most / paced - (1 + LAPSE_SECONDS)), MOST_WORKERS * (1 / paced + AHEAD_SECONDS))
 
 
 def delay_before(attempt: int, policy: RetrySettings, jitter: float) -> float:
