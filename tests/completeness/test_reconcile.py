@@ -29,6 +29,8 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.values import Secret
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
+Deliver = Callable[..., None]
+
 
 @pytest.fixture
 def administrator(shop: Shop) -> Iterator[Database]:
@@ -48,6 +50,18 @@ def reconciler(administrator: Database, rows: MemoryShop, settings: Settings) ->
     return Reconciler(administrator, rows, settings)
 
 
+@pytest.fixture
+def deliver(shop: Shop, rows: MemoryShop, consume: Callable[[], None]) -> Deliver:
+    """deliver(1, grand_total=5.0): the shop saves the order and publishes it, and a worker delivers it."""
+
+    def run(*ids: int, **changes: Any) -> None:
+        for id in ids:
+            shop.publish(TOPIC_ORDER, rows.order(id, **changes))
+        consume()
+
+    return run
+
+
 def counts(**found: int) -> Counter[Verdict]:
     return Counter({Verdict(name): number for name, number in found.items()})
 
@@ -65,11 +79,9 @@ def order_of(body: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def test_what_was_delivered_is_complete_and_is_not_rebuilt_again(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    rows: MemoryShop, reconciler: Reconciler, deliver: Deliver
 ) -> None:
-    for id in range(1, 6):
-        shop.publish(TOPIC_ORDER, rows.order(id))
-    consume()
+    deliver(*range(1, 6))
     assert reconciler.compare().counts == counts(complete=5)
     assert rows.calls["build"] == 1
     assert reconciler.compare().counts == counts(complete=5)
@@ -77,11 +89,10 @@ def test_what_was_delivered_is_complete_and_is_not_rebuilt_again(
 
 
 def test_a_time_that_moved_without_news_is_looked_at_and_complete(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    rows: MemoryShop, reconciler: Reconciler, deliver: Deliver
 ) -> None:
     """Magento touches an order when it notes that its mail was sent."""
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     reconciler.compare()
     rows.touch(1, ago(minutes=20))
     assert reconciler.verdict() is Verdict.COMPLETE
@@ -89,10 +100,9 @@ def test_a_time_that_moved_without_news_is_looked_at_and_complete(
 
 
 def test_two_saves_within_a_second_are_told_apart_by_content(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    rows: MemoryShop, reconciler: Reconciler, deliver: Deliver
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     rows.order(1, grand_total=7.0)  # the second message never came
     assert reconciler.verdict() is Verdict.STALE
 
@@ -121,25 +131,22 @@ def test_a_message_on_the_queue_is_waiting(shop: Shop, rows: MemoryShop, reconci
 
 
 def test_an_error_is_failed_until_something_newer_is_delivered(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], refused: set[str]
+    rows: MemoryShop, reconciler: Reconciler, refused: set[str], deliver: Deliver
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1))
     refused.add("000000001")
-    consume()
+    deliver(1)
     assert reconciler.verdict() is Verdict.FAILED
     refused.clear()
-    shop.publish(TOPIC_ORDER, rows.order(1, grand_total=5.0))
-    consume()
+    deliver(1, grand_total=5.0)
     assert reconciler.verdict() is Verdict.COMPLETE
     rows.order(1, grand_total=6.0, updated_at=ago(minutes=30))
     assert reconciler.verdict() is Verdict.STALE, "the old failure is no longer its newest message"
 
 
 def test_one_number_in_two_stores_is_ambiguous_and_never_published(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, deliver: Deliver
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1, label="000000007"))
-    consume()
+    deliver(1, label="000000007")
     rows.order(2, label="000000007", grand_total=9.0)
     assert reconciler.publish().counts == counts(ambiguous=2)
     assert len(shop.rows()) == 1
@@ -158,11 +165,8 @@ def test_what_makes_no_message_is_invalid_and_stops_nothing(
     assert (found.published, len(shop.rows())) == (1, 1)
 
 
-def test_a_row_of_another_account_counts_as_absent(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
-) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+def test_a_row_of_another_account_counts_as_absent(shop: Shop, reconciler: Reconciler, deliver: Deliver) -> None:
+    deliver(1)
     reconciler.compare()
     found = reconciler.publish(destination="b" * 64)
     assert found.counts == counts(missing=1)
@@ -191,11 +195,10 @@ def test_what_tells_less_of_the_same_state_is_complete(
 
 
 def test_content_accepted_since_the_last_comparison_is_compared_again(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], deliver: Deliver
 ) -> None:
     """An operator forces an old message after the rows were found equal: their time has not moved."""
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     assert reconciler.verdict() is Verdict.COMPLETE
     shop.publish(TOPIC_ORDER, examples.order("000000001", grand_total=1.0, updated_at=rows.rows[1].updated_at))
     consume()
@@ -203,10 +206,9 @@ def test_content_accepted_since_the_last_comparison_is_compared_again(
 
 
 def test_a_stale_mark_makes_it_look_and_is_cleared_where_all_is_well(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None]
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, deliver: Deliver
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     reconciler.compare()
     shop.query("UPDATE {prefix}zithara_delivery SET stale = 1")
     assert reconciler.verdict() is Verdict.COMPLETE
@@ -224,17 +226,10 @@ def test_a_stale_mark_makes_it_look_and_is_cleared_where_all_is_well(
     ],
 )
 def test_a_request_without_an_answer_puts_in_doubt_what_was_accepted_before(
-    shop: Shop,
-    rows: MemoryShop,
-    reconciler: Reconciler,
-    consume: Callable[[], None],
-    began: int,
-    accepted: int,
-    verdict: Verdict,
+    shop: Shop, reconciler: Reconciler, began: int, accepted: int, verdict: Verdict, deliver: Deliver
 ) -> None:
     """Or what a PHP consumer delivered. Times: seconds ago."""
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     reconciler.compare()
     shop.query(
         "UPDATE {prefix}zithara_delivery SET request = NULL, doubt_until = NOW(3) + INTERVAL %s SECOND, "
@@ -248,10 +243,9 @@ def test_a_request_without_an_answer_puts_in_doubt_what_was_accepted_before(
 
 
 def test_what_is_missing_or_stale_is_published_once_and_then_complete(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+    rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara, deliver: Deliver
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(2))
-    consume()
+    deliver(2)
     rows.order(1)
     rows.order(2, state="complete", status="complete")
     rows.order(3)
@@ -317,6 +311,7 @@ def test_what_was_discarded_is_not_published_again(
     everything: Selection,
     consume: Callable[[], None],
     refused: set[str],
+    deliver: Deliver,
 ) -> None:
     def failed() -> list[int]:
         return failures.matching(reconciler.database, everything)
@@ -338,8 +333,7 @@ def test_what_was_discarded_is_not_published_again(
     shop.query("DELETE FROM {prefix}queue_message_status")
     assert reconciler.publish().counts == counts(refused=1)
     refused.clear()
-    shop.publish(TOPIC_ORDER, rows.order(1))
-    consume()
+    deliver(1)
     assert reconciler.verdict() is Verdict.COMPLETE, "the present content was accepted"
     rows.order(1, grand_total=4.0, updated_at=ago(minutes=30))
     assert reconciler.verdict() is Verdict.REFUSED
@@ -348,17 +342,15 @@ def test_what_was_discarded_is_not_published_again(
 
 
 def test_what_is_retried_after_all_is_no_longer_refused(
-    shop: Shop,
-    rows: MemoryShop,
     reconciler: Reconciler,
     settings: Settings,
     everything: Selection,
     consume: Callable[[], None],
     refused: set[str],
+    deliver: Deliver,
 ) -> None:
-    shop.publish(TOPIC_ORDER, rows.order(1))
     refused.add("000000001")
-    consume()
+    deliver(1)
     ids = failures.matching(reconciler.database, everything)
     by: dict[str, Any] = {"by": "anna", "audit": lambda lines: None, "note": "test"}
     operator.discard(reconciler.database, ids, content=content_of(settings.zithara), **by)
@@ -510,11 +502,14 @@ def test_what_was_published_before_an_error_is_known(shop: Shop, rows: MemorySho
 
 
 def test_resend_sends_everything_as_creates_and_goes_on_where_it_was_stopped(
-    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], api: FakeZithara
+    shop: Shop,
+    rows: MemoryShop,
+    reconciler: Reconciler,
+    consume: Callable[[], None],
+    api: FakeZithara,
+    deliver: Deliver,
 ) -> None:
-    for id in range(1, 41):
-        shop.publish(TOPIC_ORDER, rows.order(id))
-    consume()
+    deliver(*range(1, 41))
     assert reconciler.compare().counts == counts(complete=40)
     api.forget_requests()
     before = len(shop.rows())
