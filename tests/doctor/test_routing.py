@@ -205,7 +205,7 @@ def test_messages_kept_aside_are_told(shop: Shop, examine: Examine) -> None:
         (TOPIC_ORDER,),
     )
     found = examine()["relays.aside"]
-    assert found.level is Level.WARNING and f"1 of {TOPIC_ORDER}" in found.found and "failed list" in found.remedy
+    assert found.level is Level.WARNING and f"1 of {TOPIC_ORDER}" in found.found and "failed aside list" in found.remedy
 
 
 # ---------------------------------------------------------------- RabbitMQ

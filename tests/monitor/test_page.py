@@ -141,7 +141,7 @@ def test_page_shows_relays_and_what_they_wait_for() -> None:
     assert f"relay mq1 4711 takes nothing of {TOPIC} from RabbitMQ at present: it is paused: <script>" in words
     assert "<script" not in document and "Relays" not in rendered(fleet())
     gone = rendered(fleet_status((topic_status(relay_missing=True),), (worker_status(),)))
-    assert f"the relay of {TOPIC} has ended without stopping in order" in gone
+    assert f"the relay of {TOPIC} was killed or has died, and none has taken its place: what the shop" in gone
 
 
 def test_page_shows_the_last_result_of_reconcile() -> None:

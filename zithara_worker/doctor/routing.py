@@ -186,7 +186,7 @@ def relays(database: Database, found: Sequence[WorkerStatus]) -> Iterator[Findin
         yield warning(
             "relays.aside",
             f"messages from RabbitMQ that the queue cannot hold are kept aside: {told}",
-            "see 'zithara-worker failed list'",
+            "see 'zithara-worker failed aside list'",
         )
 
 

@@ -144,7 +144,8 @@ def _of_topic(topic: TopicStatus, thresholds: Thresholds, now: float, *, others_
     if topic.relay_missing:
         yield condition(
             Level.CRITICAL,
-            f"the relay of {name} has ended without stopping in order, and what the shop publishes stays in RabbitMQ",
+            f"the relay of {name} was killed or has died, and none has taken its place: what the shop publishes "
+            "stays in RabbitMQ",
             f"start it ('zithara-worker relay {name}'), and look at its log",
         )
     if topic.aside:

@@ -145,7 +145,7 @@ class Transfer:
         result.aside.update(each.routing_key for each, _ in kept)
         for each, why in kept:
             log.error(
-                "a message cannot be stored in the queue: it was kept aside; see 'zithara-worker failed list'",
+                "a message cannot be stored in the queue: it was kept aside; see 'zithara-worker failed aside list'",
                 extra={
                     "event": "relay_aside",
                     "queue": each.queue,
