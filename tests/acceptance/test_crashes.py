@@ -212,19 +212,20 @@ def test_a_half_open_connection_is_given_up_and_replaced(
 def test_statements_held_up_for_longer_than_a_lease_cost_neither_message_nor_duplicate(
     shop: Shop, api: FakeZithara, worker_config: Config, held_up: str
 ) -> None:
-    """A worker that looks for expired leases then finds its own."""
-    api.responder = lambda request: Reply().after(0.7) if request.message else None
+    """A worker that looks for expired leases then finds its own: that of the request that is under way all the time."""
+    gate = threading.Event()
+    api.responder = first_answer_held(gate)
     with TcpProxy(shop.server.socket_path) as proxy:
-        worker = {"lease": "3", "poll_interval": "0.05", "concurrency": "4"}
+        worker = {"lease": "2", "poll_interval": "0.05", "concurrency": "4"}
         config = worker_config(database=through(proxy, shop), worker=worker)
         with WorkerProcess(config, "consume", TOPIC_ORDER) as process:
             shop.publish_order("first")
             api.wait_for(1)
-            proxy.delay(of=held_up, seconds=4, times=2)
-            # So many that some are always in hand: without one no lease is renewed.
+            proxy.delay(of=held_up, seconds=2.7, times=2)
             for number in range(60):
                 shop.publish_order(f"N{number % 40}")
-            eventually(lambda: proxy.delays_left == 0, within=60)
+            eventually(lambda: proxy.delays_left == 0 and shop.status_counts() == {3: 1, 4: 60}, within=60)
+            gate.set()
             eventually(lambda: shop.statuses() == [4] * 61, within=30)
             process.terminate()
             assert process.wait() == 0

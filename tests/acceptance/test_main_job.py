@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.database import schema
@@ -181,7 +181,7 @@ def test_a_paused_topic_and_a_disabled_shop_keep_their_messages(
     shop.query("DELETE FROM zithara_topic_control")
     shop.set_config("zithara_webhook/general/enabled", "0")
     config = worker_config(**QUICK)
-    with WorkerProcess(config, "consume", TOPIC_CART) as worker:
+    with WorkerProcess(config, "consume", TOPIC_CART, environment=SHORT_INTERVALS) as worker:
         worker.wait_for_log(event="shop_disabled")
         told = "WARNING - the shop has switched Zithara off"
         eventually(lambda: told in run("--config", str(config), "check", "cart").stdout, within=15)
@@ -382,7 +382,7 @@ def test_refused_credentials_keep_every_message_and_say_so(shop: Shop, api: Fake
     for number in range(5):
         shop.publish_order(f"N{number}")
     config = worker_config(**QUICK)
-    with WorkerProcess(config, "consume", TOPIC_ORDER) as worker:
+    with WorkerProcess(config, "consume", TOPIC_ORDER, environment=SHORT_INTERVALS) as worker:
         logged = worker.wait_for_log(event="breaker_opened")
         assert logged["reason"] == "credentials_refused" and "correct client id and secret in" in logged["message"]
         # The same words wherever an operator looks.

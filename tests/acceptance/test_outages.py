@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
@@ -82,7 +82,7 @@ def test_an_order_that_always_gets_429_holds_up_nobody_and_pays_for_every_third(
     api.responder = lambda request: Reply.too_many_requests(1) if is_of(request, "POISON") else None
     shop.publish_order("POISON")
     healthy = 0
-    with WorkerProcess(with_retries(worker_config, 2), "consume", "--all") as worker:
+    with WorkerProcess(with_retries(worker_config, 2), "consume", "--all", environment=SHORT_INTERVALS) as worker:
         while 6 not in shop.statuses():
             known = refused()
             # Only an order that is served between two refusals shows that it is not the path.
@@ -106,7 +106,7 @@ def test_an_outage_of_one_path_that_redirects_costs_no_message_and_stops_no_othe
     api.responder = lambda request: REDIRECT if request.path == ORDER else None
     for number in range(6):
         shop.publish_order(f"O{number}")
-    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all") as worker:
+    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all", environment=SHORT_INTERVALS) as worker:
         worker.wait_for_log(event="breaker_opened", target="/order")
         shop.publish_cart("C1")
         eventually(lambda: shop.statuses(TOPIC_CART) == [4])
@@ -128,7 +128,7 @@ def test_three_paths_that_are_down_in_their_own_ways_cost_no_message_and_leave_t
         shop.publish_order(f"O{number}")
         shop.publish_customer(f"4{number}")
         shop.publish_webhook(payload={"order_id": f"W{number}"})
-    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all") as worker:
+    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all", environment=SHORT_INTERVALS) as worker:
         worker.wait_for_log(event="breaker_opened", target="/order")
         worker.wait_for_log(event="breaker_opened", target="/customer")
         worker.wait_for_log(event="throttled", target="webhook")
@@ -154,7 +154,7 @@ def test_an_outage_of_the_whole_host_costs_no_message_of_any_topic(
             shop.publish_customer(f"{label}{number}")
             shop.publish_cart(f"{label}C{number}")
 
-    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all") as worker:
+    with WorkerProcess(with_retries(worker_config, 1), "consume", "--all", environment=SHORT_INTERVALS) as worker:
         publish("before")
         eventually(lambda: shop.statuses() == [4] * 12)
         if outage == "refuses connections":

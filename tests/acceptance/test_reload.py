@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.sandbox.api import FakeZithara, Reply
@@ -29,7 +29,7 @@ UNREADABLE = "7:3:" + "c2VjcmV0" * 10
 
 @contextmanager
 def at_work(config: Path, *arguments: str) -> Iterator[WorkerProcess]:
-    with WorkerProcess(config, "consume", *(arguments or (TOPIC_ORDER,))) as worker:
+    with WorkerProcess(config, "consume", *(arguments or (TOPIC_ORDER,)), environment=SHORT_INTERVALS) as worker:
         worker.wait_for_log(event="started")
         yield worker
         worker.terminate()
@@ -173,6 +173,9 @@ def test_a_rotated_password_is_waited_for_and_taken_from_its_file(shop: Shop, ap
     password = tmp_path / "password"
     password.write_text(shop.password)
     password.chmod(0o600)
+    new = tmp_path / "new"
+    new.write_text("rotated")
+    new.chmod(0o600)
     config = write_config(tmp_path / "w.conf", shop, api, {**QUICK, "metrics": {"listen": ""}})
     config.write_text(config.read_text().replace(f"password = {shop.password}", f"password_file = {password}"))
     gate = threading.Event()
@@ -185,7 +188,7 @@ def test_a_rotated_password_is_waited_for_and_taken_from_its_file(shop: Shop, ap
             lambda: any("correct [database] user and password" in str(record.get("detail")) for record in worker.logs)
         )
         gate.set()
-        password.write_text("rotated")
+        new.replace(password)
         worker.wait_for_log(event="reloaded", within=15)
         eventually(lambda: shop.statuses() == [4])
         delivers(shop, api, "AFTER")

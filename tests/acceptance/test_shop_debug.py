@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.sandbox.api import FakeZithara
@@ -28,7 +28,9 @@ def deliver(shop: Shop, worker: WorkerProcess, order: str) -> bool:
 
 
 def test_the_shops_debug_switch_is_obeyed_while_running(shop: Shop, api: FakeZithara, worker_config: Config) -> None:
-    with WorkerProcess(worker_config(**QUICK, logging={"level": "WARNING"}), "consume", TOPIC_ORDER) as worker:
+    with WorkerProcess(
+        worker_config(**QUICK, logging={"level": "WARNING"}), "consume", TOPIC_ORDER, environment=SHORT_INTERVALS
+    ) as worker:
         eventually(lambda: shop.query("SELECT COUNT(*) FROM zithara_worker") == [(1,)])
         shop.set_config(DEBUG, "1")
         worker.wait_for_log(event="debug_on")
@@ -50,7 +52,9 @@ def test_debug_asked_for_at_the_start_outlasts_the_shops_switch(
     shop: Shop, api: FakeZithara, worker_config: Config
 ) -> None:
     shop.set_config(DEBUG, "1")
-    with WorkerProcess(worker_config(**QUICK), "--log-level", "DEBUG", "consume", TOPIC_ORDER) as worker:
+    with WorkerProcess(
+        worker_config(**QUICK), "--log-level", "DEBUG", "consume", TOPIC_ORDER, environment=SHORT_INTERVALS
+    ) as worker:
         worker.wait_for_log(event="debug_on")
         shop.set_config(DEBUG, "0")
         worker.wait_for_log(event="debug_off")

@@ -1,0 +1,8 @@
+"""In worker processes of tests: what comes every five seconds comes every half second, a first probe after one."""
+
+from zithara_worker.delivery import breaker, courier
+from zithara_worker.settings import reload
+from zithara_worker.worker import duties
+
+duties.SHOP_INTERVAL = duties.REGISTRY_INTERVAL = reload.RETRY_SECONDS = 0.5
+breaker.FIRST_PAUSE_SECONDS = courier.FIRST_PAUSE_SECONDS = 1.0
