@@ -224,6 +224,9 @@ def test_statements_held_up_for_longer_than_a_lease_cost_neither_message_nor_dup
             proxy.delay(of=held_up, seconds=2.7, times=2)
             for number in range(60):
                 shop.publish_order(f"N{number % 40}")
+            if held_up == "SET lease_until":
+                expired = "SELECT 1 FROM {prefix}zithara_message_group WHERE lease_until < NOW(3)"
+                eventually(lambda: shop.query(expired), within=20)
             eventually(lambda: proxy.delays_left == 0 and shop.status_counts() == {3: 1, 4: 60}, within=60)
             gate.set()
             eventually(lambda: shop.statuses() == [4] * 61, within=30)
