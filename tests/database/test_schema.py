@@ -86,6 +86,19 @@ def test_an_upgrade_that_was_interrupted_is_finished_by_running_it_again(
     assert definitions(old) == definitions(shop)
 
 
+def test_every_step_finds_its_work_done_where_only_the_mark_is_older(
+    shop: Shop, make_old: Callable[..., Shop], open_root: Callable[[Shop], Database]
+) -> None:
+    """As after an interruption before the last statement, which writes the mark."""
+    old = make_old()
+    root = open_root(old)
+    install(root)
+    for version in range(1, schema.VERSION):
+        old.query(f"ALTER TABLE zithara_message_group COMMENT = 'zithara-worker schema {version}'")
+        assert install(root).upgraded_from == version
+        assert definitions(old) == definitions(shop)
+
+
 def test_the_printed_upgrade_does_the_same_and_gives_the_grants(
     shop: Shop, make_old: Callable[..., Shop], open_root: Callable[[Shop], Database]
 ) -> None:
