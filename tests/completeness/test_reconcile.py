@@ -268,6 +268,14 @@ def test_the_oldest_goes_first_and_a_limit_is_kept(shop: Shop, rows: MemoryShop,
     assert [f"{id:09d}" in body for id, body in enumerate(bodies, start=1)] == [True] * 20
 
 
+def test_it_stops_behind_the_bytes_that_it_may_publish(rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 7):
+        rows.order(id)
+    with reconciler.run(concurrency=2) as run:
+        found = run.publish(run.compare(Window()), max_bytes=1)
+    assert (found.published, found.ended, found.is_complete) == (2, "many_bytes", False)
+
+
 def test_a_stored_message_is_what_magento_would_store(shop: Shop, rows: MemoryShop, reconciler: Reconciler) -> None:
     state = rows.order(1, customer_firstname="Zoë/\x7f")
     reconciler.publish()
@@ -607,6 +615,7 @@ def test_a_failing_api_leaves_failed_and_not_missing(
     reconciler.publish()
     consume()
     assert reconciler.publish().counts == counts(failed=1)
+    assert reconciler.publish(resend=True).published == 1
 
 
 @pytest.mark.parametrize("limit", [None, 5])
@@ -644,6 +653,22 @@ def test_pages_are_read_until_the_last(rows: MemoryShop, reconciler: Reconciler)
         rows.order(id)
     assert reconciler.compare().counts == counts(missing=1202)
     assert rows.calls["page"] == 3 and rows.calls["build"] == 3
+    assert reconciler.compare(Window(since=ago(minutes=30))).total == 0
+    assert rows.calls["page"] == 3 + 2, "where most lie outside of the window, the second page is a wide one"
+
+
+def test_the_second_pass_finds_each_one_on_its_page(
+    rows: MemoryShop, reconciler: Reconciler, deliver: Deliver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("zithara_worker.completeness.reconcile.PAGE", 2)
+    deliver(3, 4, 7)
+    for id in (1, 2, 5, 6, 8, 9):
+        rows.order(id)
+    with reconciler.run() as run:
+        found = run.compare(Window())
+        del rows.rows[5]
+        found = run.publish(found)
+    assert (found.published, found.moved) == (5, 1)
 
 
 # ---------------------------------------------------------------- pending messages
