@@ -242,9 +242,6 @@ def test_what_is_known_of_a_discarded_message_goes_with_it(
     assert shop.query("SELECT COUNT(*) FROM {prefix}zithara_delivery_failure") == [(0,)]
 
 
-# ---------------------------------------------------------------- a retry beside newer messages of its group
-
-
 # ---------------------------------------------------------------- release
 
 
@@ -302,6 +299,9 @@ def test_what_the_ledger_knows_of_a_released_entity_is_in_doubt(
     assert shop.query(known) == [(0,)]
     assert release(database, orphan(shop, "000000777", minutes=60), audit).released
     assert shop.query(known) == [(1,)]
+
+
+# ---------------------------------------------------------------- a retry beside newer messages of its group
 
 
 def attempts_of(api: FakeZithara) -> list[str]:
