@@ -523,7 +523,8 @@ class Broker:
         channel = consumer.channel
         if channel is None or channel.is_closed:
             return
-        reason = f"zithara-worker gives unacknowledged messages back ({secrets.token_hex(4)})"
+        # RabbitMQ logs this name as an error, at each stop of a relay too.
+        reason = f"zithara-worker closes its channel, this is no error ({secrets.token_hex(4)})"
         with suppress(ChannelClosed):
             channel.queue_declare(reason, passive=True)
 
