@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.commands.status import report
@@ -42,7 +42,7 @@ def metric(address: str, name: str, **labels: str) -> float | None:
 def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., Path]) -> None:
     shop.publish_order("000000031")
     shop.publish_body(TOPIC_ORDER, "no json")
-    with WorkerProcess(worker_config(metrics=ANYWHERE), "consume", "--all") as worker:
+    with WorkerProcess(worker_config(metrics=ANYWHERE), "consume", "--all", environment=SHORT_INTERVALS) as worker:
         address = address_of(worker)
         worker.wait_for_log(event="delivered")
         worker.wait_for_log(event="failed")
@@ -51,7 +51,7 @@ def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., 
         assert metric(address, "token_refreshes_total") == 1.0
         assert metric(address, "api_response_seconds_count", endpoint="POST /order", status_class="2xx") == 1.0
         assert metric(address, "ready") == metric(address, "database_up") == 1.0
-        # Counted by a thread of its own, and anew after ten seconds at the soonest.
+        # Counted by a thread of its own, at intervals.
         eventually(lambda: metric(address, "queue_messages", topic=TOPIC_ORDER, status="new") == 0.0, within=15)
         eventually(lambda: shop.query("SELECT metrics_address FROM {prefix}zithara_worker") == [(address,)])
         answer = httpx.get(f"http://{address}/healthz")
@@ -69,7 +69,7 @@ def test_worker_shows_what_it_has_done(shop: Shop, worker_config: Callable[..., 
 def test_each_process_shows_the_topics_of_all(shop: Shop, worker_config: Callable[..., Path]) -> None:
     """A process for each topic, as the package has it, and nobody serves the orders."""
     shop.publish_order("000000034")
-    with WorkerProcess(worker_config(metrics=ANYWHERE), "consume", TOPIC_CART) as worker:
+    with WorkerProcess(worker_config(metrics=ANYWHERE), "consume", TOPIC_CART, environment=SHORT_INTERVALS) as worker:
         address = address_of(worker)
         eventually(lambda: metric(address, "queue_messages", topic=TOPIC_ORDER, status="new") == 1.0)
         eventually(lambda: metric(address, "living_workers", topic=TOPIC_CART) == 1.0, within=15)
@@ -129,7 +129,9 @@ def test_worker_that_may_not_go_on_unaudited_says_so_on_every_host(
 ) -> None:
     folder = tmp_path / "audit"
     wanted = {"audit_file": str(folder / "audit.jsonl"), "audit_required": "true"}
-    with WorkerProcess(worker_config(metrics=ANYWHERE, logging=wanted), "consume", "--all") as worker:
+    with WorkerProcess(
+        worker_config(metrics=ANYWHERE, logging=wanted), "consume", "--all", environment=SHORT_INTERVALS
+    ) as worker:
         address = address_of(worker)
 
         def seen() -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from relay.conftest import Bench
-from support.processes import WorkerProcess
+from support.processes import SHORT_INTERVALS, WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.commands import relay as relay_module
@@ -86,7 +86,7 @@ def test_relay_that_was_suspended_inserts_nothing_once_another_has_taken_over(
 
 def test_reload_health_and_metrics(bench: Bench, config: Config) -> None:
     path = config(metrics={"listen": "127.0.0.1:0"}, relay={"vhost": "nowhere"})
-    with WorkerProcess(path, "relay", "order") as relay:
+    with WorkerProcess(path, "relay", "order", environment=SHORT_INTERVALS) as relay:
         relay.wait_for_log(event="broker_away")
         relay.wait_for_log(event="relay_active")
         listening = relay.wait_for_log(event="listening")

@@ -15,7 +15,7 @@ from typing import Any
 
 from zithara_worker.sandbox.session import worker_command
 
-#: The environment of a worker that looks at the shop, writes its row, tries a configuration and probes a sick API
+#: The environment of a worker that looks at shop and fleet, writes its row, tries a configuration and probes an API
 #: sooner than in a shop, so that a test of what it then does need not wait. When it does so is proved on a clock.
 SHORT_INTERVALS = {"PYTHONPATH": str(Path(__file__).with_name("short_intervals"))}
 
