@@ -208,6 +208,18 @@ def test_what_a_snapshot_stands_for_is_not_sent_behind_it_because_an_older_messa
     assert groups_of(shop) == {}
 
 
+def test_a_worker_without_coalescing_learns_in_its_claim_that_an_older_message_has_ended(
+    shop: Shop, make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = make_worker("worker-a", topic=TOPIC_CART)
+    other = make_worker("worker-b", topic=TOPIC_CART, supersedes=supersedes)
+    _, older, newest = retry_of_a_snapshot(shop, worker, other, delay=0)
+    monkeypatch.setattr(worker.queue, "recheck", lambda: None)
+    worker.poll()
+    [message] = worker.take(100)
+    assert (message.message_id, message.supersedes) == (newest.message_id, pending(older))
+
+
 def test_a_retry_is_not_due_earlier_because_an_older_message_has_ended(
     shop: Shop, make_worker: Callable[..., StepWorker], clock: Clock
 ) -> None:
