@@ -87,7 +87,7 @@ def test_the_index_is_built_on_a_cluster_only_if_the_operator_says_so(
         return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30)
 
     refused = install()
-    assert refused.returncode == 1 and "no node takes writes" in refused.stderr and "built" not in refused.stdout
+    assert refused.returncode == 2 and "no node takes writes" in refused.stderr and "built" not in refused.stdout
     built = install("--yes")
     assert built.returncode == 0 and "index: built" in built.stdout, built.stderr
     assert "index: there" in install().stdout

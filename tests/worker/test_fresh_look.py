@@ -24,13 +24,14 @@ Looks = list[object]
 
 @pytest.fixture
 def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
-    """The looks at the shop of the duties; none comes by time but the first."""
+    """The looks at the shop that the duties have ended; none comes by time but the first."""
     made: Looks = []
     original = duties.read_configuration
 
     def look(*arguments: object) -> object:
+        found = original(*arguments)  # type: ignore[arg-type]  # passed through
         made.append(arguments)
-        return original(*arguments)  # type: ignore[arg-type]  # passed through
+        return found
 
     monkeypatch.setattr(duties, "read_configuration", look)
     monkeypatch.setattr(duties, "SHOP_INTERVAL", 3600.0)
