@@ -9,8 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,14 +23,28 @@ from benchmarks import messages, scale
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, contestant, run
 from benchmarks.throughput import write_worker_config
+from zithara_worker.completeness.reconcile import Reconcile, Surroundings, Window
+from zithara_worker.completeness.requests import request_of
+from zithara_worker.database import locks
+from zithara_worker.database.session import Database
+from zithara_worker.delivery.pace import RateLimit, turns_of
 from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Event, Request
+from zithara_worker.monitor.fleet import read_fleet
 from zithara_worker.processors import ShopContext, identify, process
+from zithara_worker.queue.queues import QueueRow, find_queues
+from zithara_worker.relay.amqp import Delivery
+from zithara_worker.relay.transfer import Source, Transfer
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import LoggingSettings
+from zithara_worker.sandbox.shop_tables import ShopTables
+from zithara_worker.settings.sections import LoggingSettings, ZitharaSettings
+from zithara_worker.settings.values import Secret
+from zithara_worker.shop.carts import active_carts
+from zithara_worker.shop.orders import OrderReader
 from zithara_worker.zithara.api import encoded
 from zithara_worker.zithara.http import Transport, send, tls_context, usable_url
+from zithara_worker.zithara.signature import WebhookSigner
 
 #: Above these the guard fails. Whoever raises one says in the commit what the cost buys. Calls are of Python and of C
 #: functions, measured on Python 3.11; versions of Python and of the libraries differ by some.
@@ -44,12 +60,25 @@ LIMITS: Mapping[str, float] = {
     "statements per 100 messages of a worker, 16 threads at 50 ms": 140,
     # Measured: 16, one a thread.
     "connections per 1,000 messages, 16 threads": 16,
+    "statements that look at the carts of a batch": 1,
+    # Measured: 2.5. Pages have 500; one pass of the queue's pending messages is in it.
+    "statements per 100 orders that reconcile compares": 3,
+    # Measured: 205. Each message is stored by two, as Magento stores it.
+    "statements per 100 orders that it publishes": 215,
+    # Measured: 8: BEGIN, lock, known keys, keys, messages, their ids, statuses, COMMIT.
+    "statements per 100 messages relayed": 8,
+    # Measured: 10. Four a reservation, of which the first are small.
+    "statements per 100 turns of a rate limit of 1,000 a second": 12,
+    # Measured: 10
+    "statements of a status": 11,
     # Measured: 267
     "calls per message from stored body to request": 290,
     # Measured: 506
     "calls per exchange of a request and its answer": 530,
     # Measured: 80
     "calls per line of the log that tells of a delivery": 90,
+    # Measured: 29, by two secrets
+    "calls to sign a webhook": 32,
 }
 
 
@@ -72,9 +101,11 @@ def count_all(server: MariaDbServer, api: ApiProcess, directory: Path) -> list[C
         *statements(server),
         statements_at_work(server, api, directory),
         connections(server, api, directory),
+        *statements_beside(server),
         calls(),
         calls_of_exchange(api),
         calls_of_line(directory),
+        calls_of_signature(),
     )
     return [Counted(name=name, value=value) for name, value in zip(LIMITS, values, strict=True)]
 
@@ -109,6 +140,84 @@ def _run_worker(
     config = write_worker_config(directory / "worker.conf", shop, api, threads=threads)
     command = contestant("worker", "--config", str(config), "consume", messages.TOPIC, "--max-messages", str(count))
     return run("worker", [command], api=api, latency_seconds=latency_seconds, messages=count)
+
+
+def statements_beside(server: MariaDbServer, orders: int = 1_000) -> tuple[float, float, float, float, float, float]:
+    """Of one look at the carts of a batch; for 100 orders compared, 100 published, 100 messages relayed, 100 turns of a
+    rate limit; and of one status."""
+    with Shop(server) as shop:
+        shop.grant_publishing()
+        tables = ShopTables(shop)
+        tables.create(rows=False)
+        tables.generate_orders(orders)
+        operator = replace(shop.database_settings, user="root", password=Secret())
+        with closing(Database(operator)) as database:
+            [queue] = find_queues(database, [messages.TOPIC], {})
+            return (
+                _statements(database, lambda: active_carts(database, range(1, scale.BATCH + 1))),
+                *_reconciled(database, queue, orders),
+                _relayed(database, queue),
+                _turns(database),
+                _statements(database, lambda: read_fleet(database, {})),
+            )
+
+
+def _statements(database: Database, run: Callable[[], object]) -> int:
+    before = database.statements_sent
+    run()
+    return database.statements_sent - before
+
+
+def _relayed(database: Database, queue: QueueRow, batches: int = 5) -> float:
+    source = Source(name=queue.name, queue_ids={messages.TOPIC: queue.queue_id})
+    locks.take(database, source.lock, owner="bench", lease_seconds=60)
+    transfer = Transfer(database, source, owner="bench", lease_seconds=60)
+    deliveries = [
+        Delivery(queue=queue.name, epoch=1, tag=n, message_id=f"m{n}", routing_key=messages.TOPIC, body=body.encode())
+        for n, body in enumerate(messages.bodies(batches * 100))
+    ]
+
+    def relay() -> None:
+        for start in range(0, len(deliveries), 100):
+            transfer.store(deliveries[start : start + 100])
+
+    return _statements(database, relay) / batches
+
+
+def _reconciled(database: Database, queue: QueueRow, orders: int) -> tuple[float, float]:
+    """Compared and published, by a shop none of whose orders was ever published."""
+    here = Surroundings(
+        destination="0" * 64, process=request_of(ZitharaSettings()), concurrency=10 * orders, owner="bench"
+    )
+    with Reconcile(database, OrderReader(database), queue, here) as run:
+        compared = _statements(database, lambda: run.compare(Window()))
+        found = run.compare(Window())
+        published = _statements(database, lambda: run.publish(found))
+    return compared / orders * 100, published / run.published * 100
+
+
+def _turns(database: Database, count: int = 500) -> float:
+    """Turns that are used as they come, on a clock of their own."""
+    now = 0.0
+
+    def wait(seconds: float) -> bool:
+        nonlocal now
+        now += seconds
+        return False
+
+    turns = turns_of(1_000, 0)
+    limit = RateLimit(
+        partial(locks.take_turns, database, "bench-turns", owner="bench", **turns._asdict()),
+        seconds_each=turns.seconds_each,
+        clock=lambda: now,
+        wait=wait,
+    )
+
+    def take() -> None:
+        for _ in range(count):
+            assert limit.take()
+
+    return _statements(database, take) / count * 100
 
 
 def calls(count: int = 200) -> float:
@@ -172,6 +281,12 @@ def calls_of_line(directory: Path, count: int = 100) -> float:
         log.propagate = True
         log.removeHandler(ours)
         ours.close()
+
+
+def calls_of_signature() -> float:
+    """For the three headers of a webhook, with two secrets as during a rotation."""
+    signer = WebhookSigner([b"0" * 32, b"1" * 32])
+    return _calls_in(lambda: signer.headers("zithara_webhook_queue-1", b"{}" * 1_000, now_utc=1.0))
 
 
 def _calls_in(work: Callable[[], None]) -> int:

@@ -16,7 +16,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks import counted
 from benchmarks.api_server import ApiProcess
 
-STATEMENTS, LEDGER, UNCHANGED, AT_WORK, CONNECTIONS, CALLS, CALLS_OF_EXCHANGE, CALLS_OF_LINE = counted.LIMITS
+_NAMES = tuple(counted.LIMITS)
+STATEMENTS, BESIDE = _NAMES[:3], _NAMES[5:11]
+AT_WORK, CONNECTIONS = _NAMES[3:5]
+CALLS, CALLS_OF_EXCHANGE, CALLS_OF_LINE, CALLS_OF_SIGNATURE = _NAMES[11:]
 
 
 @pytest.fixture
@@ -28,7 +31,7 @@ def api_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiProcess]:
 
 
 def test_claim_and_settle_of_a_full_batch_cost_no_more_statements_than_agreed(mariadb: MariaDbServer) -> None:
-    for name, value in zip((STATEMENTS, LEDGER, UNCHANGED), counted.statements(mariadb), strict=True):
+    for name, value in zip(STATEMENTS, counted.statements(mariadb), strict=True):
         assert 0 < value <= counted.LIMITS[name]
 
 
@@ -44,6 +47,11 @@ def test_each_thread_opens_one_connection_and_keeps_it(
     assert 0 < counted.connections(mariadb, api_process, tmp_path) <= counted.LIMITS[CONNECTIONS]
 
 
+def test_what_works_beside_the_queue_costs_no_more_statements_than_agreed(mariadb: MariaDbServer) -> None:
+    for name, value in zip(BESIDE, counted.statements_beside(mariadb, orders=500), strict=True):
+        assert 0 < value <= counted.LIMITS[name], name
+
+
 def test_a_message_costs_no_more_calls_than_agreed_on_its_way_to_a_request() -> None:
     assert 0 < counted.calls() <= counted.LIMITS[CALLS]
 
@@ -54,6 +62,10 @@ def test_an_exchange_costs_no_more_calls_than_agreed(api_process: ApiProcess) ->
 
 def test_a_line_of_the_log_costs_no_more_calls_than_agreed(tmp_path: Path) -> None:
     assert 0 < counted.calls_of_line(tmp_path) <= counted.LIMITS[CALLS_OF_LINE]
+
+
+def test_the_signature_of_a_webhook_costs_no_more_calls_than_agreed() -> None:
+    assert 0 < counted.calls_of_signature() <= counted.LIMITS[CALLS_OF_SIGNATURE]
 
 
 def test_calls_are_the_same_at_each_count(api_process: ApiProcess, tmp_path: Path) -> None:
