@@ -81,11 +81,11 @@ def main() -> None:
         if "completeness" in options.parts:
             tell(f"## reconcile: {options.orders:,} orders\n")
             with MariaDbServer(options=("--innodb-buffer-pool-size=1G",)) as server, ApiProcess() as api:
-                found, beside = completeness.measure(
+                proof = completeness.measure(
                     server, api, directory, orders=options.orders, missing=options.orders // 100, live_per_second=20
                 )
-            results["completeness"] = completeness.as_json(found, beside)
-            tell(completeness.table(found, beside))
+            results["completeness"] = asdict(proof)
+            tell(completeness.table(proof))
             keep()
         if "scale" in options.parts:
             tell("## Scale: claim and settle of a message\n")

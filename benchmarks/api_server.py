@@ -7,15 +7,28 @@ it ends when its input does.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, RecordedRequest, Reply
+
+_ORDER = re.compile(rb'"platform_order_id": ?"([^"]*)"')
+
+
+class Arrival(NamedTuple):
+    """A request that came. `message`: queue name and message id, "zithara_order_queue-17"; `order`: the number of the
+    order that it tells of, or ""; `at`: time.monotonic()."""
+
+    message: str
+    order: str
+    at: float
 
 
 class _Window:
@@ -29,7 +42,9 @@ class _Window:
         with self._changed:
             self._first = self._last = 0.0
             self._count = 0
-            self._arrivals: dict[str, float] | None = {} if keep_arrivals else None
+            self._arrivals: list[Arrival] | None = [] if keep_arrivals else None
+            #: Of the arrivals, by the first digit of the order's number
+            self._of_orders: Counter[str] = Counter()
 
     def note(self, request: RecordedRequest) -> Reply | None:
         if request.path != TOKEN_PATH:
@@ -39,13 +54,16 @@ class _Window:
                 self._count += 1
                 self._last = request.at
                 if self._arrivals is not None:
-                    self._arrivals[request.message] = request.at
+                    told = _ORDER.search(request.body)
+                    order = told[1].decode() if told else ""
+                    self._arrivals.append(Arrival(request.message, order, request.at))
+                    self._of_orders[order[:1]] += 1
                 self._changed.notify_all()
         return None
 
-    def wait(self, count: int, seconds: float) -> bool:
+    def wait(self, count: int, seconds: float, digit: str) -> bool:
         with self._changed:
-            return self._changed.wait_for(lambda: self._count >= count, seconds)
+            return self._changed.wait_for(lambda: (self._of_orders[digit] if digit else self._count) >= count, seconds)
 
     def seen(self) -> dict[str, Any]:
         with self._changed:
@@ -74,7 +92,7 @@ def serve() -> None:
                 api.latency_seconds = order["latency_seconds"]
                 _answer({"connections": api.connection_count})
             elif order["do"] == "wait":
-                _answer({"came": window.wait(order["count"], order["seconds"])})
+                _answer({"came": window.wait(order["count"], order["seconds"], order["digit"])})
             else:
                 _answer({**window.seen(), "connections": api.connection_count, "cpu_seconds": time.process_time()})
 
@@ -112,9 +130,14 @@ class ApiProcess:
         before = self._ask({"do": "reset", "latency_seconds": latency_seconds, "keep_arrivals": keep_arrivals})
         self._connections_before = int(before["connections"])
 
-    def wait(self, count: int, within: float) -> bool:
-        """Whether `count` requests have come since the reset, within so many seconds."""
-        return bool(self._ask({"do": "wait", "count": count, "seconds": within})["came"])
+    def wait(self, count: int, within: float, *, digit: str = "") -> bool:
+        """Whether `count` requests have come since the reset, within so many seconds. `digit`: requests about orders
+        whose number begins so, if arrivals are kept."""
+        return bool(self._ask({"do": "wait", "count": count, "seconds": within, "digit": digit})["came"])
+
+    def arrivals(self) -> list[Arrival]:
+        """All since a reset that keeps them."""
+        return [Arrival(*each) for each in self._ask({"do": "seen"})["arrivals"]]
 
     def seen(self) -> dict[str, Any]:
         """Since the reset: requests, connections, first and last arrival (time.monotonic), CPU of the server."""

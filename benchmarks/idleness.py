@@ -61,7 +61,7 @@ def idle(server: MariaDbServer, api: ApiProcess, directory: Path, *, samples: in
             committed[f"zithara_order_queue-{published.message_id}"] = time.monotonic()
         if not api.wait(samples, _WITHIN):
             raise RuntimeError("an idle worker did not deliver what was published")
-        arrivals = api.seen()["arrivals"]
+        arrivals = {each.message: each.at for each in api.arrivals()}
         latencies = sorted((arrivals[key] - at) * 1000 for key, at in committed.items())
         before, spent, questions = time.monotonic(), _cpu_seconds(worker.pid), _questions(shop)
         time.sleep(seconds)
