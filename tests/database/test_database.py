@@ -269,6 +269,21 @@ def test_what_a_cluster_says_at_a_failover_is_put_into_words_that_do_not_mislead
     assert re.search(rf"{meaning}.*\(error {code}\)", said)
 
 
+@pytest.mark.parametrize(
+    ("statement", "table", "remedy"),
+    [
+        ("paused", "zithara_topic_control", "run 'zithara-worker install'"),
+        ("webhook_configs", "zithara_webhook_config", "correct .database. name and table_prefix.*setup:upgrade"),
+    ],
+)
+def test_a_missing_table_is_told_with_the_remedy_of_its_owner(
+    shop: Shop, database: Database, statement: str, table: str, remedy: str
+) -> None:
+    shop.query(f"DROP TABLE {{prefix}}{table}")
+    with pytest.raises(ShopError, match=f"{table}' doesn't exist: {remedy}"):
+        database.rows(statement)
+
+
 @pytest.mark.parametrize("code", [1105, 1180, 1317, 1969, 3024, 1040, 3])
 def test_what_the_server_cannot_do_now_is_waited_for(shop: Shop, database: Database, code: int) -> None:
     refuse(shop, code, times=1)

@@ -14,7 +14,7 @@ from worker.test_outage import running, settings_for
 
 from zithara_worker import Worker
 from zithara_worker.database import schema, statements
-from zithara_worker.database.schema import TABLES, build_index, install, script_text
+from zithara_worker.database.schema import build_index, install, script_text
 from zithara_worker.database.session import Database
 from zithara_worker.errors import Contention, ShopError
 from zithara_worker.sandbox.api import FakeZithara
@@ -57,7 +57,7 @@ def open_root() -> Iterator[Callable[[Shop], Database]]:
 
 
 def definitions(shop: Shop) -> dict[str, str]:
-    made = {table: shop.query(f"SHOW CREATE TABLE {{prefix}}{table}")[0][1] for table in TABLES}
+    made = {table: shop.query(f"SHOW CREATE TABLE {{prefix}}{table}")[0][1] for table in statements.TABLES}
     return {table: text.replace(f"`{shop.prefix}{table}`", f"`{table}`") for table, text in made.items()}
 
 

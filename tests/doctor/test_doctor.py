@@ -17,7 +17,7 @@ import trustme
 from support.workers import settings_of
 
 from zithara_worker import Settings
-from zithara_worker.database import schema
+from zithara_worker.database import statements
 from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.doctor import Doctor, Finding, Level, host, unreadable
 from zithara_worker.doctor import database as database_checks
@@ -222,7 +222,7 @@ def test_each_privilege_that_is_lacking_is_named(shop: Shop, examine: Examine, g
 
 def test_trying_the_privileges_changes_nothing(shop: Shop, database: Database) -> None:
     shop.publish_samples()
-    tables = [*database_checks.MAGENTO_TABLES, *schema.TABLES]
+    tables = [*database_checks.MAGENTO_TABLES, *statements.TABLES]
     before = [shop.query(f"CHECKSUM TABLE {{prefix}}{table}") for table in tables]
     assert [finding.level for finding in database_checks.privileges(database)] == [Level.OK]
     assert [shop.query(f"CHECKSUM TABLE {{prefix}}{table}") for table in tables] == before
@@ -619,3 +619,5 @@ def test_reconcile_tells_the_last_result_and_the_rights(shop: Shop, examine: Exa
     assert "it lacks INSERT on the queue" in finding().found
     shop.run_script("publish_grants.sql", database=shop.name, user=account)
     assert finding().found.endswith("this account may run reconcile") and "all 7 orders" in finding().found
+    shop.query("DROP TABLE {prefix}sales_order_item")
+    assert finding().level is Level.FAILED and "sales_order_item' doesn't exist: correct" in finding().found

@@ -19,18 +19,6 @@ from zithara_worker.topics import TOPIC_TABLE
 
 #: The version that sql/schema.sql creates. A worker uses tables of a newer version, and waits where they are older.
 VERSION = 4
-TABLES = (
-    "zithara_message_group",
-    "zithara_delivery_failure",
-    "zithara_worker",
-    "zithara_topic_control",
-    "zithara_lock",
-    "zithara_delivery",
-    "zithara_ledger",
-    "zithara_reconciliation",
-    "zithara_relayed",
-    "zithara_relay_aside",
-)
 #: Seconds between two looks at how far the index is built.
 PROGRESS_SECONDS = 0.5
 #: The table whose comment carries the version.
@@ -94,7 +82,7 @@ def install(database: Database) -> Installed:
     names = [topic.queue for topic in TOPIC_TABLE.values()]
     found = {str(row["name"]): int(row["id"]) for row in database.rows("queues_by_name", names=names)}
     return Installed(
-        tables=tuple(prefix + table for table in TABLES),
+        tables=tuple(prefix + table for table in statements.TABLES),
         queues=tuple(sorted(found.items())),
         optional_index=database.has_pending_index,
         upgraded_from=before if 0 < before < VERSION else None,

@@ -10,6 +10,7 @@ import struct
 
 import pymysql
 
+from zithara_worker.database.statements import TABLES
 from zithara_worker.errors import (
     Contention,
     DatabaseRefused,
@@ -90,9 +91,12 @@ def translated(error: Exception, *, at: str = "") -> ZitharaWorkerError:
     if code in _NO_SUCH_DATABASE:
         return DatabaseRefused(f"there is no such database{at and f' at {at}'} ({text}): correct [database] name")
     if code in _NO_SUCH_TABLE:
+        # "Table 'DATABASE.TABLE' doesn't exist"
+        is_ours = any(f"{table}'" in text for table in TABLES)
         return ShopError(
-            f"{text}: run 'zithara-worker install' as a user who may create tables; if it is one of Magento's tables, "
-            "correct [database] name and table_prefix"
+            f"{text}: run 'zithara-worker install' as a user who may create tables"
+            if is_ours
+            else f"{text}: correct [database] name and table_prefix, or run bin/magento setup:upgrade"
         )
     if code in _NO_PRIVILEGE:
         return NotGranted(

@@ -23,6 +23,19 @@ QUERIES = (
     "doctor.sql",
     "relay.sql",
 )
+#: The worker's own tables, without the prefix.
+TABLES = (
+    "zithara_message_group",
+    "zithara_delivery_failure",
+    "zithara_worker",
+    "zithara_topic_control",
+    "zithara_lock",
+    "zithara_delivery",
+    "zithara_ledger",
+    "zithara_reconciliation",
+    "zithara_relayed",
+    "zithara_relay_aside",
+)
 
 _PREFIX = re.compile(r"[A-Za-z0-9_]{0,32}\Z")
 _NAME = re.compile(r"^-- ([\w.]+) --$", re.MULTILINE)

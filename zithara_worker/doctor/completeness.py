@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from zithara_worker.database.session import Database
 from zithara_worker.doctor.finding import Finding, ok, warning
-from zithara_worker.errors import ShopError
+from zithara_worker.errors import NotGranted
 from zithara_worker.monitor.reconciliations import read_results
 from zithara_worker.shop.readers import READERS
 from zithara_worker.units import duration
@@ -38,11 +38,11 @@ def _lacking(database: Database) -> str:
         for reader in [each(database) for each in READERS]:
             reader.page(0, 1, since=None, until=None)
             reader.build([0])
-    except ShopError:
+    except NotGranted:
         return "the shop's tables ('zithara-worker install --print --operator ACCOUNT')"
     try:
         database.execute("privilege_publish_message")
         database.execute("privilege_publish_status")
-    except ShopError:
+    except NotGranted:
         return "INSERT on the queue, for --publish"
     return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 
-from zithara_worker.database import schema
+from zithara_worker.database import schema, statements
 from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ShopError
@@ -31,7 +31,7 @@ PRIVILEGES = (
     ("queue_message_status", ("select", "update")),
     ("queue_lock", ("insert",)),
     ("zithara_webhook_config", ("select", "update")),
-    *((table, ("select", "insert", "update", "delete")) for table in schema.TABLES),
+    *((table, ("select", "insert", "update", "delete")) for table in statements.TABLES),
 )
 _SKEW_SECONDS = 5.0
 
@@ -109,9 +109,9 @@ def worker_tables(database: Database) -> Iterator[Finding]:
             "its --print; no worker, not even one of the older version, need stop for it",
         )
         return
-    rows = database.rows("tables_present", tables=[database.prefix + table for table in schema.TABLES])
+    rows = database.rows("tables_present", tables=[database.prefix + table for table in statements.TABLES])
     found = {str(row["name"]): row for row in rows}
-    missing = [database.prefix + table for table in schema.TABLES if database.prefix + table not in found]
+    missing = [database.prefix + table for table in statements.TABLES if database.prefix + table not in found]
     if missing:
         yield failed(
             "tables.worker",
@@ -146,9 +146,9 @@ def worker_tables(database: Database) -> Iterator[Finding]:
 
 def privileges(database: Database) -> Iterator[Finding]:
     """Tries each privilege with a statement that affects no row. Of our own tables those that are there."""
-    names = [database.prefix + table for table in schema.TABLES]
+    names = [database.prefix + table for table in statements.TABLES]
     present = {str(row["name"]) for row in database.rows("tables_present", tables=names)}
-    absent = [table for table in schema.TABLES if database.prefix + table not in present]
+    absent = [table for table in statements.TABLES if database.prefix + table not in present]
     lacking = []
     for table, verbs in PRIVILEGES:
         if table in absent:
