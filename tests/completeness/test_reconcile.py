@@ -638,6 +638,26 @@ def test_what_fails_before_it_is_published_does_not_count_as_moved(
     assert (found.published, found.moved, found.is_complete) == (1, 0, False)
 
 
+def test_what_was_pending_when_the_queue_was_read_and_fails_before_it_is_judged_is_failed(
+    shop: Shop, rows: MemoryShop, reconciler: Reconciler, consume: Callable[[], None], refused: set[str]
+) -> None:
+    for id in (1, 2):
+        shop.publish(TOPIC_ORDER, rows.order(id))
+    refused.update(("000000001", "000000002"))
+
+    def fail(call: str) -> None:
+        if rows.calls["page"] == 1:
+            consume()
+            rows.before = lambda call: None
+
+    rows.before = fail
+    with reconciler.run() as run:
+        found = run.compare(Window())
+        assert (found.counts, found.is_complete) == (counts(failed=2), False)
+        shop.publish(TOPIC_ORDER, rows.states[2])
+        assert run.compare(Window()).counts == counts(failed=1, waiting=1), "a newer message of one is on its way"
+
+
 # ---------------------------------------------------------------- windows and pages
 
 
@@ -684,14 +704,17 @@ def test_pending_messages_are_read_in_slices_and_later_ones_are_found(
     queue_id = shop.query("SELECT id FROM {prefix}queue WHERE name = 'zithara_order_queue'")[0][0]
     pending = PendingMessages(database, queue_id=queue_id)
     pending.refresh()
-    assert all(f"order:{id}" in pending for id in range(1, 9)) and "order:9" not in pending
+    assert [pending.newest(f"order:{id}") for id in range(1, 10)] == [1, 2, 3, 4, 5, 6, 7, 8, 0]
     with shop.transaction() as publisher:
         publisher.publish(TOPIC_ORDER, examples.order("late"))
         shop.publish(TOPIC_ORDER, examples.order("10"))
         pending.refresh()
-        assert "order:10" in pending and "order:late" not in pending
+        assert (pending.newest("order:10"), pending.newest("order:late")) == (10, 0)
+    shop.publish(TOPIC_ORDER, examples.order("1"))
     pending.refresh()
-    assert "order:late" in pending, "committed late, with a lower id"
+    assert pending.newest("order:late") == 9, "committed late, with a lower id"
+    pending.refresh()
+    assert pending.newest("order:1") == 11, "its first message was read again since"
 
 
 def test_a_run_can_be_stopped_while_it_reads_the_queue_and_keeps_its_lock_meanwhile(
@@ -710,7 +733,7 @@ def test_a_run_can_be_stopped_while_it_reads_the_queue_and_keeps_its_lock_meanwh
     assert rows.calls["page"] == 0
     shop.query("UPDATE {prefix}queue_message_status SET status = 2")
     assert not pending.refresh(lambda: False)
-    assert "order:1" in pending and "order:3" not in pending
+    assert pending.newest("order:1") and not pending.newest("order:3")
     asked: list[int] = []
 
     def stopped() -> bool:

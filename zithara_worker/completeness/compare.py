@@ -219,9 +219,11 @@ class Comparison:
     ) -> Verdict:
         if now.get(entity.id) != entity.updated_at:
             return Verdict.UNSETTLED  # it has changed while it was read
-        if entity.group_key in self._pending:
+        newest_failed = failed.get(entity.group_key, 0)
+        # One that was pending when the queue was read may be in ERROR by now.
+        if self._pending.newest(entity.group_key) > newest_failed:
             return Verdict.WAITING
-        if failed.get(entity.group_key, 0) > (row.message_id if row.is_here else 0) and not resend:
+        if newest_failed > (row.message_id if row.is_here else 0) and not resend:
             return Verdict.FAILED
         return Verdict.STALE if row.is_here else Verdict.MISSING
 

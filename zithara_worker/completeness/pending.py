@@ -1,7 +1,8 @@
 """Which orders, customers and carts have a message on the queue that has not ended yet.
 
 The queue has no index by entity, so its pending messages are read once, in slices, and then whatever came since. What
-is kept of each is a hash, 8 bytes in a sorted array, so that a backlog of a million takes little memory.
+is kept of each is a hash and the message id, 16 bytes in sorted arrays, so that a backlog of a million takes little
+memory.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SLICE = 5000
 #: A publisher takes its id within its transaction, so a lower id can become visible after a higher one: so many ids
 #: are looked at again.
 LOOK_BACK = 1000
-#: Hashes that are kept in a set before they become a sorted array.
+#: Hashes that are kept in a dictionary before they become a sorted array.
 _RUN = 50_000
 _MASK = (1 << 64) - 1
 
@@ -32,18 +33,20 @@ class PendingMessages:
         self._database = database
         self._queue_id = queue_id
         self._newest = 0
-        self._recent: set[int] = set()
-        self._runs: list[array[int]] = []
+        #: Hash -> message id
+        self._recent: dict[int, int] = {}
+        #: Hashes, ascending, and the message id of each
+        self._runs: list[tuple[array[int], array[int]]] = []
 
-    def __contains__(self, group_key: str) -> bool:
+    def newest(self, group_key: str) -> int:
+        """The id of the group's newest message that was pending; 0: none was."""
         wanted = hash(group_key) & _MASK
-        if wanted in self._recent:
-            return True
-        for run in self._runs:
-            at = bisect_left(run, wanted)
-            if at < len(run) and run[at] == wanted:
-                return True
-        return False
+        found = self._recent.get(wanted, 0)
+        for hashes, message_ids in self._runs:
+            at = bisect_left(hashes, wanted)
+            if at < len(hashes) and hashes[at] == wanted:
+                found = max(found, message_ids[at])
+        return found
 
     def refresh(self, go_on: Callable[[], bool] = lambda: True) -> bool:
         """Reads what came since the last time; the first time everything. `go_on` is asked between statements; where it
@@ -58,7 +61,7 @@ class PendingMessages:
                 for message_id, topic, body in failures.bodies(
                     self._database, message_ids[start : start + failures.BODIES]
                 ):
-                    self._keep(hash(identify(topic, message_id, body)[0]) & _MASK)
+                    self._keep(hash(identify(topic, message_id, body)[0]) & _MASK, message_id)
                 if not go_on():
                     return False
             after = max(int(row["last"]) for row in rows)
@@ -66,8 +69,9 @@ class PendingMessages:
             if not message_ids and not go_on():
                 return False
 
-    def _keep(self, number: int) -> None:
-        self._recent.add(number)
+    def _keep(self, number: int, message_id: int) -> None:
+        self._recent[number] = message_id
         if len(self._recent) >= _RUN:
-            self._runs.append(array("Q", sorted(self._recent)))
+            hashes = array("Q", sorted(self._recent))
+            self._runs.append((hashes, array("Q", map(self._recent.__getitem__, hashes))))
             self._recent.clear()
