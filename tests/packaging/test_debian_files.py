@@ -193,6 +193,7 @@ def test_reconcile_runs_by_a_timer_that_is_off_and_as_the_operator() -> None:
     cron = (DEBIAN / "examples/zithara-worker-reconcile.cron").read_text(encoding="utf-8")
     (line,) = [line for line in cron.splitlines() if line[:1].isdigit()]
     assert re.fullmatch(r"(\S+ ){5}zithara-worker .*", line), "five fields, a user, a command"
+    assert "%" not in line, "cron ends a command there, and gives it the rest as standard input"
     words = service["ExecStart"].split()[1:]
     assert " ".join(words) in line
     context = click.Context(command)
