@@ -14,14 +14,13 @@ __all__ = ["PASSWORD_FILE", "packaged_configuration"]
 #: Key of [database] -> what the package sets.
 _SET = {"user": "zithara_worker", "password_file": PASSWORD_FILE}
 
-_THEN = "".join(f"#   {line}\n" for step in STEPS[2:] for line in step.commands)
+#: What is left to do beside this file.
+_THEN = "".join(f"#   {line}\n" for step in STEPS[1:] for line in step.commands if not line.startswith("editor "))
 _HEAD = f"""\
 # zithara-worker: configuration. Every key with its default; remove the # to set one.
 # Fill in:
 #
-#   [database]  where the shop's database is, and the worker's own user there. The password goes into a file that only
-#               root and the worker can read:
-#                   install -m 0640 -g zithara-worker /dev/stdin {PASSWORD_FILE}
+#   [database]  where the shop's database is, and the worker's own user there.
 #               Or set [magento] root and remove user and password_file below: the shop's app/etc/env.php then gives
 #               all of it. The user zithara-worker must be able to read that file.
 #   [zithara]   nothing, if client id, client secret and webhook URL are saved in the Zithara form of the shop. If the

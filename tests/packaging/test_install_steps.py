@@ -38,9 +38,9 @@ def test_the_manual_and_the_configurations_head_tell_them() -> None:
     for step in STEPS:
         for line in step.commands:
             assert line in manual
-    for step in STEPS[2:]:
+    for step in STEPS[1:]:
         for line in step.commands:
-            assert f"#   {line}\n" in told
+            assert (f"#   {line}\n" in told) == (not line.startswith("editor ")), "the file is what is edited"
 
 
 def test_every_upgrade_from_an_older_schema_is_told_with_its_command() -> None:
