@@ -236,12 +236,20 @@ class _Run:
             if self._asked.printing:
                 self._print(run, queue)
             elif self._asked.publishing and found.publishable and not found.ended:
-                found = self._publish(run, found)
-            run.keep(found)
-        if self._show:
-            for line in report(found, window_options="" if self._is_default else _options_of(window)):
-                click.echo(line, err=self._asked.printing)
+                try:
+                    found = self._publish(run, found)
+                except (click.UsageError, click.Abort):
+                    # A no, or nobody to ask. To compare a whole shop takes minutes.
+                    self._end(run, found)
+                    raise
+            self._end(run, found)
         return found
+
+    def _end(self, run: Reconcile, found: Result) -> None:
+        run.keep(found)
+        if self._show:
+            for line in report(found, window_options="" if self._is_default else _options_of(found.window)):
+                click.echo(line, err=self._asked.printing)
 
     def _print(self, run: Reconcile, queue: QueueRow) -> None:
         for each in run.messages(limit=self._asked.limit):

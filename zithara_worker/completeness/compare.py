@@ -121,7 +121,7 @@ class Comparison:
     def judge(
         self, entities: Sequence[ShopEntity], *, settled_before: str, resend_since: float | None = None
     ) -> list[Judged]:
-        """One verdict for each entity that is still there.
+        """One verdict for each entity that is still there. Those that may be published come in the order of `entities`.
 
         `settled_before`: what changed at this time or later is not judged. `resend_since`: everything that Zithara has
         not accepted since then counts as stale, whatever its content, and is published as a create.

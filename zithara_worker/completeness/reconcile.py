@@ -215,8 +215,6 @@ class Reconcile:
 
     def _ended(self, result: Result, started: float, size: int, why: str) -> Result:
         self._compared = not why
-        # Of one page, the verdicts come in the order of the rules.
-        self._publishable = array("Q", sorted(self._publishable))
         return replace(result, publishable_bytes=size, seconds=self._here.monotonic() - started, ended=why)
 
     def _pages(self, window: Window) -> Iterator[list[ShopEntity]]:
@@ -245,7 +243,7 @@ class Reconcile:
         """Those that may be published, oldest first, as they are now."""
         left = len(self._publishable) if limit is None else limit
         for entities in self._chunks(PAGE):
-            for each in sorted(self._judge(entities), key=lambda each: each.entity.id):
+            for each in self._judge(entities):
                 if each.payload is not None and left > 0:
                     left -= 1
                     yield each
@@ -288,7 +286,7 @@ class Reconcile:
             moved += len(entities) - len(chosen) - failing
             if limit is not None:
                 chosen = chosen[: limit - self.published]
-            done = self._store(sorted(chosen, key=lambda each: each.entity.id))
+            done = self._store(chosen)
             self.published += len(done)
             moved += len(chosen) - len(done)
             size += sum(len(each.body) for each in done)
