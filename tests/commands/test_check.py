@@ -117,3 +117,16 @@ def test_a_database_that_does_not_answer_is_critical_and_what_cannot_be_known_is
     assert check("--no-such-option")[0] == 3
     shop.query("DROP TABLE {prefix}zithara_worker")
     assert check()[0] == 3
+
+
+def test_after_an_upgrade_check_and_status_say_that_the_tables_are_to_be_upgraded(
+    shop: Shop, check: Check, worker_config: Callable[..., Path]
+) -> None:
+    shop.query("ALTER TABLE {prefix}zithara_message_group COMMENT='zithara-worker schema 3'")
+    shop.query("ALTER TABLE {prefix}zithara_worker DROP COLUMN role")
+    code, line = check()
+    assert code == 2 and "tables are of schema 3, this version needs schema 4: run 'zithara-worker install'" in line
+    told = subprocess.run(
+        [worker_command(), "--config", str(worker_config()), "status"], capture_output=True, text=True, timeout=30
+    )
+    assert told.returncode == 1 and "tables are of schema 3, this version needs schema 4" in told.stderr

@@ -15,7 +15,8 @@ import click
 
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import Context, topic_argument
-from zithara_worker.errors import DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
+from zithara_worker.database import schema
+from zithara_worker.errors import DatabaseRefused, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
 from zithara_worker.monitor.conditions import THRESHOLDS, Condition, Level, Thresholds, conditions
 from zithara_worker.monitor.fleet import FleetStatus, read_fleet
 from zithara_worker.topics import TOPICS, short_name
@@ -74,9 +75,9 @@ def check(
 ) -> None:
     """Say in one line whether all is well, for Nagios, Icinga, Zabbix and Monit.
 
-    Exit code 0: OK. 1: WARNING. 2: CRITICAL, also when the database does not answer. 3: UNKNOWN. Without TOPIC those of
-    [worker] topics are checked, or else all four. Ready-made configurations: packaging/monitoring, which the
-    Debian package has in /usr/share/doc/zithara-worker/examples.
+    Exit code 0: OK. 1: WARNING. 2: CRITICAL, also when the database does not answer, or the worker's tables are of an
+    older version. 3: UNKNOWN. Without TOPIC those of [worker] topics are checked, or else all four. Ready-made
+    configurations: packaging/monitoring, which the Debian package has in /usr/share/doc/zithara-worker/examples.
 
     \b
     Example:
@@ -86,8 +87,9 @@ def check(
         settings = context.configured.settings
         wanted = topics or settings.worker.topics or TOPICS
         with context.database() as database:
+            schema.require(database)
             fleet = read_fleet(database, settings.queues)
-    except DatabaseRefused as error:
+    except (DatabaseRefused, SchemaOutdated) as error:
         _end(Level.CRITICAL, str(error))
     except DatabaseUnavailable as error:
         _end(Level.CRITICAL, f"the database does not answer: {error}")

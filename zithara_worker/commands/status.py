@@ -23,6 +23,7 @@ from zithara_worker.commands.terminal import (
     sparkline,
     table,
 )
+from zithara_worker.database import schema
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.monitor.conditions import Level, conditions
 from zithara_worker.monitor.fleet import (
@@ -63,6 +64,7 @@ def status(context: Context, as_json_: bool, watch: bool, interval: float, full:
       zithara-worker status --json | jq .total.error
     """
     with context.database() as database:
+        schema.require(database)
 
         def read() -> FleetStatus:
             return read_fleet(database, context.configured.settings.queues, full=full)
