@@ -3,100 +3,65 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import sys
 import tempfile
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks import completeness, counted, idleness, ledger, relay, report, scale, throughput
+from benchmarks import completeness, counted, huge, idleness, ledger, memory, relay, report, scale, stress, throughput
 from benchmarks.api_server import ApiProcess
 from benchmarks.quota import Unavailable
+from benchmarks.report import Section
 from benchmarks.throughput import Scene
 from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.shop import Shop
 
 RESULTS = Path(__file__).with_name("results")
-PARTS = ("throughput", "scale", "idleness", "counted", "ledger", "relay", "completeness")
 LIMITS = ("raw_httpx", "raw_urllib3", "raw_queue")
 WORKERS = ("worker", "two_workers")
 OTHERS = ("php", "huey", "celery")
 FEW = ("raw_httpx", "worker", "php")
+#: A shop with millions of rows has more memory for them than a test's server, and a larger log.
+LARGE_SERVER = ("--innodb-buffer-pool-size=1G", "--loose-innodb-log-file-size=1G")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stage:
+    """What a part finds: a server and an API of its own, and what it tells its results to."""
+
+    server: MariaDbServer
+    api: ApiProcess
+    directory: Path
+    options: argparse.Namespace
+    section: Section
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    title: str
+    measure: Callable[[Stage], None]
+    #: Of the server
+    server_options: tuple[str, ...] = ()
 
 
 def main() -> None:
     options = _options()
-    results: dict[str, Any] = {"machine": report.machine()}
-    markdown = ["# Benchmark results", "", _told(results["machine"]), ""]
-
-    def tell(text: str) -> None:
-        print(text, flush=True)
-        markdown.append(text)
-
-    def keep() -> None:
-        """After each part: a run of an hour that breaks off leaves what it had."""
-        report.write(RESULTS, results, "\n".join(markdown) + "\n")
-
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        with MariaDbServer() as server, ApiProcess() as api:
-            if options.quick:
+        if options.quick:
+            with MariaDbServer() as server, ApiProcess() as api:
                 sys.exit(_quick(server, api, directory))
-            if "throughput" in options.parts:
-                tell("## Throughput\n")
-                results["throughput"] = []
-                for scene, contestants in _scenes(options.messages)[: options.scenes]:
-                    with contextlib.ExitStack() as stack:
-                        at = stack.enter_context(ApiProcess(_certificate(directory))) if scene.tls else api
-                        try:
-                            rounds = throughput.rounds(
-                                scene, contestants, count=options.rounds, server=server, api=at, directory=directory
-                            )
-                        except Unavailable as error:
-                            tell(f"### {scene.name}\n\nNot measured: {error}\n")
-                            continue
-                    results["throughput"].append(report.as_json(scene, rounds))
-                    tell(report.throughput_table(scene, rounds))
-                    keep()
-                report.plot(RESULTS)
-            if "counted" in options.parts:
-                found = counted.count_all(server, api, directory)
-                results["counted"] = [asdict(each) for each in found]
-                tell("## Counted costs\n\n" + _counted_table(found))
-                keep()
-            if "ledger" in options.parts:
-                costs = ledger.measure(server, api, directory, rounds=options.rounds, count=options.messages // 3)
-                results["ledger"] = [asdict(each) for each in costs]
-                tell("## The delivery ledger\n\n" + ledger.table(costs))
-                keep()
-            if "relay" in options.parts:
-                moved = relay.measure(server, api, directory, rounds=options.rounds, count=options.messages)
-                results["relay"] = [asdict(each) for each in moved]
-                tell("## The relay\n\n" + relay.table(moved))
-                keep()
-            if "idleness" in options.parts:
-                tell("## Latency and idleness\n")
-                results["idleness"] = _idleness(server, api, directory, options.memory, tell)
-                keep()
-        if "completeness" in options.parts:
-            tell(f"## reconcile: {options.orders:,} orders\n")
-            with MariaDbServer(options=("--innodb-buffer-pool-size=1G",)) as server, ApiProcess() as api:
-                proof = completeness.measure(
-                    server, api, directory, orders=options.orders, missing=options.orders // 100, live_per_second=20
+        results = report.Results(RESULTS, {name: part.title for name, part in PARTS.items()})
+        for name in options.parts:
+            part = PARTS[name]
+            print(f"## {part.title}\n", flush=True)
+            with MariaDbServer(options=part.server_options) as server, ApiProcess() as api:
+                part.measure(
+                    Stage(server=server, api=api, directory=directory, options=options, section=results.begin(name))
                 )
-            results["completeness"] = asdict(proof)
-            tell(completeness.table(proof))
-            keep()
-        if "scale" in options.parts:
-            tell("## Scale: claim and settle of a message\n")
-            # A shop with millions of rows has more memory for them than a test's server.
-            with MariaDbServer(options=("--innodb-buffer-pool-size=1G",)) as server:
-                results["scale"] = {
-                    title: _scale(server, options.large, tell, title, indexed=indexed)
-                    for title, indexed in (("without the optional index", False), ("with the optional index", True))
-                }
-    keep()
-    print(f"written: {RESULTS}/results.json, results.md" + (", results.png" if "throughput" in results else ""))
+    print(f"written: {RESULTS}/results.json, results.md")
 
 
 def _options() -> argparse.Namespace:
@@ -104,10 +69,19 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a minute: ratios, and fail when a counted cost has grown")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--messages", type=int, default=10_000, help="in a throughput run")
-    parser.add_argument("--memory", type=int, default=50_000, help="messages after which memory is looked at")
+    parser.add_argument("--messages", type=int, default=10_000, help="in a run of 'throughput', 'ledger' and 'relay'")
     parser.add_argument("--scenes", type=int, default=None, help="only the first so many throughput scenes")
-    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the largest table in 'scale'")
+    parser.add_argument("--memory", type=int, default=200_000, help="messages of the steady load in 'memory'")
+    parser.add_argument(
+        "--bodies", type=int, default=100, help="bodies of 10 MB in 'memory'; ten times as many of 1 MB"
+    )
+    parser.add_argument("--large", type=int, default=1_000_000, help="rows of the largest queue in 'scale'")
+    parser.add_argument(
+        "--fleet", type=int, default=10_000, help="messages for 50 workers, and beside poison, in 'scale'"
+    )
+    parser.add_argument(
+        "--rows", type=int, default=10_000_000, help="of the ledger in 'scale', and completed in 'huge'"
+    )
     parser.add_argument("--orders", type=int, default=1_000_000, help="in 'completeness'")
     return parser.parse_args()
 
@@ -145,57 +119,115 @@ def _quick(server: MariaDbServer, api: ApiProcess, directory: Path) -> int:
     return 1 if grown else 0
 
 
+def _throughput(stage: Stage) -> None:
+    done = []
+    for scene, contestants in _scenes(stage.options.messages)[: stage.options.scenes]:
+        with ExitStack() as stack:
+            api = stack.enter_context(ApiProcess(_certificate(stage.directory))) if scene.tls else stage.api
+            try:
+                rounds = throughput.rounds(
+                    *(scene, contestants),
+                    count=stage.options.rounds,
+                    server=stage.server,
+                    api=api,
+                    directory=stage.directory,
+                )
+            except Unavailable as error:
+                stage.section.add(f"### {scene.name}\n\nNot measured: {error}\n")
+                continue
+        done.append(report.as_json(scene, rounds))
+        stage.section.add(report.throughput_table(scene, rounds), scenes=done)
+    report.plot(RESULTS)
+
+
+def _counted(stage: Stage) -> None:
+    found = counted.count_all(stage.server, stage.api, stage.directory)
+    stage.section.add(_counted_table(found), counted=found)
+
+
 def _counted_table(found: list[counted.Counted]) -> str:
     rows = "".join(f"| {each.name} | {each.value:.1f} | {each.limit:g} |\n" for each in found)
     return f"| counted | value | limit |\n| --- | --- | --- |\n{rows}"
 
 
-def _idleness(server: MariaDbServer, api: ApiProcess, directory: Path, count: int, tell: Any) -> dict[str, Any]:
-    quiet = idleness.idle(server, api, directory, samples=100, seconds=15)
-    tell(
+def _ledger(stage: Stage) -> None:
+    options = stage.options
+    found = ledger.measure(stage.server, stage.api, stage.directory, rounds=options.rounds, count=options.messages // 3)
+    stage.section.add(ledger.table(found), rounds=found)
+
+
+def _relay(stage: Stage) -> None:
+    options = stage.options
+    found = relay.measure(stage.server, stage.api, stage.directory, rounds=options.rounds, count=options.messages)
+    stage.section.add(relay.table(found), rounds=found)
+
+
+def _idleness(stage: Stage) -> None:
+    place = (stage.server, stage.api, stage.directory)
+    quiet = idleness.idle(*place, samples=100, seconds=15)
+    stage.section.add(
         f"Commit to request at an idle worker: median {quiet.latency_median_ms:.0f} ms, "
         f"p99 {quiet.latency_p99_ms:.0f} ms. Idle: {quiet.queries_per_second:.1f} queries a second, "
-        f"{quiet.cpu_share:.2%} of a core.\n"
+        f"{quiet.cpu_share:.2%} of a core.\n",
+        idle=quiet,
     )
-    first = idleness.first_request_seconds(server, api, directory)
-    imported = idleness.import_seconds()
-    tell(
-        f"Start to first request: {report.spread(first)} s. `zithara-worker --version`: {report.spread(imported)} s.\n"
+    first, version = idleness.first_request_seconds(*place), idleness.import_seconds()
+    stage.section.add(
+        f"Start to first request: {report.spread(first)} s. `zithara-worker --version`: {report.spread(version)} s.\n",
+        first_request_seconds=first,
+        version_seconds=version,
     )
-    # pymysql loads cryptography where it is installed, for MySQL's caching_sha2_password.
-    arrangements: list[tuple[int, tuple[str, ...]]] = [(1, ()), (16, ()), (64, ()), (64, ("cryptography",))]
-    memories = [
-        idleness.memory(server, api, directory, threads=threads, count=count, without=without)
-        for threads, without in arrangements
-    ]
-    for each in memories:
-        tell(
-            f"Resident with {each.threads} threads{''.join(f', without {name}' for name in each.without)}: "
-            f"{each.early_mib:.1f} MiB after {each.messages // 10:,} messages, "
-            f"{each.late_mib:.1f} MiB after {each.messages:,}.\n"
+
+
+def _memory(stage: Stage) -> None:
+    place, count = (stage.server, stage.api, stage.directory), stage.options.memory
+    found = memory.by_threads(*place, count=count // 10)
+    stage.section.add(memory.table(found), by_threads=found)
+    steady = memory.steady(*place, count=count)
+    stage.section.add(memory.table([steady]), steady=steady)
+    large = memory.large_bodies(*place, count=stage.options.bodies)
+    stage.section.add(memory.table(large), large_bodies=large)
+    programs = memory.together(*place)
+    stage.section.add(memory.table_together(programs), together=programs)
+
+
+def _completeness(stage: Stage) -> None:
+    orders = stage.options.orders
+    proof = completeness.measure(
+        stage.server, stage.api, stage.directory, orders=orders, missing=orders // 100, live_per_second=20
+    )
+    stage.section.add(f"{orders:,} orders\n\n" + completeness.table(proof), proof=proof)
+
+
+def _scale(stage: Stage) -> None:
+    place, options, section = (stage.server, stage.api, stage.directory), stage.options, stage.section
+    fleets = stress.fleets(*place, count=options.fleet)
+    section.add("### Many workers\n\n" + stress.table_fleets(fleets), fleets=fleets)
+    poisoned = stress.poisoned(*place, rounds=options.rounds, count=options.fleet)
+    section.add("### Poison\n\n" + stress.table_poisoned(poisoned), poisoned=poisoned)
+    kept = stress.expiry(*place, rows=options.large * 3 // 10)
+    section.add("### An old backlog\n\n" + stress.table_kept(kept), expiry=kept)
+    passed = list(scale.measure_group(stage.server, count=options.large // 10))
+    section.add("### Many messages of one group\n\n" + scale.table_passed(passed), passed=passed)
+    costs = list(scale.measure_ledger(stage.server, rows=options.rows))
+    section.add("### Rows in the delivery ledger\n\n" + scale.table(costs), ledger=costs)
+    for title, indexed in (("without the optional index", False), ("with the optional index", True)):
+        costs = list(scale.measure(stage.server, large=options.large, indexed=indexed))
+        section.add(f"### Other rows, {title}\n\n" + scale.table(costs), **{"indexed" if indexed else "plain": costs})
+
+
+def _huge(stage: Stage) -> None:
+    rows = stage.options.rows
+    with Shop(stage.server) as shop:
+        huge.fill(shop, rows)
+        steps = huge.measure(shop)
+        stage.section.add(
+            f"### {rows:,} completed rows, without the optional index\n\n" + huge.table(steps), plain=steps
         )
-    return {
-        **asdict(quiet),
-        "first_request_seconds": first,
-        "version_seconds": imported,
-        "memory": [asdict(each) for each in memories],
-    }
-
-
-def _scale(server: MariaDbServer, large: int, tell: Any, title: str, *, indexed: bool) -> list[dict[str, Any]]:
-    costs = scale.measure(server, large=large, indexed=indexed)
-    base = costs[0].microseconds
-    rows = "".join(
-        f"| {each.surroundings} | {each.microseconds / base:.2f} | {each.microseconds:.0f} | {each.p90:.0f} "
-        f"| {each.first_claim_ms:.0f} | {each.statements_per_100:.1f} |\n"
-        for each in costs
-    )
-    tell(
-        f"### {title}\n\n"
-        f"| beside | / empty shop | us a message, median | p90 | first claim, ms | statements per 100 |\n"
-        f"| --- | --- | --- | --- | --- | --- |\n{rows}"
-    )
-    return [asdict(each) for each in costs]
+        built = huge.build(shop)
+        stage.section.add(huge.told(built), built=built)
+        steps = huge.measure(shop)
+        stage.section.add("### With the optional index\n\n" + huge.table(steps), indexed=steps)
 
 
 def _certificate(directory: Path) -> str:
@@ -207,11 +239,18 @@ def _certificate(directory: Path) -> str:
     return str(path)
 
 
-def _told(machine: dict[str, Any]) -> str:
-    return (
-        f"{machine['when']}, {machine['cores']} cores, Python {machine['python']}, load before the run "
-        f"{machine['load_before']:.1f}. Ratios are of the same round; (least-most) over the rounds."
-    )
+#: In the order in which they run, and stand in the results
+PARTS: Mapping[str, Part] = {
+    "throughput": Part("Throughput", _throughput),
+    "counted": Part("Counted costs", _counted),
+    "ledger": Part("The delivery ledger", _ledger),
+    "relay": Part("The relay", _relay),
+    "idleness": Part("Latency and idleness", _idleness),
+    "memory": Part("Memory", _memory, ("--max-allowed-packet=64M",)),
+    "completeness": Part("reconcile", _completeness, LARGE_SERVER),
+    "scale": Part("Scale", _scale, LARGE_SERVER),
+    "huge": Part("Millions of completed rows", _huge, LARGE_SERVER),
+}
 
 
 if __name__ == "__main__":

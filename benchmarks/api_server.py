@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -38,8 +39,10 @@ class _Window:
         self._changed = threading.Condition()
         self.reset()
 
-    def reset(self, *, keep_arrivals: bool = False) -> None:
+    def reset(self, *, keep_arrivals: bool = False, failing: Sequence[str] = (), failing_seconds: float = 0.0) -> None:
         with self._changed:
+            self._failing, self._failed = frozenset(failing), 0
+            self._failure = Reply.error().after(failing_seconds)
             self._first = self._last = 0.0
             self._count = 0
             self._arrivals: list[Arrival] | None = [] if keep_arrivals else None
@@ -49,6 +52,9 @@ class _Window:
     def note(self, request: RecordedRequest) -> Reply | None:
         if request.path != TOKEN_PATH:
             with self._changed:
+                if request.message in self._failing:
+                    self._failed += 1
+                    return self._failure
                 if self._count == 0:
                     self._first = request.at
                 self._count += 1
@@ -69,6 +75,7 @@ class _Window:
         with self._changed:
             return {
                 "requests": self._count,
+                "failed": self._failed,
                 "first": self._first,
                 "last": self._last,
                 **({"arrivals": self._arrivals} if self._arrivals is not None else {}),
@@ -88,8 +95,8 @@ def serve() -> None:
         for line in sys.stdin:
             order = json.loads(line)
             if order["do"] == "reset":
-                window.reset(keep_arrivals=order.get("keep_arrivals", False))
                 api.latency_seconds = order["latency_seconds"]
+                window.reset(**order["window"])
                 _answer({"connections": api.connection_count})
             elif order["do"] == "wait":
                 _answer({"came": window.wait(order["count"], order["seconds"], order["digit"])})
@@ -126,8 +133,10 @@ class ApiProcess:
         self._process.terminate()
         self._process.communicate()
 
-    def reset(self, *, latency_seconds: float = 0.0, keep_arrivals: bool = False) -> None:
-        before = self._ask({"do": "reset", "latency_seconds": latency_seconds, "keep_arrivals": keep_arrivals})
+    def reset(self, *, latency_seconds: float = 0.0, **window: Any) -> None:
+        """`window`: `keep_arrivals`; `failing`: messages whose requests get 500 after `failing_seconds`, and are
+        counted apart."""
+        before = self._ask({"do": "reset", "latency_seconds": latency_seconds, "window": window})
         self._connections_before = int(before["connections"])
 
     def wait(self, count: int, within: float, *, digit: str = "") -> bool:

@@ -3,18 +3,16 @@ beside one that is delivered. In pairs, so that the noise of the machine is shar
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from benchmarks import messages, report
 from benchmarks.api_server import ApiProcess
-from benchmarks.processes import Measured, contestant, run
+from benchmarks.processes import Measured, consume, run
 from benchmarks.throughput import write_worker_config
-from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.mariadb import MariaDbServer
-from zithara_worker.sandbox.publisher import stored_body
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
@@ -78,19 +76,14 @@ def _drained(
     runs = []
     with Shop(server) as shop:
         shop.configure_webhook()
-        changes = {"inactive_carts": "send"} if without else {}
-        config = write_worker_config(directory / "worker.conf", shop, api, threads=THREADS, zithara=changes)
+        changes = {"zithara": {"inactive_carts": "send"}} if without else {}
+        config = write_worker_config(directory / "worker.conf", shop, api, threads=THREADS, sections=changes)
         name = "worker_without_ledger" if without else "worker"
-        command = contestant(name, "--config", str(config), "consume", topic, "--max-messages", str(count))
+        command = consume(config, topic, "--max-messages", str(count), name=name)
         again = topic == TOPIC_CART and not without
         for requests in (count, 0) if again else (count,):
-            shop.publish_bodies(topic, messages.bodies(count) if topic == TOPIC_ORDER else _carts(count))
+            shop.publish_bodies(topic, messages.bodies(count) if topic == TOPIC_ORDER else messages.carts(count))
             runs.append(run(name, [command], api=api, latency_seconds=0.0, messages=count, requests=requests))
             if runs[-1].requests != requests:
                 raise RuntimeError(f"{name} sent {runs[-1].requests} requests instead of {requests}")
     return runs
-
-
-def _carts(count: int) -> Iterator[str]:
-    body = stored_body(examples.cart("CART-NUMBER"))
-    return (body.replace("CART-NUMBER", str(7_000_000 + number)) for number in range(count))

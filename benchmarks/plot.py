@@ -16,7 +16,7 @@ BASE = "raw_httpx"
 
 
 def main() -> None:
-    scenes = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["throughput"]
+    scenes = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))["throughput"]["scenes"]
     figure, axes = plt.subplots(len(scenes), 2, figsize=(11, 2.4 * len(scenes)), squeeze=False)
     for row, scene in zip(axes, scenes, strict=True):
         for axis, title, key in zip(row, ("pace", "CPU a message"), ("pace", "cpu"), strict=True):

@@ -1,18 +1,24 @@
-"""Starts a contestant as a process of its own, and takes its wall-clock time and CPU after its own start.
+"""Starts what is measured as processes of their own.
+
+`run` starts a contestant, waits for its end, and takes its wall-clock time and CPU after its own start.
 
 A contestant writes a line `{"ready": <CPU seconds spent so far>}` to standard output when its imports are done, and
 ends by itself when it has handled all messages. What it spends before does not count: a shop starts it once a week.
+
+`running` starts processes that serve until the block ends.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,24 +58,18 @@ def run(
     latency_seconds: float,
     messages: int,
     requests: int | None = None,
-    environment: dict[str, str] | None = None,
+    **window: bool,
 ) -> Measured:
     """Runs one contestant (several processes of it at once, if several commands are given) to its end.
 
-    `requests`: how many it must send at least; None: one a message.
+    `requests`: how many it must send at least; None: one a message. `window`: as for `ApiProcess.reset`.
     """
-    api.reset(latency_seconds=latency_seconds)
+    api.reset(latency_seconds=latency_seconds, **window)
     with tempfile.TemporaryFile("w+") as complaints:
         started = time.monotonic()
         processes = [
             subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=complaints,
-                text=True,
-                cwd=PROJECT,
-                env={**os.environ, **(environment or {})},
+                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, text=True, cwd=PROJECT
             )
             for command in commands
         ]
@@ -101,6 +101,36 @@ def run(
 
 def contestant(name: str, *arguments: str, python: str = sys.executable) -> list[str]:
     return [python, "-m", f"benchmarks.contestants.{name}", *arguments]
+
+
+def consume(config: Path, topic: str, *limits: str, name: str = "worker") -> list[str]:
+    """A contestant: the worker, by its own command. `limits`: when it ends."""
+    return contestant(name, "--config", str(config), "consume", topic, *limits)
+
+
+@contextmanager
+def running(commands: Sequence[Sequence[str]]) -> Iterator[list[int]]:
+    """Process ids of what is at work during the block, and is then asked to end in order (SIGTERM)."""
+    with ExitStack() as ends:
+        processes = []
+        for command in commands:
+            processes.append(
+                subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=PROJECT)
+            )
+            ends.callback(_kill, processes[-1])
+        yield [process.pid for process in processes]
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        for process in processes:
+            # PHP's consumer has no handler for it.
+            if process.wait(timeout=60) not in (0, -signal.SIGTERM):
+                raise RuntimeError(f"{process.args!r} ended with {process.returncode}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is None:
+        process.kill()
+        process.wait()
 
 
 def _listen(process: subprocess.Popen[str]) -> tuple[float, dict[str, Any]]:

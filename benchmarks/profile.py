@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks import messages
 from benchmarks.api_server import ApiProcess
-from benchmarks.processes import contestant
+from benchmarks.processes import consume
 from benchmarks.throughput import bench_python, write_worker_config
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
@@ -38,7 +38,7 @@ def main() -> None:
         api.reset()
         stacks = Path(directory) / "stacks"
         spy = [str(Path(bench_python()).with_name("py-spy")), "record", "--gil", "--format", "raw"]
-        command = contestant("worker", "--config", str(config), "consume", messages.TOPIC, "--max-messages", str(count))
+        command = consume(config, messages.TOPIC, "--max-messages", str(count))
         done = subprocess.run(
             [*spy, "--rate", str(RATE), "--output", str(stacks), "--", *command],
             capture_output=True,

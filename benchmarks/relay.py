@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks import messages, report
 from benchmarks.api_server import ApiProcess
-from benchmarks.processes import Measured, contestant, run
+from benchmarks.processes import Measured, consume, contestant, run
 from benchmarks.throughput import write_worker_config
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
@@ -78,12 +78,8 @@ def _scene(
         shop.grant_publishing()
         virtual_host.declare()
         virtual_host.publish_bodies((messages.TOPIC, body) for body in messages.bodies(count))
-        config = write_worker_config(directory / "relay.conf", shop, api, threads=THREADS)
-        with config.open("a", encoding="utf-8") as file:
-            file.write("[relay]\n")
-            settings = {**virtual_host.relay_settings, "max_pending": "1000000"}
-            file.writelines(f"{key} = {value}\n" for key, value in settings.items())
-        yield shop, config
+        sections = {"relay": {**virtual_host.relay_settings, "max_pending": "1000000"}}
+        yield shop, write_worker_config(directory / "relay.conf", shop, api, threads=THREADS, sections=sections)
 
 
 def _relay(config: Path) -> list[str]:
@@ -91,7 +87,7 @@ def _relay(config: Path) -> list[str]:
 
 
 def _worker(config: Path, count: int) -> list[str]:
-    return contestant("worker", "--config", str(config), "consume", messages.TOPIC, "--max-messages", str(count))
+    return consume(config, messages.TOPIC, "--max-messages", str(count))
 
 
 def _run(name: str, commands: Sequence[Sequence[str]], api: ApiProcess, count: int, **requests: Any) -> Measured:

@@ -7,8 +7,8 @@ import os
 import platform
 import statistics
 import subprocess
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -76,11 +76,55 @@ def machine() -> dict[str, Any]:
     }
 
 
-def write(directory: Path, results: dict[str, Any], markdown: str) -> None:
-    """results.json and results.md."""
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    (directory / "results.md").write_text(markdown, encoding="utf-8")
+class Results:
+    """results.json and results.md: what each part found when it last ran. A run of some parts keeps the others."""
+
+    def __init__(self, directory: Path, titles: Mapping[str, str]) -> None:
+        self.directory = directory
+        self._titles = titles
+        self._file = directory / "results.json"
+        self._parts = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+
+    def begin(self, part: str) -> Section:
+        self._parts[part] = {"machine": machine(), "text": []}
+        return Section(self, self._parts[part])
+
+    def write(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._file.write_text(json.dumps(self._parts, indent=1) + "\n", encoding="utf-8")
+        lines = ["# Benchmark results", "", "Ratios are of the same round; (least-most) over the rounds.", ""]
+        for part in filter(self._parts.__contains__, self._titles):
+            found = self._parts[part]
+            lines += [f"## {self._titles[part]}", "", _told(found["machine"]), "", *found["text"]]
+        (self.directory / "results.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+class Section:
+    """One part of the results. Written after each piece: a run of an hour that breaks off leaves what it had."""
+
+    def __init__(self, results: Results, found: dict[str, Any]) -> None:
+        self._results = results
+        self._found = found
+
+    def add(self, text: str, **values: Any) -> None:
+        """A paragraph or table for people, and what it was made from: dataclasses, or lists of them."""
+        print(text, flush=True)
+        self._found["text"].append(text)
+        self._found.update({name: _plain(value) for name, value in values.items()})
+        self._results.write()
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return [_plain(each) for each in value] if isinstance(value, list) else value
+
+
+def _told(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['when']}, {machine['cores']} cores, Python {machine['python']}, load before the run "
+        f"{machine['load_before']:.1f}."
+    )
 
 
 def plot(directory: Path) -> None:

@@ -13,11 +13,12 @@ from types import MappingProxyType
 
 from benchmarks import messages
 from benchmarks.api_server import ApiProcess
-from benchmarks.processes import Measured, contestant, run
+from benchmarks.processes import Measured, consume, contestant, run
 from benchmarks.quota import share_of
 from zithara_worker.messages import Event, Request
 from zithara_worker.processors import ShopContext, identify, process
 from zithara_worker.sandbox.mariadb import MariaDbServer
+from zithara_worker.sandbox.session import Sections, write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.zithara.api import encoded
 
@@ -89,18 +90,14 @@ def php(stage: Stage) -> Measured:
     count = min(stage.scene.messages, FEW if stage.scene.latency_ms else 1_000)
     with Shop(stage.server) as shop:
         shop.publish_bodies(messages.TOPIC, messages.bodies(count))
-        command = [
-            shutil.which("php") or "php",
-            str(Path(__file__).with_name("contestants") / "php_consumer.php"),
-            str(stage.server.socket_path),
-            shop.name,
-            "root",
-            "",
-            stage.api.base_url,
-            stage.api.token,
-            str(count),
-        ]
-        return _run("php", [command], stage, count)
+        return _run("php", [php_consumer(shop, stage.api, count)], stage, count)
+
+
+def php_consumer(shop: Shop, api: ApiProcess, count: int, queue: str = "zithara_order_queue") -> list[str]:
+    """The command of a PHP consumer, which waits at its queue until it has had `count` messages."""
+    script = Path(__file__).with_name("contestants") / "php_consumer.php"
+    database = [str(shop.server.socket_path), shop.name, "root", ""]
+    return [shutil.which("php") or "php", str(script), *database, api.base_url, api.token, str(count), queue]
 
 
 def huey(stage: Stage) -> Measured:
@@ -169,7 +166,7 @@ def _worker(stage: Stage, processes: int, *, cores: float | None = None) -> Meas
     count = stage.scene.messages
     with _shop_of(stage) as config:
         limit = ["--max-messages", str(count)] if processes == 1 else ["--stop-when-empty"]
-        commands = [contestant("worker", "--config", str(config), "consume", messages.TOPIC, *limit)] * processes
+        commands = [consume(config, messages.TOPIC, *limit)] * processes
         name = "worker" if processes == 1 else f"{processes} workers"
         if cores is None:
             return _run(name, commands, stage, count)
@@ -198,25 +195,18 @@ def write_worker_config(
     threads: int,
     verify: bool = False,
     metrics: str = "",
-    zithara: Mapping[str, str] = MappingProxyType({}),
+    sections: Sections = MappingProxyType({}),
 ) -> Path:
-    """Defaults, with the log where a shop has it: in a file, as JSON. `metrics`: where to listen; '': nowhere."""
+    """Defaults, with the log where a shop has it: in a file, as JSON. `metrics`: where to listen; '': nowhere.
+    `sections`: further settings."""
     settings = {
-        "database": dict(shop.worker_settings),
-        "zithara": {"base_url": api.base_url, "verify": str(verify).lower(), **zithara},
+        "zithara": {"verify": str(verify).lower()},
         "worker": {"concurrency": str(threads)},
         "logging": {"file": str(path.with_suffix(".log"))},
         "metrics": {"listen": metrics},
     }
-    path.touch(mode=0o600)
-    path.write_text(
-        "".join(
-            f"[{section}]\n" + "".join(f"{key} = {value}\n" for key, value in values.items())
-            for section, values in settings.items()
-        ),
-        encoding="utf-8",
-    )
-    return path
+    both = {name: {**settings.get(name, {}), **sections.get(name, {})} for name in {*settings, *sections}}
+    return write_config(path, shop, api, both)
 
 
 def _general_purpose(name: str, stage: Stage) -> Measured:
