@@ -50,15 +50,9 @@ class Permit(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerStatus:
-    """`since`: when the state began, on the breaker's clock. `next_probe_in`: seconds; None if closed, or while a probe
-    is under way.
-
-    `why`: the failure that opened it or the last probe's, for people; "" if closed.
-    """
+    """`why`: the failure that opened it or the last probe's, for people; "" if closed."""
 
     state: BreakerState
-    since: float
-    next_probe_in: float | None
     why: str
 
 
@@ -76,33 +70,28 @@ class CircuitBreaker:
         #: Failures since the last success, and the groups of those that count as evidence
         self._failures = 0
         self._groups: set[str] = set()
-        self._open = False
+        #: Whether it is open or half-open
+        self.is_open = False
         self._why = ""
         self._pause = FIRST_PAUSE_SECONDS
         self._probe_at = 0.0
         self._probing = False
         self._window: int | None = None
-        self._since = clock()
-
-    @property
-    def is_open(self) -> bool:
-        """Whether it is open or half-open."""
-        return self._open
 
     def allowance(self) -> int | None:
         """How many messages may be claimed at the same time: None for no limit, a few after an outage, 1 for a probe,
         0."""
-        if not self._open and self._window is None:
+        if not self.is_open and self._window is None:
             return None
         with self._lock:
-            if not self._open:
+            if not self.is_open:
                 return self._window
             return 1 if self._may_probe() else 0
 
     def next_opening_seconds(self) -> float:
         """Seconds until the allowance may rise from 0; 0 if something may be sent now."""
         with self._lock:
-            if not self._open or self._may_probe():
+            if not self.is_open or self._may_probe():
                 return 0.0
             return PROBING_SECONDS if self._probing else self._probe_at - self._clock()
 
@@ -115,7 +104,7 @@ class CircuitBreaker:
         """Takes a permit, whose result one of the methods below must record. None: do not send."""
         with self._lock:
             permit = Permit.NORMAL
-            if self._open:
+            if self.is_open:
                 if not self._may_probe():
                     return None
                 self._probing = True
@@ -131,12 +120,11 @@ class CircuitBreaker:
             self._groups.clear()
             if self._window is not None:
                 self._window = self._window * 2 if self._window < WIDEST_WINDOW else None
-            if not self._open:
+            if not self.is_open:
                 return False
-            self._open = self._probing = False
+            self.is_open = self._probing = False
             self._why = ""
             self._window = FIRST_WINDOW
-            self._since = self._clock()
             return True
 
     def record_failure(self, permit: Permit, why: str, *, group: str | None) -> bool:
@@ -176,24 +164,19 @@ class CircuitBreaker:
 
     def status(self) -> BreakerStatus:
         with self._lock:
-            now = self._clock()
-            if not self._open:
+            if not self.is_open:
                 state = BreakerState.CLOSED
             else:
-                state = BreakerState.HALF_OPEN if self._probing or now >= self._probe_at else BreakerState.OPEN
-            return BreakerStatus(
-                state=state,
-                since=self._since,
-                next_probe_in=max(0.0, self._probe_at - now) if self._open and not self._probing else None,
-                why=self._why,
-            )
+                waits = not self._probing and self._clock() < self._probe_at
+                state = BreakerState.OPEN if waits else BreakerState.HALF_OPEN
+            return BreakerStatus(state=state, why=self._why)
 
     def _may_probe(self) -> bool:
         return not self._probing and self._clock() >= self._probe_at
 
     def _failed(self, permit: Permit, why: str, *, enough: bool) -> bool:
         self._under_way -= 1
-        if self._open:
+        if self.is_open:
             if permit is Permit.PROBE:
                 self._why = why
                 self._probing = False
@@ -202,10 +185,9 @@ class CircuitBreaker:
             return False
         if not enough:
             return False
-        self._open = True
+        self.is_open = True
         self._why = why
         self._probing = False
         self._pause = FIRST_PAUSE_SECONDS
-        self._since = self._clock()
-        self._probe_at = self._since + self._pause
+        self._probe_at = self._clock() + self._pause
         return True

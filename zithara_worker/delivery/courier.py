@@ -62,8 +62,6 @@ class TargetStatus:
 class _TargetState:
     """What is known of one target."""
 
-    __slots__ = ("breaker", "name", "throttle", "witnesses")
-
     def __init__(self, name: str, clock: Callable[[], float]) -> None:
         self.name = name
         self.breaker = CircuitBreaker(clock=clock)

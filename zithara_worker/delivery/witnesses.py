@@ -37,30 +37,26 @@ class Witnesses:
         #: Groups whose failures are no evidence of an outage; see `suspects`
         self._suspects: dict[str, None] = {}
         self._lock = threading.Lock()
-        self._latest: Success | None = None
-        #: The latest success of a group other than that of `_latest`
+        self.latest: Success | None = None
+        #: The latest success of a group other than that of `latest`
         self._other: Success | None = None
 
     def add(self, success: Success) -> None:
         with self._lock:
             self._suspects.pop(success.group, None)
             self._failed_at.pop(success.group, None)
-            latest = self._latest
+            latest = self.latest
             if latest is None or latest.group == success.group:
-                self._latest = _later(latest, success)
+                self.latest = _later(latest, success)
             elif success.began_at >= latest.began_at:
-                self._latest, self._other = success, latest
+                self.latest, self._other = success, latest
             else:
                 self._other = _later(self._other, success)
-
-    @property
-    def latest(self) -> Success | None:
-        return self._latest
 
     def other_than(self, group: str) -> Success | None:
         """The latest success of another group."""
         with self._lock:
-            return self._other if self._latest is not None and self._latest.group == group else self._latest
+            return self._other if self.latest is not None and self.latest.group == group else self.latest
 
     def last_failure(self, group: str, recorded: float | None) -> float | None:
         """When this group failed the last time. `recorded`: when that failure was settled; None without one."""
