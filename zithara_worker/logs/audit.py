@@ -62,25 +62,13 @@ class AuditFile:
         self._descriptor: int | None = None
         self._torn = False
         self._waiting: deque[bytes] = deque()
-        self._problem: str | None = None
         self._retry_at = 0.0
         self._complain_at = 0.0
-        self._lost = 0
-        self._written = 0
-
-    @property
-    def problem(self) -> str | None:
-        """Why the last write failed; None when it succeeded."""
-        return self._problem
-
-    @property
-    def lines_written(self) -> int:
-        return self._written
-
-    @property
-    def lines_lost(self) -> int:
-        """Lines that were given up because the file could not be written for too long."""
-        return self._lost
+        #: Why the last write failed; None when it succeeded
+        self.problem: str | None = None
+        self.lines_written = 0
+        #: Lines that were given up because the file could not be written for too long
+        self.lines_lost = 0
 
     def is_for(self, path: Path | None, *, required: bool) -> bool:
         """Whether these settings ask for this audit file."""
@@ -103,7 +91,7 @@ class AuditFile:
         """
         with self._lock:
             self._write(at_once=False)
-            return self._problem is None
+            return self.problem is None
 
     def reopen(self) -> None:
         """After SIGHUP: the next line opens the file again by its name."""
@@ -115,7 +103,7 @@ class AuditFile:
         with self._lock:
             self._write(at_once=True)
             if self._waiting:
-                self._lost += len(self._waiting)
+                self.lines_lost += len(self._waiting)
                 log.error(
                     "audit lines lost: %s could not be written",
                     self._path,
@@ -162,7 +150,7 @@ class AuditFile:
                 raise OSError(0, "only a part could be written")
             left -= len(line)
             self._waiting.popleft()
-            self._written += 1
+            self.lines_written += 1
 
     def _open(self) -> int:
         """The open file. Opens it again when another file has its name now (logrotate)."""
@@ -187,7 +175,7 @@ class AuditFile:
         return f"less than {RESERVE_BYTES // 1024} KiB are left on its file system"
 
     def _failed(self, problem: str, now: float) -> None:
-        if self._problem is None or now >= self._complain_at:
+        if self.problem is None or now >= self._complain_at:
             self._complain_at = now + LOG_SECONDS
             log.error(
                 "the audit file %s cannot be written: %s; free space or correct its permissions, or name another file "
@@ -197,17 +185,17 @@ class AuditFile:
                 " (no messages are taken until then)" if self._required else "",
                 extra={"event": "audit_unwritable", "file": str(self._path), "waiting": len(self._waiting)},
             )
-        self._problem = problem
+        self.problem = problem
 
     def _recovered(self) -> None:
-        if self._problem is not None:
+        if self.problem is not None:
             log.info("the audit file can be written again", extra={"event": "audit_writable", "file": str(self._path)})
-        self._problem = None
+        self.problem = None
 
     def _drop_oldest(self) -> None:
         while len(self._waiting) > KEPT:
             self._waiting.popleft()
-            self._lost += 1
+            self.lines_lost += 1
 
 
 def operator_action(

@@ -243,21 +243,6 @@ class Transport(httpx.BaseTransport):
 class _Connection:
     """The connection of one thread to one host, with the deadline of the current exchange."""
 
-    __slots__ = (
-        "_closed",
-        "_deadline",
-        "_host",
-        "_http",
-        "_idle_since",
-        "_lock",
-        "_monotonic",
-        "_overdue",
-        "_port",
-        "_readable",
-        "_socket",
-        "_tls",
-    )
-
     def __init__(self, url: httpx.URL, tls: ssl.SSLContext, monotonic: Callable[[], float]) -> None:
         self._host = url.raw_host.decode("ascii")
         self._port = url.port or (443 if url.scheme == "https" else 80)

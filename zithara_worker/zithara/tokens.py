@@ -107,12 +107,8 @@ class TokenSource:
         self._rejected: str | None = None
         self._failure: tuple[float, type[TokenUnavailable | CredentialsRefused], str] | None = None
         self._seen: deque[str] = deque(maxlen=8)
-        self._refresh_count = 0
-
-    @property
-    def refresh_count(self) -> int:
-        """How many tokens the API has given."""
-        return self._refresh_count
+        #: How many tokens the API has given
+        self.refresh_count = 0
 
     def get(self) -> str:
         """A token that has not expired and has not been refused. Raises TokenUnavailable, CredentialsRefused."""
@@ -247,7 +243,7 @@ class TokenSource:
         now = self._clock()
         # At least half of the lifetime: a token of a minute or less would otherwise be renewed for every request.
         self._adopt(token, use_until_utc=now + max(lifetime - MARGIN_SECONDS, lifetime / 2))
-        self._refresh_count += 1
+        self.refresh_count += 1
         log.info("access token renewed", extra={"event": "token_renewed", "lifetime_seconds": lifetime})
         return token, now + lifetime
 
