@@ -83,7 +83,6 @@ class Listener:
             f" (port {self._port} is taken)" if taken else "",
             extra={"event": "listening", "address": self.address},
         )
-
         if self._server.server_address[0] in ("0.0.0.0", "::"):  # noqa: S104 - compared, not bound
             log.warning(
                 "[metrics] listen is on all addresses of this host: anybody who reaches it can read topics, counts "
@@ -246,12 +245,6 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server_version
 
     def do_GET(self) -> None:
-        self._answer()
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         self.server.work_for_client(self.connection)
         path = urlsplit(self.path).path
         route = self.server.routes.get(path)
@@ -272,6 +265,8 @@ class _Handler(BaseHTTPRequestHandler):
                 reply = text(HTTPStatus.INTERNAL_SERVER_ERROR, "an error in the worker, see its log")
         self.server.wait_for_client(self.connection)
         self._send(reply)
+
+    do_HEAD = do_GET  # noqa: N815 - the name that http.server looks for
 
     def _send(self, reply: Reply) -> None:
         self.send_response(reply.status)
