@@ -14,16 +14,15 @@ from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import Contention, DatabaseRefused, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.limits import End, Limits
-from zithara_worker.messages import Outcome, OutcomeKind
+from zithara_worker.messages import Evidence, Outcome, OutcomeKind
 from zithara_worker.monitor.health import LoopStatus
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.queue.held import Held, Stage
 from zithara_worker.queue.renewal import Renewal
-from zithara_worker.reasons import INTERNAL_ERROR
+from zithara_worker.reasons import INTERNAL_ERROR, LATE, SHUTDOWN
 from zithara_worker.settings.reload import Reload
 from zithara_worker.worker.claiming import Claiming
 from zithara_worker.worker.duties import LOG_INTERVAL, Duties, Timer
-from zithara_worker.worker.ending import release_unanswered, release_unsent
 from zithara_worker.worker.inbox import Inbox
 from zithara_worker.worker.settling import Settling
 
@@ -261,15 +260,25 @@ class Loop:
         deadline = self._monotonic() + self._shutdown_timeout
         self._courier.shutdown()
         log.info("stopping", extra={"event": "stopping", "in_hand": len(self._held)})
-        release_unsent(self._pool, self._inbox)
+        for message in self._pool.drain():
+            self._inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=SHUTDOWN))
         while self._held and self._monotonic() < deadline:
             at_once = self._inbox.results and self._database_down_until is None
             self._collect(0.0 if at_once else min(ENDING_WAIT_SECONDS, deadline - self._monotonic()))
             self._with_database(self._settle)
-        release_unanswered(self._held, self._inbox)
+        self._release_unanswered()
         self._with_database(self._settle)
         if self._held:
             log.warning(
                 "stopped without the database: leases bring these messages back",
                 extra={"event": "left_behind", "count": len(self._held)},
             )
+
+    def _release_unanswered(self) -> None:
+        for message in self._held.messages(Stage.CLAIMED, Stage.HANDED_OUT):
+            # Its thread may still wait for a token, or send again after a reset: not after another worker has the
+            # message.
+            self._held.revoke(message)
+            log.warning("no answer within shutdown_timeout: released", extra={"event": "late", **message.log_fields})
+            # Its request may have left, and may still be processed.
+            self._inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=LATE, evidence=Evidence.PATH))
