@@ -145,23 +145,23 @@ class WorkerStatus:
 
     id: str
     host: str
-    pid: int
+    pid: int = 0
     role: str = CONSUME
-    version: str
-    topics: tuple[str, ...]
-    started_utc: float | None
+    version: str = ""
+    topics: tuple[str, ...] = ()
+    started_utc: float | None = None
     last_seen_seconds: float
     alive: bool
     #: It stopped in order, and only its minutes count
     stopped: bool = False
     #: False: it holds leases and has no row of its own any more
-    registered: bool
-    in_flight: int
+    registered: bool = True
+    in_flight: int = 0
     #: Topic -> messages leased to it
     held: Mapping[str, int]
-    metrics_address: str | None
+    metrics_address: str | None = None
     #: Target -> what the worker wrote of it; another version may have written something else
-    targets: Mapping[str, Any]
+    targets: Mapping[str, Any] = field(default_factory=dict)
     #: [worker] rate_limit bounds its pace
     is_rate_limited: bool = False
     #: It takes no messages, because the shop has switched Zithara off
@@ -173,7 +173,7 @@ class WorkerStatus:
     #: Of a relay: topic -> its queue in RabbitMQ
     rabbitmq: Mapping[str, RelayedQueue] = field(default_factory=dict)
     #: What it did, as `registry.MinuteCounters.minutes` wrote it
-    minutes: Mapping[str, Any] = field(repr=False)
+    minutes: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def target_reports(self) -> Iterator[TargetReport]:
@@ -372,10 +372,6 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
     for row in sorted(rows, key=lambda row: (str(row["host"]), float(row["started_at"]), str(row["id"]))):
         state = dict(json_object(row["state"]))
         uncompared = state.pop(UNCOMPARED, ())
-        rabbitmq = _relayed_queues(state.pop(RABBITMQ, None))
-        is_rate_limited = bool(state.pop(RATE_LIMITED, False))
-        shop_disabled = bool(state.pop(SHOP_DISABLED, False))
-        audit_problem = str(state.pop(AUDIT_PROBLEM, ""))
         found.append(
             WorkerStatus(
                 id=str(row["id"]),
@@ -388,16 +384,15 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 last_seen_seconds=max(0.0, now - float(row["last_seen_at"])),
                 alive=bool(row["topics"]) and now - float(row["last_seen_at"]) < DEAD_AFTER_SECONDS,
                 stopped=not row["topics"],
-                registered=True,
                 in_flight=int(row["in_flight"]),
                 held=held.pop(str(row["id"]), {}),
                 metrics_address=row["metrics_address"],
-                targets=state,
-                is_rate_limited=is_rate_limited,
-                shop_disabled=shop_disabled,
-                audit_problem=audit_problem,
+                is_rate_limited=bool(state.pop(RATE_LIMITED, False)),
+                shop_disabled=bool(state.pop(SHOP_DISABLED, False)),
+                audit_problem=str(state.pop(AUDIT_PROBLEM, "")),
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
-                rabbitmq=rabbitmq,
+                rabbitmq=_relayed_queues(state.pop(RABBITMQ, None)),
+                targets=state,
                 minutes=json_object(row["minutes"]),
             )
         )
@@ -408,18 +403,10 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
             WorkerStatus(
                 id=worker_id,
                 host=worker_id.rsplit("-", 2)[0],
-                pid=0,
-                version="",
-                topics=(),
-                started_utc=None,
                 last_seen_seconds=max(0.0, now - until),
                 alive=until > now,
                 registered=False,
-                in_flight=0,
                 held=held[worker_id],
-                metrics_address=None,
-                targets={},
-                minutes={},
             )
         )
     return found
