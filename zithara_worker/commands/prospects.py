@@ -6,14 +6,12 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import datetime, timezone
 from functools import partial
 
 from zithara_worker.commands.root import Context
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ConfigurationError
-from zithara_worker.messages import Event, Lease, Message, Rejection, Request, Skip
-from zithara_worker.processors import ShopContext, process
+from zithara_worker.messages import Event, Lease, Message, Rejection, Skip
 from zithara_worker.queue.failures import Failure
 from zithara_worker.queue.ledger import Ledger
 from zithara_worker.queue.ledger_records import Record, records
@@ -24,6 +22,7 @@ from zithara_worker.shop.carts import active_carts
 from zithara_worker.shop.configuration import complete, read_configuration
 from zithara_worker.units import moment
 from zithara_worker.worker.relevance import Relevance, look_at_carts
+from zithara_worker.worker.starting import RequestFactory
 from zithara_worker.zithara.api import request_digest
 
 #: What a retry does, beside the codes of `reasons`: it sends the request; it is done with --force only; it completes or
@@ -51,13 +50,10 @@ class Prospects:
         self._database = database
         configured, shop = context.configured, read_configuration(database, None)
         zithara = configured.settings.zithara
-        self.shop = ShopContext(
-            webhook_url=zithara.webhook_url or shop.webhook_url,
-            active_config_id=shop.active_config_id,
-            config_ids=shop.config_ids,
-            invented_phone=zithara.invented_phone,
-            now_utc=datetime.now(timezone.utc),
-        )
+        requests = RequestFactory(zithara, shop, utc=time.time)
+        self.shop = requests.context
+        #: The request that an event becomes, or why it becomes none
+        self.process = requests.process
         #: Whether the shop wants its messages delivered
         self.enabled = shop.consumable
         #: Of the account that messages are sent to; None: its credentials cannot be read
@@ -71,10 +67,6 @@ class Prospects:
             look_at_carts=look_at_carts(partial(active_carts, database)) if zithara.inactive_carts == "skip" else None,
             utc=time.time,
         )
-
-    def process(self, event: Event) -> Request | Skip | Rejection:
-        """The request that an event becomes, or why it becomes none."""
-        return process(event, self.shop)
 
     def accepted(self, topic: str, group_key: str) -> Record | None:
         """What Zithara last accepted of the entity. Of another account, if nothing else is known."""

@@ -23,7 +23,6 @@ from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ZitharaWorkerError
 from zithara_worker.limits import Limits
 from zithara_worker.logs.audit import AuditFile
-from zithara_worker.messages import Message, Outcome
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
 from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, SHOP_DISABLED, UNCOMPARED
@@ -190,11 +189,11 @@ class Parts:
 
     @cached_property
     def requests(self) -> RequestFactory:
-        def on_webhook_url() -> None:
-            self.courier.forget(WEBHOOK)
-
         return RequestFactory(
-            self._settings.zithara, self._prepared.shop, utc=self._lasting.utc, on_webhook_url=on_webhook_url
+            self._settings.zithara,
+            self._prepared.shop,
+            utc=self._lasting.utc,
+            on_webhook_url=lambda: self.courier.forget(WEBHOOK),
         )
 
     @cached_property
@@ -243,12 +242,13 @@ class Parts:
 
     @cached_property
     def pool(self) -> DeliveryPool:
-        def on_result(message: Message, outcome: Outcome) -> None:
-            self._arrivals.put((message, outcome))
-
         before = threading.stack_size(_STACK_BYTES)
         try:
-            return DeliveryPool(self._settings.worker.concurrency, self.courier.deliver, on_result)
+            return DeliveryPool(
+                self._settings.worker.concurrency,
+                self.courier.deliver,
+                lambda message, outcome: self._arrivals.put((message, outcome)),
+            )
         finally:
             # The threads of an embedding program keep their size.
             threading.stack_size(before)

@@ -32,7 +32,7 @@ class RequestFactory:
         shop: ShopConfiguration,
         *,
         utc: Callable[[], float],
-        on_webhook_url: Callable[[], None],
+        on_webhook_url: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._shop = shop
@@ -44,15 +44,18 @@ class RequestFactory:
         if shop.webhook_url != before.webhook_url:
             self._on_webhook_url()
 
-    def process(self, event: Event) -> Request | Skip | Rejection:
-        context = ShopContext(
+    @property
+    def context(self) -> ShopContext:
+        return ShopContext(
             webhook_url=self._settings.webhook_url or self._shop.webhook_url,
             active_config_id=self._shop.active_config_id,
             config_ids=self._shop.config_ids,
             invented_phone=self._settings.invented_phone,
             now_utc=datetime.fromtimestamp(self._utc(), timezone.utc),
         )
-        return process(event, context)
+
+    def process(self, event: Event) -> Request | Skip | Rejection:
+        return process(event, self.context)
 
     def create(self, event: Event) -> Request | Skip | Rejection:
         """The request that creates the order of an update."""
