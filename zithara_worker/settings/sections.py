@@ -59,12 +59,21 @@ class _Section:
                 object.__setattr__(self, key.name, value)
         if not problems:
             self._derive()
-            problems = [f"[{_section_name(type(self))}] {text}" for text in self._contradictions()]
+            contradictions = (*self._unread_files(), *self._contradictions())
+            problems = [f"[{_section_name(type(self))}] {text}" for text in contradictions]
         if problems:
             raise ConfigurationError("\n".join(problems))
 
     def _derive(self) -> None:
         """Sets values that follow from others."""
+
+    def _unread_files(self) -> Iterator[str]:
+        for name in (key.name for key in _keys_of(self) if key.secret):
+            if getattr(self, f"{name}_file") and not getattr(self, name):
+                yield (
+                    f"{name}_file is given without {name}: only zithara_worker.settings.sources.load reads the file; a "
+                    f"program that makes Settings itself passes {name}"
+                )
 
     def _contradictions(self) -> Iterator[str]:
         """A sentence for each contradiction between values that are valid by themselves."""
@@ -113,10 +122,6 @@ class DatabaseSettings(_Section):
         values.path(),
         "Certificate authority (PEM) of the database server. If it is set, nothing is sent to a server without TLS.",
     )
-
-    def _contradictions(self) -> Iterator[str]:
-        if self.password_file and not self.password:
-            yield _unread_file("password")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,10 +180,6 @@ class ZitharaSettings(_Section):
             object.__setattr__(self, "base_url", BASE_URLS[self.environment])
 
     def _contradictions(self) -> Iterator[str]:
-        if self.client_secret_file and not self.client_secret:
-            yield _unread_file("client_secret")
-        if self.webhook_secret_file and not self.webhook_secret:
-            yield _unread_file("webhook_secret")
         if self.ca_file and not self.verify:
             yield "ca_file is given but verify is false: it would not be used; set verify to true or remove ca_file"
 
@@ -294,8 +295,6 @@ class RelaySettings(_Section):
     )
 
     def _contradictions(self) -> Iterator[str]:
-        if self.password_file and not self.password:
-            yield _unread_file("password")
         if not self.ssl and (self.ca_file or self.certificate or self.certificate_key):
             yield "ca_file, certificate and certificate_key need ssl = true: set it, or remove them"
 
@@ -336,13 +335,6 @@ class MetricsSettings(_Section):
         values.address(),
         "Address that serves metrics and health; if the port is taken, the next free one of the following 15. "
         "Port 0: any free one. Empty: off.",
-    )
-
-
-def _unread_file(name: str) -> str:
-    return (
-        f"{name}_file is given without {name}: only zithara_worker.settings.sources.load reads the file; a program "
-        f"that makes Settings itself passes {name}"
     )
 
 

@@ -206,15 +206,19 @@ def header_text() -> Kind:
     return Kind(wants="made of visible ASCII characters", parse=_same, accept=accept)
 
 
-def secret_header_text() -> Kind:
-    plain = header_text()
+def _secret_of(wants: str, accept: Callable[[str], str]) -> Kind:
+    """`accept`: of the text that the secret hides."""
 
-    def accept(value: Any) -> Secret:
+    def accepted(value: Any) -> Secret:
         if not isinstance(value, Secret):
             raise ValueError("must be a Secret")
-        return Secret(plain.accept(value.reveal()))
+        return Secret(accept(value.reveal()))
 
-    return Kind(wants=plain.wants, parse=Secret, accept=accept, secret=True)
+    return Kind(wants=wants, parse=Secret, accept=accepted, secret=True)
+
+
+def secret_header_text() -> Kind:
+    return _secret_of(header_text().wants, header_text().accept)
 
 
 def webhook_keys(text: str) -> tuple[bytes, ...]:
@@ -235,17 +239,12 @@ def webhook_keys(text: str) -> tuple[bytes, ...]:
 
 
 def webhook_secrets() -> Kind:
-    def accept(value: Any) -> Secret:
-        if not isinstance(value, Secret):
-            raise ValueError("must be a Secret")
-        webhook_keys(value.reveal())
-        return value
+    def accept(text: str) -> str:
+        webhook_keys(text)
+        return text
 
-    return Kind(
-        wants="'whsec_' and the base64 of 24 to 64 random bytes; during a rotation two of them, separated by a comma",
-        parse=Secret,
-        accept=accept,
-        secret=True,
+    return _secret_of(
+        "'whsec_' and the base64 of 24 to 64 random bytes; during a rotation two of them, separated by a comma", accept
     )
 
 
