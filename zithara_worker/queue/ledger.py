@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 from zithara_worker.database.session import Database
-from zithara_worker.messages import Accepted, Known, Message, Outcome
+from zithara_worker.messages import Known, Message, Outcome
 from zithara_worker.queue.ledger_rules import is_later
 from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import OVERTAKEN, UNCHANGED
@@ -131,7 +131,7 @@ class Ledger:
         if same:
             self._database.insert_rows(
                 "ledger_unchanged",
-                [(each.group_key, each.message_id, each.updated_at_before) for each in _by_group(same)],
+                sorted((each.group_key, each.message_id, each.updated_at_before) for each in same),
                 topic=self._topic,
                 destination=self._destination,
                 epoch=self._epoch,
@@ -145,7 +145,12 @@ class Ledger:
             if news is None:
                 continue
             create_id = message.message_id if news.entity.is_create else 0
-            if known is not None and message.message_id < known.message_id and not _replaces(message, news, known):
+            if (
+                known is not None
+                and message.message_id < known.message_id
+                # Published later in spite of its lower id, it has the newer state.
+                and not is_later(message, news.entity, known, ordered_ids=False)
+            ):
                 self._database.execute(
                     "ledger_record_older",
                     topic=self._topic,
@@ -170,12 +175,3 @@ class Ledger:
             self._database.insert_rows(
                 "ledger_record", rows, topic=self._topic, destination=self._destination, epoch=self._epoch
             )
-
-
-def _replaces(message: Message, news: Accepted, known: Known) -> bool:
-    """Whether a message with a lower id than the recorded one was published later: its state is the newer one."""
-    return is_later(message, news.entity, known, ordered_ids=False)
-
-
-def _by_group(messages: Sequence[Message]) -> list[Message]:
-    return sorted(messages, key=lambda message: message.group_key)
