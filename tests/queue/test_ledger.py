@@ -127,9 +127,40 @@ def make_shipper(shop: Shop, clock: Clock, crm: Crm) -> Iterable[Callable[..., S
         each.close()
 
 
-def cart(shop: Shop, total: float, **changes: Any) -> Published:
-    with shop.transaction() as publisher:
-        return publisher.publish(TOPIC_CART, examples.cart("7001", total_price=total, **changes))
+@pytest.fixture
+def worker(make_shipper: Callable[..., Shipper]) -> Shipper:
+    return make_shipper()
+
+
+@pytest.fixture
+def other(make_shipper: Callable[..., Shipper]) -> Shipper:
+    return make_shipper(worker_id="worker-b")
+
+
+@pytest.fixture
+def coalescing(make_shipper: Callable[..., Shipper]) -> Shipper:
+    return make_shipper(coalesce=True)
+
+
+@pytest.fixture
+def of_orders(make_shipper: Callable[..., Shipper]) -> Shipper:
+    return make_shipper(TOPIC_ORDER)
+
+
+@pytest.fixture
+def of_customers(make_shipper: Callable[..., Shipper]) -> Shipper:
+    return make_shipper(TOPIC_CUSTOMER)
+
+
+def cart(shop: Shop, total: float) -> Published:
+    return shop.publish(TOPIC_CART, examples.cart("7001", total_price=total))
+
+
+def accept(shop: Shop, worker: Shipper, total: float, *, times: int = 1) -> None:
+    """Zithara accepts a cart of this total."""
+    for _ in range(times):
+        cart(shop, total)
+    worker.run()
 
 
 def ledger_row(shop: Shop) -> Mapping[str, Any]:
@@ -167,8 +198,7 @@ def held_by_php(shop: Shop, published: Published) -> None:
 # ---------------------------------------------------------------- unchanged
 
 
-def test_the_same_cart_every_minute_becomes_one_request(shop: Shop, make_shipper: Callable[..., Shipper]) -> None:
-    worker = make_shipper()
+def test_the_same_cart_every_minute_becomes_one_request(shop: Shop, worker: Shipper) -> None:
     first, *others = [cart(shop, 10) for _ in range(5)]
     assert worker.run() == [(first.message_id, "sent")] + [(each.message_id, UNCHANGED) for each in others]
     assert ledger_row(shop) == {"message_id": others[-1].message_id, "sure": 1, "stale": 0, "accepted": 1, "doubt": 0}
@@ -176,15 +206,13 @@ def test_the_same_cart_every_minute_becomes_one_request(shop: Shop, make_shipper
 
 
 def test_an_older_snapshot_that_comes_late_does_not_undo_what_was_unchanged(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+    shop: Shop, worker: Shipper, crm: Crm
 ) -> None:
     """A, A again, and then B that was published between them."""
-    worker = make_shipper()
     cart(shop, 10)
     late = cart(shop, 20)
     held_by_php(shop, late)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     put_back(shop, late)
     assert worker.run() == [(late.message_id, OVERTAKEN)]
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
@@ -192,52 +220,47 @@ def test_an_older_snapshot_that_comes_late_does_not_undo_what_was_unchanged(
 
 @pytest.mark.parametrize("processed", [True, False])
 def test_what_timed_out_is_no_longer_unchanged(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm, processed: bool
+    shop: Shop, coalescing: Shipper, clock: Clock, crm: Crm, processed: bool
 ) -> None:
     """A is accepted, B times out, and A comes again."""
-    worker = make_shipper(coalesce=True)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, coalescing, 10)
     second = cart(shop, 20)
-    [message] = worker.claim()
-    worker.times_out(message, processed=processed)
+    [message] = coalescing.claim()
+    coalescing.times_out(message, processed=processed)
     again = cart(shop, 10)
     clock.pass_by(2)
-    assert worker.run()[-1] == (again.message_id, "sent")
+    assert coalescing.run()[-1] == (again.message_id, "sent")
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
     assert shop.row(second.relation_id).status == 4
 
 
 def test_a_request_that_arrives_late_is_mended_by_the_next_snapshot(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm
+    shop: Shop, coalescing: Shipper, clock: Clock, crm: Crm
 ) -> None:
     """B times out in a gateway that processes it after C was accepted. C again must not be taken for known."""
-    worker = make_shipper(coalesce=True)
     cart(shop, 20)
-    [message] = worker.claim()
-    worker.times_out(message, processed=False)
-    late = worker.request(message)
+    [message] = coalescing.claim()
+    coalescing.times_out(message, processed=False)
+    late = coalescing.request(message)
     cart(shop, 30)
-    worker.look()
+    coalescing.look()
     clock.pass_by(2)
-    worker.run()
+    coalescing.run()
     crm.takes(message, late)
     again = cart(shop, 30)
-    assert worker.run() == [(again.message_id, "sent")]
+    assert coalescing.run() == [(again.message_id, "sent")]
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 30.0
     clock.pass_by(DOUBT_SECONDS + 1)
     cart(shop, 30)
-    assert [reason for _, reason in worker.run()] == ["sent"]
+    assert [reason for _, reason in coalescing.run()] == ["sent"]
     cart(shop, 30)
-    assert [reason for _, reason in worker.run()] == [UNCHANGED]
+    assert [reason for _, reason in coalescing.run()] == [UNCHANGED]
 
 
 def test_what_a_dead_worker_may_have_sent_is_no_longer_unchanged(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, other: Shipper, clock: Clock
 ) -> None:
-    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     second = cart(shop, 20)
     worker.claim()
     clock.pass_by(61)
@@ -247,12 +270,8 @@ def test_what_a_dead_worker_may_have_sent_is_no_longer_unchanged(
     assert other.run() == [(again.message_id, "sent")]
 
 
-def test_an_operator_who_asks_between_claim_and_settle_gets_the_cart_sent(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+def test_an_operator_who_asks_between_claim_and_settle_gets_the_cart_sent(shop: Shop, worker: Shipper) -> None:
+    accept(shop, worker, 10)
     again = cart(shop, 10)
     [message] = worker.claim()
     outcome = worker.ship(message)
@@ -263,10 +282,10 @@ def test_an_operator_who_asks_between_claim_and_settle_gets_the_cart_sent(
     assert worker.run() == [(again.message_id, "sent")]
 
 
-def test_what_is_known_of_another_account_counts_as_nothing(shop: Shop, make_shipper: Callable[..., Shipper]) -> None:
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+def test_what_is_known_of_another_account_counts_as_nothing(
+    shop: Shop, worker: Shipper, make_shipper: Callable[..., Shipper]
+) -> None:
+    accept(shop, worker, 10)
     there = cart(shop, 10)
     assert make_shipper(worker_id="worker-b", destination="b" * 64).run() == [(there.message_id, "sent")]
     back = cart(shop, 10)
@@ -274,12 +293,8 @@ def test_what_is_known_of_another_account_counts_as_nothing(shop: Shop, make_shi
     assert ledger_row(shop)["accepted"] == 1
 
 
-def test_after_a_day_the_same_cart_is_sent_again(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
-) -> None:
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+def test_after_a_day_the_same_cart_is_sent_again(shop: Shop, worker: Shipper, clock: Clock) -> None:
+    accept(shop, worker, 10)
     clock.pass_by(DAY / 2)
     cart(shop, 10)
     assert [reason for _, reason in worker.run()] == [UNCHANGED]
@@ -290,35 +305,30 @@ def test_after_a_day_the_same_cart_is_sent_again(
 
 @pytest.mark.parametrize("is_update", [True, False])
 def test_an_order_that_is_unchanged_overtakes_what_was_published_before_it(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm, is_update: bool
+    shop: Shop, of_orders: Shipper, crm: Crm, is_update: bool
 ) -> None:
     """A create is accepted, a PHP consumer dies with the next state, and the first state comes again as a create."""
-    worker = make_shipper(TOPIC_ORDER)
 
     def publish(state: str, hour: int, *, is_update: bool = False) -> Published:
         order = examples.order("100", is_update=is_update, state=state, updated_at=f"2026-11-02 {hour}:00:00")
         return shop.publish(TOPIC_ORDER, order)
 
     publish("processing", 10)
-    worker.run()
+    of_orders.run()
     late = publish("complete", 11, is_update=is_update)
     held_by_php(shop, late)
     again = publish("processing", 12)
-    assert worker.run() == [(again.message_id, UNCHANGED)]
+    assert of_orders.run() == [(again.message_id, UNCHANGED)]
     put_back(shop, late)
-    assert worker.run() == [(late.message_id, OVERTAKEN)]
+    assert of_orders.run() == [(late.message_id, OVERTAKEN)]
     assert crm.holds["order:100"]["status"] == "processing"
 
 
-def test_an_unchanged_snapshot_completes_those_that_it_replaces(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
-    worker = make_shipper(coalesce=True)
-    cart(shop, 10)
-    worker.run()
+def test_an_unchanged_snapshot_completes_those_that_it_replaces(shop: Shop, coalescing: Shipper) -> None:
+    accept(shop, coalescing, 10)
     cart(shop, 20)
     newest = cart(shop, 10)
-    assert worker.run() == [(newest.message_id, UNCHANGED)]
+    assert coalescing.run() == [(newest.message_id, UNCHANGED)]
     assert shop.statuses() == [4, 4, 4]
 
 
@@ -327,10 +337,9 @@ def test_an_unchanged_snapshot_completes_those_that_it_replaces(
 
 @pytest.mark.parametrize("status", [4, 5, 6])
 def test_what_others_delivered_while_no_worker_ran_is_looked_up_at_the_start(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, status: int
+    shop: Shop, worker: Shipper, make_shipper: Callable[..., Shipper], clock: Clock, status: int
 ) -> None:
     """A is recorded, PHP delivers B (or fails: it may have arrived), and A comes again."""
-    worker = make_shipper()
     cart(shop, 10)
     other = shop.publish_cart("7002")
     worker.run()
@@ -347,14 +356,12 @@ def test_what_others_delivered_while_no_worker_ran_is_looked_up_at_the_start(
 
 
 def test_an_older_state_that_php_sent_over_the_recorded_one_is_noticed(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, clock: Clock
 ) -> None:
     """PHP knows no order: it takes an orphan that Magento's cron freed."""
-    worker = make_shipper()
     orphan = cart(shop, 10)
     held_by_php(shop, orphan)
-    cart(shop, 20)
-    worker.run()
+    accept(shop, worker, 20)
     assert worker.others.look()
     clock.pass_by(INTERVAL)
     php_delivers(shop, clock, orphan)
@@ -364,29 +371,26 @@ def test_an_older_state_that_php_sent_over_the_recorded_one_is_noticed(
 
 
 def test_what_workers_themselves_end_is_not_taken_for_the_work_of_others(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, coalescing: Shipper, clock: Clock
 ) -> None:
     """Messages delivered, superseded and unchanged, in one look and over several."""
-    worker = make_shipper(coalesce=True)
     for total in (10, 20, 20):
         cart(shop, total)
         cart(shop, total)
-        worker.run()
-        assert worker.others.look()
+        coalescing.run()
+        assert coalescing.others.look()
         clock.pass_by(INTERVAL)
-    cart(shop, 20)
-    worker.run()
+    accept(shop, coalescing, 20)
     clock.pass_by(1)
     cart(shop, 20)
-    assert [reason for _, reason in worker.run()] == [UNCHANGED]
-    assert worker.others.look()
+    assert [reason for _, reason in coalescing.run()] == [UNCHANGED]
+    assert coalescing.others.look()
     assert ledger_row(shop)["sure"]
 
 
 def test_a_long_time_is_looked_at_in_parts_and_nothing_is_believed_before_its_end(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, clock: Clock
 ) -> None:
-    worker = make_shipper()
     carts = [shop.publish_cart(str(7001 + number)) for number in range(3)]
     worker.run()
     assert worker.others.look()
@@ -406,11 +410,9 @@ def test_a_long_time_is_looked_at_in_parts_and_nothing_is_believed_before_its_en
 
 
 def test_what_was_committed_later_than_it_says_is_found_by_the_next_look(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, clock: Clock
 ) -> None:
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     clock.pass_by(INTERVAL)
     by_php = cart(shop, 20)
     assert worker.others.look()
@@ -422,10 +424,9 @@ def test_what_was_committed_later_than_it_says_is_found_by_the_next_look(
 
 
 def test_a_stretch_that_the_server_gives_up_is_followed_by_a_shorter_one(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, worker: Shipper, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A night with nothing makes stretches long, and then comes a day with millions of messages."""
-    worker = make_shipper()
     assert worker.others.look()
     clock.pass_by(3600)
     rows, asked = worker.database.rows, []
@@ -445,13 +446,11 @@ def test_a_stretch_that_the_server_gives_up_is_followed_by_a_shorter_one(
 
 
 def test_after_more_than_a_day_without_a_worker_each_entity_is_sent_once_more(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, clock: Clock
 ) -> None:
     """Magento may have deleted the messages by which others could be recognised."""
-    worker = make_shipper()
     worker.rules = replace(worker.rules, unchanged_for=30 * DAY)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     assert worker.others.look()
     clock.pass_by(DAY + 60)
     assert worker.others.look()
@@ -461,13 +460,9 @@ def test_after_more_than_a_day_without_a_worker_each_entity_is_sent_once_more(
         assert [each for _, each in worker.run()] == [reason]
 
 
-def test_a_message_that_php_took_before_us_leaves_its_entity_unsure_at_once(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
+def test_a_message_that_php_took_before_us_leaves_its_entity_unsure_at_once(shop: Shop, worker: Shipper) -> None:
     """B is in the backlog when PHP takes it; A, which comes next, equals what is recorded."""
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     shop.publish_cart("7002")
     by_php, again = cart(shop, 20), cart(shop, 10)
     worker.look()
@@ -482,27 +477,25 @@ def test_a_message_that_php_took_before_us_leaves_its_entity_unsure_at_once(
 @pytest.mark.parametrize("status", [3, 4])
 @pytest.mark.parametrize("waits", [False, True])
 def test_an_older_snapshot_that_php_took_is_not_replaced_by_one_that_tells_nothing_new(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, status: int, waits: bool
+    shop: Shop, coalescing: Shipper, clock: Clock, status: int, waits: bool
 ) -> None:
     """B would complete with A, which equals what is recorded; PHP sends B. Also where B was released before."""
-    worker = make_shipper(coalesce=True)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, coalescing, 10)
     if not waits:
         shop.publish_cart("7002")
     by_php = cart(shop, 20)
     if waits:
-        [message] = worker.claim()
+        [message] = coalescing.claim()
     again = cart(shop, 10)
     if waits:
         shop.publish_cart("7002")
-    assert len(worker.claim(1)) == 1
+    assert len(coalescing.claim(1)) == 1
     if waits:
-        worker.settle_as(message, Outcome(kind=OutcomeKind.RELEASED, reason="throttled"))
+        coalescing.settle_as(message, Outcome(kind=OutcomeKind.RELEASED, reason="throttled"))
     php_delivers(shop, clock, by_php, status=status)
-    [message] = worker.take(1)
+    [message] = coalescing.take(1)
     assert (message.message_id, message.supersedes) == (again.message_id, ())
-    assert worker.ship(message).reason == ""
+    assert coalescing.ship(message).reason == ""
     assert ledger_row(shop)["doubt"]
 
 
@@ -511,8 +504,7 @@ def test_a_message_that_php_ended_before_one_that_waits_leaves_its_entity_unsure
 ) -> None:
     """A is recorded. PHP sends B, which another worker never saw; the next one equals A, and was released there."""
     worker, other = make_shipper(coalesce=True), make_shipper(worker_id="worker-b", coalesce=True)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     shop.publish_cart("7002")
     by_php = cart(shop, 20)
     assert [message.group_key for message in worker.claim(1)] == ["cart:7002"], "it has read what comes next, too"
@@ -529,42 +521,32 @@ def test_a_message_that_php_ended_before_one_that_waits_leaves_its_entity_unsure
 
 
 def test_a_message_whose_row_was_changed_by_hand_while_it_was_sent_leaves_its_entity_unsure(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+    shop: Shop, coalescing: Shipper, crm: Crm
 ) -> None:
     """A is recorded; B is accepted and cannot be settled; A comes again and would complete B unsent."""
-    worker = make_shipper(coalesce=True)
-    cart(shop, 10)
-    worker.run()
+    accept(shop, coalescing, 10)
     second = cart(shop, 20)
-    [message] = worker.claim()
-    outcome = worker.ship(message)
+    [message] = coalescing.claim()
+    outcome = coalescing.ship(message)
     again = cart(shop, 10)
     shop.publish_cart("7002")
-    assert len(worker.claim(1)) == 1
+    assert len(coalescing.claim(1)) == 1
     put_back(shop, second)
-    assert worker.settle_as(message, outcome).lost == [message]
-    assert worker.run() == [(again.message_id, "sent")]
+    assert coalescing.settle_as(message, outcome).lost == [message]
+    assert coalescing.run() == [(again.message_id, "sent")]
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 10.0
 
 
-def test_a_clock_that_went_back_makes_nothing_unchanged(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
-) -> None:
+def test_a_clock_that_went_back_makes_nothing_unchanged(shop: Shop, worker: Shipper, clock: Clock) -> None:
     """How long ago the request was accepted is not known any more."""
-    worker = make_shipper()
-    cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10)
     clock.pass_by(-60)
     cart(shop, 10)
     assert [reason for _, reason in worker.run()] == ["sent"]
 
 
-def test_a_message_that_another_worker_took_leaves_nothing_unsure(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
-    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
-    cart(shop, 10)
-    worker.run()
+def test_a_message_that_another_worker_took_leaves_nothing_unsure(shop: Shop, worker: Shipper, other: Shipper) -> None:
+    accept(shop, worker, 10)
     shop.publish_cart("7002")
     cart(shop, 10)
     worker.look()
@@ -580,108 +562,87 @@ def test_a_message_that_another_worker_took_leaves_nothing_unsure(
 # ---------------------------------------------------------------- overtaken
 
 
-def test_what_php_died_with_a_day_ago_does_not_go_over_newer_data(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
-) -> None:
-    worker = make_shipper(TOPIC_ORDER)
+def test_what_php_died_with_a_day_ago_does_not_go_over_newer_data(shop: Shop, of_orders: Shipper, crm: Crm) -> None:
     with shop.transaction() as publisher:
         create = publisher.publish_order("100")
         orphan = publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="processing"))
     held_by_php(shop, orphan)
-    with shop.transaction() as publisher:
-        newer = publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
-    assert worker.run() == [(create.message_id, "sent"), (newer.message_id, "sent")]
+    newer = shop.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
+    assert of_orders.run() == [(create.message_id, "sent"), (newer.message_id, "sent")]
     put_back(shop, orphan)
-    assert worker.run() == [(orphan.message_id, OVERTAKEN)]
+    assert of_orders.run() == [(orphan.message_id, OVERTAKEN)]
     assert crm.holds["order:100"]["status"] == "completed"
     assert shop.row(orphan.relation_id).status == 4
 
 
-def test_a_create_is_news_behind_an_update(shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm) -> None:
+def test_a_create_is_news_behind_an_update(shop: Shop, of_orders: Shipper, crm: Crm) -> None:
     """The create failed and the update was accepted: customer and items are known to nobody but the create."""
-    worker = make_shipper(TOPIC_ORDER)
-    with shop.transaction() as publisher:
-        create = publisher.publish_order("100")
+    create = shop.publish_order("100")
     held_by_php(shop, create)
-    with shop.transaction() as publisher:
-        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
-    worker.run()
+    shop.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
+    of_orders.run()
     put_back(shop, create)
-    assert worker.run() == [(create.message_id, "sent")]
+    assert of_orders.run() == [(create.message_id, "sent")]
     assert ledger_row(shop)["stale"] == 1
     assert not ledger_row(shop)["sure"]
-    with shop.transaction() as publisher:
-        publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="closed"))
-    worker.run()
+    shop.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="closed"))
+    of_orders.run()
     assert ledger_row(shop)["stale"] == 0
 
 
-def test_a_create_is_news_behind_an_older_create_and_a_newer_update(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
+def test_a_create_is_news_behind_an_older_create_and_a_newer_update(shop: Shop, of_orders: Shipper) -> None:
     """Its items are known to nobody: the older create told others, and an update tells none."""
-    worker = make_shipper(TOPIC_ORDER)
     with shop.transaction() as publisher:
         publisher.publish_order("100")
         second = publisher.publish_order("100")
         publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True))
     held_by_php(shop, second)
-    worker.run()
+    of_orders.run()
     put_back(shop, second)
-    assert worker.run() == [(second.message_id, "sent")]
+    assert of_orders.run() == [(second.message_id, "sent")]
 
 
-def test_an_address_is_news_behind_a_newer_message_without_one(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
-) -> None:
-    worker = make_shipper(TOPIC_CUSTOMER)
+def test_an_address_is_news_behind_a_newer_message_without_one(shop: Shop, of_customers: Shipper, crm: Crm) -> None:
     address = {"address_data": {"city": "Pune"}}
-    with shop.transaction() as publisher:
-        with_address = publisher.publish_customer(custom_attributes=address)
+    with_address = shop.publish_customer(custom_attributes=address)
     held_by_php(shop, with_address)
     with shop.transaction() as publisher:
         newer = publisher.publish_customer(last_name="Rao")
         without = publisher.publish_customer(last_name="Rao")
     held_by_php(shop, newer)
-    worker.run()
+    of_customers.run()
     put_back(shop, with_address)
     put_back(shop, newer)
-    assert worker.run() == [(with_address.message_id, "sent"), (newer.message_id, OVERTAKEN)]
+    assert of_customers.run() == [(with_address.message_id, "sent"), (newer.message_id, OVERTAKEN)]
     assert without.message_id > newer.message_id
     assert ledger_row(shop)["stale"] == 1
 
 
 def test_a_message_without_the_address_leaves_the_entity_to_reconcile_behind_an_older_address(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
+    shop: Shop, of_customers: Shipper, crm: Crm
 ) -> None:
     """An older address went over a newer one, since the message between them told none; so does the next one."""
-    worker = make_shipper(TOPIC_CUSTOMER)
     old, new = ({"address_data": {"city": city}} for city in ("Pune", "Delhi"))
     orphan = shop.publish_customer(custom_attributes=old)
     held_by_php(shop, orphan)
     shop.publish_customer(custom_attributes=new)
-    worker.run()
+    of_customers.run()
     shop.publish_customer(last_name="Rao")
-    worker.run()
+    of_customers.run()
     put_back(shop, orphan)
-    assert worker.run() == [(orphan.message_id, "sent")]
+    assert of_customers.run() == [(orphan.message_id, "sent")]
     assert ledger_row(shop)["stale"] == 1
     shop.publish_customer(last_name="Rao")
-    worker.run()
+    of_customers.run()
     assert ledger_row(shop)["stale"] == 1
     published = shop.publish_customer(custom_attributes=new)
     shop.query("UPDATE {prefix}zithara_delivery SET reconcile_id = %s", [published.message_id])
-    worker.run()
+    of_customers.run()
     assert ledger_row(shop)["stale"] == 0
 
 
-def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(
-    shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm
-) -> None:
-    worker = make_shipper()
-    for _ in range(3):
-        cart(shop, 10)
-    worker.run()
+def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(shop: Shop, worker: Shipper, crm: Crm) -> None:
+    accept(shop, worker, 10, times=3)
     ids_begin_again(shop)
     assert ids_began_again(worker.database)
     news = cart(shop, 99)
@@ -694,12 +655,9 @@ def test_ids_that_began_again_overtake_nothing_while_the_worker_runs(
 
 
 def test_of_two_workers_one_notices_that_ids_began_again_and_both_go_by_it(
-    shop: Shop, make_shipper: Callable[..., Shipper]
+    shop: Shop, worker: Shipper, other: Shipper
 ) -> None:
-    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
-    for _ in range(3):
-        cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10, times=3)
     ids_begin_again(shop)
     assert [ids_began_again(each.database) for each in (worker, other)] == [True, False]
     news = cart(shop, 99)
@@ -708,14 +666,9 @@ def test_of_two_workers_one_notices_that_ids_began_again_and_both_go_by_it(
     assert other.run() == [(news.message_id, "sent")]
 
 
-def test_what_is_unchanged_after_ids_began_again_counts_by_its_new_id(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
+def test_what_is_unchanged_after_ids_began_again_counts_by_its_new_id(shop: Shop, worker: Shipper) -> None:
     """Its id is far below the recorded one, which must not come to count again."""
-    worker = make_shipper()
-    for _ in range(3):
-        cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10, times=3)
     ids_begin_again(shop)
     assert ids_began_again(worker.database)
     orphan = cart(shop, 10)
@@ -728,35 +681,29 @@ def test_what_is_unchanged_after_ids_began_again_counts_by_its_new_id(
 
 
 @pytest.mark.parametrize("first", ["sent", UNCHANGED])
-def test_a_create_of_old_ids_covers_no_create_of_new_ones(
-    shop: Shop, make_shipper: Callable[..., Shipper], first: str
-) -> None:
+def test_a_create_of_old_ids_covers_no_create_of_new_ones(shop: Shop, of_orders: Shipper, first: str) -> None:
     """After a restore of the shop, an order's number is given out again, to another order."""
-    worker = make_shipper(TOPIC_ORDER)
     with shop.transaction() as publisher:
         for _ in range(5):
             publisher.publish_order("100")
         publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state="complete"))
-    worker.run()
+    of_orders.run()
     ids_begin_again(shop)
-    assert ids_began_again(worker.database)
+    assert ids_began_again(of_orders.database)
     with shop.transaction() as publisher:
         create = publisher.publish_order("100", grand_total="99")
         state = "complete" if first == UNCHANGED else "closed"
         publisher.publish(TOPIC_ORDER, examples.order("100", is_update=True, state=state))
     held_by_php(shop, create)
-    assert [reason for _, reason in worker.run()] == [first]
+    assert [reason for _, reason in of_orders.run()] == [first]
     put_back(shop, create)
-    assert worker.run() == [(create.message_id, "sent")]
+    assert of_orders.run() == [(create.message_id, "sent")]
 
 
 def test_a_server_that_does_not_say_which_id_is_next_is_believed_by_its_newest_message(
-    shop: Shop, make_shipper: Callable[..., Shipper]
+    shop: Shop, worker: Shipper
 ) -> None:
-    worker = make_shipper()
-    for _ in range(3):
-        cart(shop, 10)
-    worker.run()
+    accept(shop, worker, 10, times=3)
     # Ids are given by hand from now on: the server has none to tell.
     shop.query("SET foreign_key_checks = 0")
     shop.query("ALTER TABLE {prefix}queue_message MODIFY id BIGINT UNSIGNED NOT NULL")
@@ -769,10 +716,9 @@ def test_a_server_that_does_not_say_which_id_is_next_is_believed_by_its_newest_m
 
 
 def test_a_server_that_gives_out_lower_ids_later_loses_nothing(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock, crm: Crm
+    shop: Shop, worker: Shipper, clock: Clock, crm: Crm
 ) -> None:
     """Two writing servers: the later state has the lower id. Its failed attempts do not make it an older one."""
-    worker = make_shipper()
     later, earlier = cart(shop, 20), cart(shop, 10)
     held_by_php(shop, later)
     worker.run()
@@ -789,10 +735,7 @@ def test_a_server_that_gives_out_lower_ids_later_loses_nothing(
     assert crm.holds["cart:7001"]["cart"]["total_price"] == 20.0
 
 
-def test_in_one_second_ids_tell_the_order_unless_several_servers_give_them_out(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
-    worker = make_shipper()
+def test_in_one_second_ids_tell_the_order_unless_several_servers_give_them_out(shop: Shop, worker: Shipper) -> None:
     first, second = cart(shop, 10), cart(shop, 20)
     shop.query("UPDATE {prefix}queue_message_status SET updated_at = '2026-11-24 10:00:00'")
     held_by_php(shop, first)
@@ -810,8 +753,7 @@ def test_in_one_second_ids_tell_the_order_unless_several_servers_give_them_out(
     assert replace(worker.rules, ordered_ids=False).reason_not_to_send(message, request) == ""
 
 
-def test_of_orders_their_own_time_decides(shop: Shop, make_shipper: Callable[..., Shipper], crm: Crm) -> None:
-    worker = make_shipper(TOPIC_ORDER)
+def test_of_orders_their_own_time_decides(shop: Shop, of_orders: Shipper, crm: Crm) -> None:
     with shop.transaction() as publisher:
         publisher.publish_order("100")
         later = publisher.publish(
@@ -821,16 +763,13 @@ def test_of_orders_their_own_time_decides(shop: Shop, make_shipper: Callable[...
             TOPIC_ORDER, examples.order("100", is_update=True, state="complete", updated_at="2026-11-02 11:00:00")
         )
     held_by_php(shop, later)
-    worker.run()
+    of_orders.run()
     put_back(shop, later)
-    assert worker.run() == [(later.message_id, "sent")]
+    assert of_orders.run() == [(later.message_id, "sent")]
     assert crm.holds["order:100"]["status"] == "closed"
 
 
-def test_a_message_that_became_visible_late_leaves_the_entity_to_reconcile(
-    shop: Shop, make_shipper: Callable[..., Shipper]
-) -> None:
-    worker = make_shipper()
+def test_a_message_that_became_visible_late_leaves_the_entity_to_reconcile(shop: Shop, worker: Shipper) -> None:
     shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (7001)")
     connection = shop.connect(autocommit=False)
     try:
@@ -845,14 +784,12 @@ def test_a_message_that_became_visible_late_leaves_the_entity_to_reconcile(
 
 
 def test_a_message_that_a_dead_worker_held_does_not_go_over_newer_data_and_reconcile_looks(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, other: Shipper, clock: Clock
 ) -> None:
     """Whether it has been sent behind the newer one, nobody knows. To send it now would be sure to put it there."""
-    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
     orphan = cart(shop, 10)
     held_by_php(shop, orphan)
-    cart(shop, 20)
-    worker.run()
+    accept(shop, worker, 20)
     put_back(shop, orphan)
     assert worker.claim()
     clock.pass_by(61)
@@ -861,10 +798,9 @@ def test_a_message_that_a_dead_worker_held_does_not_go_over_newer_data_and_recon
 
 
 def test_a_message_that_a_dead_worker_held_is_sent_where_several_servers_give_out_ids(
-    shop: Shop, make_shipper: Callable[..., Shipper], clock: Clock
+    shop: Shop, worker: Shipper, other: Shipper, clock: Clock
 ) -> None:
     """Its row no longer tells that it was published later."""
-    worker, other = make_shipper(), make_shipper(worker_id="worker-b")
     later, earlier = cart(shop, 20), cart(shop, 10)
     held_by_php(shop, later)
     assert worker.run() == [(earlier.message_id, "sent")]
