@@ -6,8 +6,8 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,7 @@ def list_command(context: Context, choice: Choice, waiting: bool, limit: int, as
     if not found:
         click.echo("no failed messages" + (" match these options" if choice.narrowed else ""))
         return
-    now = datetime.now(timezone.utc).timestamp()
+    now = time.time()
     lines = table(
         ("ID", "TOPIC", "STATUS", "FAILED", "TRIES", "HTTP", "REASON", "GROUP"),
         [

@@ -75,21 +75,16 @@ def retry(
     else:
         click.echo(f"{len(done.retried)} put back on the queue")
         _warn_not_failed(not_failed, "neither in ERROR nor discarded")
-        if done.overtaken:
-            click.echo(
-                f"{len(done.overtaken)} left alone, because newer data of the same order, customer or cart has been "
-                f"delivered since and this would overwrite it ({_some(done.overtaken)}): see 'failed show ID', then "
-                "use --force, or discard them",
-                err=True,
-            )
-        if done.passed:
-            pairs = [f"{id} behind {newer}" for id, newer in done.passed]
-            click.echo(
-                f"{len(done.passed)} left alone, because a newer message of the same order, customer or cart is on its "
-                f"way and may arrive first ({_some(pairs)}): give the command again when that one is delivered or has "
-                "failed (see 'failed show ID'), or use --force",
-                err=True,
-            )
+        _warn_left_alone(
+            done.overtaken,
+            "newer data of the same order, customer or cart has been delivered since and this would overwrite it",
+            "see 'failed show ID', then use --force, or discard them",
+        )
+        _warn_left_alone(
+            [f"{id} behind {newer}" for id, newer in done.passed],
+            "a newer message of the same order, customer or cart is on its way and may arrive first",
+            "give the command again when that one is delivered or has failed (see 'failed show ID'), or use --force",
+        )
     if done.overtaken or done.passed or not_failed:
         sys.exit(EXIT_FAILED)
 
@@ -170,19 +165,16 @@ def release(context: Context, ids: tuple[int, ...], note: str, as_json: bool) ->
     else:
         click.echo(f"{len(done.released)} put back on the queue")
         _warn_not_failed(not_in_progress, "not in progress")
-        if done.held:
-            click.echo(
-                f"{len(done.held)} left alone, because a worker holds their order, customer or cart "
-                f"({_some(done.held)}): it takes them over by itself, or see 'zithara-worker status'",
-                err=True,
-            )
-        if done.at_work:
-            click.echo(
-                f"{len(done.at_work)} left alone, because a PHP consumer has taken a message of their queue within the "
-                f"last ten minutes ({_some(done.at_work)}): stop it (see 'zithara-worker doctor'), and give the "
-                "command again ten minutes later",
-                err=True,
-            )
+        _warn_left_alone(
+            done.held,
+            "a worker holds their order, customer or cart",
+            "it takes them over by itself, or see 'zithara-worker status'",
+        )
+        _warn_left_alone(
+            done.at_work,
+            "a PHP consumer has taken a message of their queue within the last ten minutes",
+            "stop it (see 'zithara-worker doctor'), and give the command again ten minutes later",
+        )
     if done.held or done.at_work or not_in_progress:
         sys.exit(EXIT_FAILED)
 
@@ -211,6 +203,11 @@ def _chosen(
         many = f"{len(chosen)} message{'s' if len(chosen) > 1 else ''}"
         ask_first(f"Shall {many} be {what}?", yes=yes)
     return chosen, unknown
+
+
+def _warn_left_alone(messages: Sequence[object], because: str, remedy: str) -> None:
+    if messages:
+        click.echo(f"{len(messages)} left alone, because {because} ({_some(messages)}): {remedy}", err=True)
 
 
 def _warn_not_failed(ids: Sequence[int], what: str) -> None:

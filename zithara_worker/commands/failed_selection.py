@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import wraps
 from typing import Any
 
@@ -119,7 +119,7 @@ def summary_lines(found: Sequence[FailureCount]) -> list[str]:
     """Messages by topic and reason as a table; no line where there are none."""
     if not found:
         return []
-    now = datetime.now(timezone.utc).timestamp()
+    now = time.time()
     return table(
         ("TOPIC", "REASON", "MESSAGES", "SINCE", "NEWEST"),
         [

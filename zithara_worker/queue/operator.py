@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from functools import partial
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import ShopError
@@ -27,6 +28,7 @@ from zithara_worker.queue.statuses import Status
 from zithara_worker.reasons import UNRECORDED
 
 log = logging.getLogger(__name__)
+T = TypeVar("T", "Retried", "Discarded", "Released")
 
 #: Messages that one transaction of a retry or discard changes: few, so that no worker waits long for their locks.
 BATCH = 200
@@ -70,12 +72,7 @@ def retry(
         part = database.again_on_contention(partial(_retry, database, failed, by=by, note=note, force=force))
         _tell("retry", part.retried, by=by, note=note, audit=audit, forced=force)
         parts.append(part)
-    return Retried(
-        retried=tuple(id for part in parts for id in part.retried),
-        overtaken=tuple(id for part in parts for id in part.overtaken),
-        passed=tuple(pair for part in parts for pair in part.passed),
-        not_failed=tuple(id for part in parts for id in part.not_failed),
-    )
+    return _joined(Retried, parts)
 
 
 def _retry(database: Database, failed: Sequence[Failure], *, by: str, note: str, force: bool) -> Retried:
@@ -139,13 +136,8 @@ def _go_first(database: Database, wanted: Sequence[Failure]) -> dict[int, int]:
             # when the older message is settled.
             if head["worker_id"] is None and head["supersedes"] is None and head["recorded"]:
                 head.update(id=each.id, message_id=each.message_id)
-                database.execute(
-                    "failed_first",
-                    queue_id=queue_id,
-                    group_key=each.group_key,
-                    id=each.id,
-                    message_id=each.message_id,
-                )
+                place = {"queue_id": queue_id, "group_key": each.group_key}
+                database.execute("failed_first", **place, id=each.id, message_id=each.message_id)
             else:
                 passed[each.id] = int(head["message_id"])
     return passed
@@ -181,16 +173,13 @@ def discard(
     Their failure rows stay, with who discarded them and why, until Magento's cleanup deletes the messages. Until then
     `retry` can take them back. What they told stays in the ledger as refused, so that `reconcile` does not publish it.
     """
-    discarded: list[int] = []
-    not_failed: list[int] = []
+    parts: list[Discarded] = []
     for failed in _batches(database, relation_ids, on_progress):
         refused = _contents(database, failed, content)
-        done = database.again_on_contention(partial(_discard, database, failed, refused, by=by, note=note))
-        message_ids = [each.message_id for each in failed if each.id in done]
-        discarded += message_ids
-        not_failed += [each.message_id for each in failed if each.id not in done]
-        _tell("discard", message_ids, by=by, note=note, audit=audit)
-    return Discarded(discarded=tuple(discarded), not_failed=tuple(not_failed))
+        part = database.again_on_contention(partial(_discard, database, failed, refused, by=by, note=note))
+        _tell("discard", part.discarded, by=by, note=note, audit=audit)
+        parts.append(part)
+    return _joined(Discarded, parts)
 
 
 def _contents(database: Database, failed: Sequence[Failure], content: Content) -> dict[int, str]:
@@ -207,8 +196,8 @@ def _contents(database: Database, failed: Sequence[Failure], content: Content) -
 
 def _discard(
     database: Database, failed: Sequence[Failure], refused: Mapping[int, str], *, by: str, note: str
-) -> set[int]:
-    """One transaction: ERROR -> COMPLETE. Returns the relation ids that were in ERROR."""
+) -> Discarded:
+    """One transaction: ERROR -> COMPLETE."""
     with database.transaction():
         wanted = sorted(id for id, (status, _) in _lock(database, failed).items() if status is Status.ERROR)
         if wanted:
@@ -223,7 +212,10 @@ def _discard(
             }
             if newest:
                 database.insert_rows("failed_refused", [(*entity, digest) for entity, digest in sorted(newest.items())])
-    return set(wanted)
+    return Discarded(
+        discarded=tuple(each.message_id for each in failed if each.id in wanted),
+        not_failed=tuple(each.message_id for each in failed if each.id not in wanted),
+    )
 
 
 # ---------------------------------------------------------------- release
@@ -253,12 +245,7 @@ def release(database: Database, relation_ids: Sequence[int], *, by: str, note: s
         part = database.again_on_contention(partial(_release, database, found))
         _tell("release", part.released, by=by, note=note, audit=audit)
         parts.append(part)
-    return Released(
-        released=tuple(id for part in parts for id in part.released),
-        held=tuple(id for part in parts for id in part.held),
-        at_work=tuple(id for part in parts for id in part.at_work),
-        not_in_progress=tuple(id for part in parts for id in part.not_in_progress),
-    )
+    return _joined(Released, parts)
 
 
 def _release(database: Database, found: Sequence[Failure]) -> Released:
@@ -304,6 +291,12 @@ def _batches(
         batch = relation_ids[start : start + BATCH]
         yield _with_groups(database, failures.by_ids(database, batch))
         on_progress(len(batch))
+
+
+def _joined(kind: type[T], parts: Sequence[T]) -> T:
+    """The results of all batches as one. Each field of such a result is a tuple."""
+    names = [each.name for each in fields(kind)]
+    return kind(**{name: tuple(chain.from_iterable(getattr(part, name) for part in parts)) for name in names})
 
 
 def _with_groups(database: Database, found: Sequence[Failure]) -> list[Failure]:
