@@ -6,6 +6,7 @@ import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from typing import Any
 
 import pytest
 from support.raw_server import RawServer, Script
@@ -70,15 +71,20 @@ def transport(make_transport: Callable[..., Transport]) -> Transport:
 
 
 @pytest.fixture
-def tokens(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport) -> TokenSource:
-    return TokenSource(
-        base_url=api.base_url,
-        client_id=api.client_id,
-        client_secret=Secret(api.client_secret),
-        shared_token=store.opened,
-        clock=clock,
-        transport=transport,
-    )
+def make_tokens(api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport) -> Callable[..., TokenSource]:
+    """make_tokens(pause=...): what TokenSource takes, in the place of what the other fixtures give."""
+
+    def make(**changes: Any) -> TokenSource:
+        credentials = {"client_id": api.client_id, "client_secret": Secret(api.client_secret)}
+        given = {"base_url": api.base_url, "shared_token": store.opened, "clock": clock, "transport": transport}
+        return TokenSource(**{**given, **credentials, **changes})
+
+    return make
+
+
+@pytest.fixture
+def tokens(make_tokens: Callable[..., TokenSource]) -> TokenSource:
+    return make_tokens()
 
 
 @pytest.fixture
@@ -87,5 +93,18 @@ def pauses() -> Pauses:
 
 
 @pytest.fixture
-def zithara(api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock, pauses: Pauses) -> ZitharaApi:
-    return ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, now_utc=clock)
+def make_api(
+    api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock, pauses: Pauses
+) -> Callable[..., ZitharaApi]:
+    """make_api(mask=False): what ZitharaApi takes, in the place of what the other fixtures give."""
+
+    def make(**changes: Any) -> ZitharaApi:
+        given = {"base_url": api.base_url, "tokens": tokens, "transport": transport, "pause": pauses, "now_utc": clock}
+        return ZitharaApi(**{**given, **changes})
+
+    return make
+
+
+@pytest.fixture
+def zithara(make_api: Callable[..., ZitharaApi]) -> ZitharaApi:
+    return make_api()

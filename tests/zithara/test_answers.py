@@ -42,6 +42,10 @@ def outcome_of(
     return classify(answer, request, endpoint="here", now_utc=lambda: NOW, mask=lambda text: text)
 
 
+def verdict(outcome: Outcome) -> tuple[OutcomeKind, str, Evidence]:
+    return outcome.kind, outcome.reason, outcome.evidence
+
+
 @pytest.mark.parametrize("request_", [POST_ORDER, WEBHOOK], ids=["api", "webhook"])
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 299])
 def test_success_is_any_2xx(request_: Request, status: int) -> None:
@@ -57,14 +61,14 @@ def test_success_is_any_2xx(request_: Request, status: int) -> None:
 @pytest.mark.parametrize("status", [401, 403, 408, 425, 500, 502, 503, 504, 599])
 def test_what_may_pass_is_retried_and_tells_against_the_path(status: int) -> None:
     outcome = outcome_of(status)
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
+    assert verdict(outcome) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
     assert outcome.http_status == status
 
 
 @pytest.mark.parametrize("status", [400, 404, 405, 409, 410, 413, 422, 451])
 def test_what_the_api_refuses_has_failed(status: int) -> None:
     outcome = outcome_of(status, b'{"message": "why"}')
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.FAILED, f"http_{status}", Evidence.SERVED)
+    assert verdict(outcome) == (OutcomeKind.FAILED, f"http_{status}", Evidence.SERVED)
     assert "why" in outcome.detail
 
 
@@ -73,26 +77,26 @@ def test_what_the_api_refuses_has_failed(status: int) -> None:
 def test_a_refusal_without_json_is_not_the_apis(status: int, body: bytes) -> None:
     for request in (POST_ORDER, PATCH_ORDER):
         outcome = outcome_of(status, body, request=request)
-        assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
+        assert verdict(outcome) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
 
 
 @pytest.mark.parametrize("status", [300, 301, 302, 304, 307, 399, 600, 999])
 def test_a_redirect_or_no_status_at_all_is_not_the_apis(status: int) -> None:
     for body in (b'{"message": "moved"}', b'{"status": 422}'):
         outcome = outcome_of(status, body)
-        assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
+        assert verdict(outcome) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
 
 
 @pytest.mark.parametrize("status", [301, 400, 401, 403, 404, 422, 500, 503])
 def test_a_webhook_is_tried_again_whatever_its_receiver_says(status: int) -> None:
     for body in (b"", b'{"message": "why"}'):
         outcome = outcome_of(status, body, request=WEBHOOK)
-        assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
+        assert verdict(outcome) == (OutcomeKind.RETRY, f"http_{status}", Evidence.PATH)
 
 
 def test_a_webhook_that_is_gone_has_failed() -> None:
     outcome = outcome_of(410, b"", request=WEBHOOK)
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.FAILED, "http_410", Evidence.SERVED)
+    assert verdict(outcome) == (OutcomeKind.FAILED, "http_410", Evidence.SERVED)
 
 
 def test_an_order_update_that_finds_no_order_is_not_settled_by_the_answer_alone() -> None:
@@ -153,11 +157,7 @@ def test_a_success_with_a_body_that_says_nothing_is_a_success(body: bytes) -> No
 )
 def test_a_success_whose_body_cannot_be_read_is_none(body: bytes, headers: dict[str, str]) -> None:
     outcome = outcome_of(200, body, headers=headers)
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (
-        OutcomeKind.RETRY,
-        reasons.UNREADABLE_ANSWER,
-        Evidence.PATH,
-    )
+    assert verdict(outcome) == (OutcomeKind.RETRY, reasons.UNREADABLE_ANSWER, Evidence.PATH)
     # What a webhook's receiver writes is not looked at.
     assert outcome_of(200, body, headers=headers, request=WEBHOOK).kind is OutcomeKind.DELIVERED
 
@@ -195,7 +195,7 @@ def test_an_encoding_that_changes_nothing_is_read() -> None:
 def test_an_html_page_is_not_the_api() -> None:
     page = {"content-type": "text/html; charset=utf-8"}
     outcome = outcome_of(200, b"<h1>Maintenance</h1>", headers=page)
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, reasons.HTML_ANSWER, Evidence.PATH)
+    assert verdict(outcome) == (OutcomeKind.RETRY, reasons.HTML_ANSWER, Evidence.PATH)
     # PHP calls everything text/html until told otherwise
     assert outcome_of(200, b'{"status": 200}', headers=page).kind is OutcomeKind.DELIVERED
     assert outcome_of(200, b"<h1>Thanks</h1>", headers=page, request=WEBHOOK).kind is OutcomeKind.DELIVERED
@@ -203,11 +203,7 @@ def test_an_html_page_is_not_the_api() -> None:
 
 def test_a_success_cut_off_is_sent_again_to_the_api_only() -> None:
     outcome = outcome_of(200, b'{"sta', broken=True)
-    assert (outcome.kind, outcome.reason, outcome.evidence) == (
-        OutcomeKind.RETRY,
-        reasons.TRUNCATED_ANSWER,
-        Evidence.PATH,
-    )
+    assert verdict(outcome) == (OutcomeKind.RETRY, reasons.TRUNCATED_ANSWER, Evidence.PATH)
     # Sending that again could do twice what has been done already.
     assert outcome_of(200, b"th", broken=True, request=WEBHOOK).kind is OutcomeKind.DELIVERED
     assert outcome_of(422, b"{}", broken=True).kind is OutcomeKind.RETRY
@@ -237,11 +233,7 @@ def test_retry_after_is_understood_in_both_forms(value: str | None, seconds: flo
 
     throttled = outcome_of(429, headers=headers)
 
-    assert (throttled.kind, throttled.reason, throttled.evidence) == (
-        OutcomeKind.RELEASED,
-        reasons.THROTTLED,
-        Evidence.NONE,
-    )
+    assert verdict(throttled) == (OutcomeKind.RELEASED, reasons.THROTTLED, Evidence.NONE)
     assert throttled.retry_after_seconds == seconds
     assert outcome_of(503, headers=headers).retry_after_seconds == seconds
 

@@ -16,6 +16,8 @@ from zithara_doubles import exchange
 
 from zithara_worker.zithara.http import KEEPALIVE_SECONDS, Transport, tls_context
 
+Serve = Callable[..., RawServer]
+
 STATUSES = ["200 OK", "422 Unprocessable Content"]
 LONG = answer("200 OK", b"x" * 30_000)
 #: What a server sends, given the request's own status and the other one
@@ -43,7 +45,7 @@ def server_tls(request: pytest.FixtureRequest) -> ssl.SSLContext | None:
 
 @pytest.mark.parametrize("name", BY_NAME)
 def test_each_request_arrives_and_has_its_own_answer(
-    raw_server: Callable[..., RawServer], server_tls: ssl.SSLContext | None, name: str
+    raw_server: Serve, server_tls: ssl.SSLContext | None, name: str
 ) -> None:
     read: list[bytes] = []
 
@@ -65,7 +67,7 @@ def test_each_request_arrives_and_has_its_own_answer(
 
 
 def test_a_success_to_a_request_that_was_not_read_whole_is_none(
-    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None
+    raw_server: Serve, transport: Transport, server_tls: ssl.SSLContext | None
 ) -> None:
     def answer_early(connection: socket.socket, number: int) -> None:
         connection.recv(1000)
@@ -77,7 +79,7 @@ def test_a_success_to_a_request_that_was_not_read_whole_is_none(
 
 @pytest.mark.parametrize("cut", range(9, len(answer("200 OK"))))
 def test_an_answer_that_is_cut_off_anywhere_is_no_whole_one(
-    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None, cut: int
+    raw_server: Serve, transport: Transport, server_tls: ssl.SSLContext | None, cut: int
 ) -> None:
     def respond(connection: socket.socket, number: int) -> None:
         read_request(connection)
@@ -101,7 +103,7 @@ FORMS = {
 
 @pytest.mark.parametrize("name", FORMS)
 def test_only_a_connection_whose_answer_was_read_whole_is_used_again(
-    raw_server: Callable[..., RawServer], transport: Transport, server_tls: ssl.SSLContext | None, name: str
+    raw_server: Serve, transport: Transport, server_tls: ssl.SSLContext | None, name: str
 ) -> None:
     said, broken, again = FORMS[name]
 
@@ -121,7 +123,7 @@ def test_only_a_connection_whose_answer_was_read_whole_is_used_again(
     assert server.connection_count == (1 if again else 2)
 
 
-def test_heads_without_end_are_a_failure(raw_server: Callable[..., RawServer], transport: Transport) -> None:
+def test_heads_without_end_are_a_failure(raw_server: Serve, transport: Transport) -> None:
     def flood(connection: socket.socket, number: int) -> None:
         read_request(connection)
         connection.sendall(b"HTTP/1.1 200 OK\r\n" + b"X-Flood: 1\r\n" * 1000)
@@ -130,7 +132,7 @@ def test_heads_without_end_are_a_failure(raw_server: Callable[..., RawServer], t
         exchange(transport, "POST", raw_server(flood).url, b"{}")
 
 
-def test_a_connection_idle_for_long_is_replaced(raw_server: Callable[..., RawServer]) -> None:
+def test_a_connection_idle_for_long_is_replaced(raw_server: Serve) -> None:
     def respond(connection: socket.socket, number: int) -> None:
         while read_request(connection):
             connection.sendall(answer("200 OK"))
@@ -148,11 +150,7 @@ def test_a_connection_idle_for_long_is_replaced(raw_server: Callable[..., RawSer
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("said", [CHUNKED + b"50\r\n{", answer("200 OK", b"x" * 50)[:-49]], ids=["chunk", "length"])
 def test_a_body_that_ends_early_is_broken(
-    raw_server: Callable[..., RawServer],
-    transport: Transport,
-    server_tls: ssl.SSLContext | None,
-    said: bytes,
-    reset: bool,
+    raw_server: Serve, transport: Transport, server_tls: ssl.SSLContext | None, said: bytes, reset: bool
 ) -> None:
     def respond(connection: socket.socket, number: int) -> None:
         read_request(connection)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 import traceback
 from collections.abc import Callable
 
@@ -12,8 +11,9 @@ from zithara_doubles import Clock, MemoryStore, Pauses
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
 from zithara_worker.settings.values import Secret
-from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import CredentialsRefused, TokenSource, TokenUnavailable
+
+MakeTokens = Callable[..., TokenSource]
 
 
 def stored(clock: Clock, token: str = "shared-token", seconds: float = 600) -> tuple[Secret, float]:
@@ -141,20 +141,8 @@ def test_a_token_that_another_worker_has_saved_is_used_instead_of_a_new_one(
     assert api.tokens_issued == 1
 
 
-def test_two_workers_that_are_refused_together_cause_one_refresh(
-    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
-) -> None:
-    workers = [
-        TokenSource(
-            base_url=api.base_url,
-            client_id=api.client_id,
-            client_secret=Secret(api.client_secret),
-            shared_token=store.opened,
-            clock=clock,
-            transport=transport,
-        )
-        for _ in range(2)
-    ]
+def test_two_workers_that_are_refused_together_cause_one_refresh(api: FakeZithara, make_tokens: MakeTokens) -> None:
+    workers = [make_tokens() for _ in range(2)]
     old = {worker.get() for worker in workers}
     assert len(old) == 1
     rejected = old.pop()
@@ -255,49 +243,29 @@ class BrokenStore(MemoryStore):
         return super().lock()
 
 
-def source(
-    api: FakeZithara,
-    store: MemoryStore,
-    clock: Clock,
-    transport: Transport,
-    pause: Callable[[float], object] = time.sleep,
-) -> TokenSource:
-    return TokenSource(
-        base_url=api.base_url,
-        client_id=api.client_id,
-        client_secret=Secret(api.client_secret),
-        shared_token=store.opened,
-        clock=clock,
-        transport=transport,
-        pause=pause,
-    )
-
-
 @pytest.mark.parametrize("where", ["load", "lock"])
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone away"), ConfigurationError("gone away: refused the user")])
 def test_a_database_that_cannot_be_asked_is_a_passing_failure(
-    api: FakeZithara, clock: Clock, transport: Transport, where: str, error: Exception
+    api: FakeZithara, make_tokens: MakeTokens, where: str, error: Exception
 ) -> None:
-    store = BrokenStore(where, error)
-
     with pytest.raises(TokenUnavailable, match="gone away"):
-        source(api, store, clock, transport).get()
+        make_tokens(shared_token=BrokenStore(where, error).opened).get()
     assert api.request_count == 0
 
 
 def test_a_lock_that_the_database_refuses_is_no_reason_not_to_deliver(
-    api: FakeZithara, clock: Clock, transport: Transport, caplog: pytest.LogCaptureFixture
+    make_tokens: MakeTokens, caplog: pytest.LogCaptureFixture
 ) -> None:
     store = BrokenStore("lock", ShopError("INSERT command denied on zithara_lock: grant it"))
 
-    assert source(api, store, clock, transport).get().startswith("sandbox-token")
+    assert make_tokens(shared_token=store.opened).get().startswith("sandbox-token")
     assert store.token is not None
     (told,) = (record for record in caplog.records if record.levelname == "WARNING")
     assert (told.event, "grant it" in told.detail) == ("token_not_locked", True)
 
 
 def test_what_another_worker_gets_meanwhile_is_used_without_its_lock(
-    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+    api: FakeZithara, store: MemoryStore, clock: Clock, make_tokens: MakeTokens
 ) -> None:
     store.locked_elsewhere = True
     pauses: list[float] = []
@@ -308,35 +276,34 @@ def test_what_another_worker_gets_meanwhile_is_used_without_its_lock(
             store.token = stored(clock, "of-another-worker")
         return False
 
-    assert source(api, store, clock, transport, pause).get() == "of-another-worker"
+    assert make_tokens(pause=pause).get() == "of-another-worker"
     assert (pauses, api.request_count) == ([0.2] * 3, 0)
 
 
 def test_a_worker_that_renews_for_ever_does_not_stop_the_others(
-    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+    store: MemoryStore, make_tokens: MakeTokens, pauses: Pauses
 ) -> None:
     store.locked_elsewhere = True
-    pauses = Pauses()
 
-    assert source(api, store, clock, transport, pauses).get().startswith("sandbox-token")
+    assert make_tokens(pause=pauses).get().startswith("sandbox-token")
     assert sum(pauses) == pytest.approx(15)
 
 
 def test_a_worker_that_stops_does_not_wait_for_anothers_token(
-    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport
+    api: FakeZithara, store: MemoryStore, make_tokens: MakeTokens
 ) -> None:
     store.locked_elsewhere = True
 
     with pytest.raises(TokenUnavailable, match="stopped"):
-        source(api, store, clock, transport, lambda seconds: True).get()
+        make_tokens(pause=lambda seconds: True).get()
     assert api.request_count == 0
 
 
 @pytest.mark.parametrize("error", [DatabaseUnavailable("gone away"), ShopError("no active row")])
 def test_a_token_that_cannot_be_saved_is_used_all_the_same(
-    api: FakeZithara, clock: Clock, transport: Transport, caplog: pytest.LogCaptureFixture, error: Exception
+    api: FakeZithara, make_tokens: MakeTokens, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
-    tokens = source(api, BrokenStore("save", error), clock, transport)
+    tokens = make_tokens(shared_token=BrokenStore("save", error).opened)
 
     token = tokens.get()
 
@@ -346,11 +313,9 @@ def test_a_token_that_cannot_be_saved_is_used_all_the_same(
 
 
 def test_credentials_are_never_shown(
-    api: FakeZithara, clock: Clock, transport: Transport, caplog: pytest.LogCaptureFixture
+    api: FakeZithara, clock: Clock, store: MemoryStore, tokens: TokenSource, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    store = MemoryStore()
-    tokens = source(api, store, clock, transport)
     first = tokens.get()
     tokens.refresh(first)
     answer_tokens_with(api, Reply.error(500, f"bad header client_secret={api.client_secret} token={first}"))
@@ -366,19 +331,10 @@ def test_credentials_are_never_shown(
 
 @pytest.mark.parametrize("secret", ["hush\r\nhush", "hush \ud83d"])
 def test_a_secret_that_cannot_be_sent_is_refused_and_not_shown(
-    api: FakeZithara, store: MemoryStore, clock: Clock, transport: Transport, secret: str
+    api: FakeZithara, make_tokens: MakeTokens, secret: str
 ) -> None:
-    tokens = TokenSource(
-        base_url=api.base_url,
-        client_id="id",
-        client_secret=Secret(secret),
-        shared_token=store.opened,
-        clock=clock,
-        transport=transport,
-    )
-
     with pytest.raises(CredentialsRefused, match="cannot be sent") as caught:
-        tokens.get()
+        make_tokens(client_secret=Secret(secret)).get()
 
     assert "hush" not in "".join(traceback.format_exception(caught.value))
     assert api.request_count == 0
@@ -393,13 +349,6 @@ def test_tokens_are_masked_also_in_the_spelling_of_php(
     assert tokens.mask(r'{"a":"abc\/def==","b":"abc/def=="}') == '{"a":"[masked]","b":"[masked]"}'
 
 
-def test_credentials_do_not_travel_in_clear(store: MemoryStore, clock: Clock, transport: Transport) -> None:
+def test_credentials_do_not_travel_in_clear(make_tokens: MakeTokens) -> None:
     with pytest.raises(ConfigurationError, match="use https://"):
-        TokenSource(
-            base_url="http://pos-api.zithara.com/v1",
-            client_id="id",
-            client_secret=Secret("s"),
-            shared_token=store.opened,
-            clock=clock,
-            transport=transport,
-        )
+        make_tokens(base_url="http://pos-api.zithara.com/v1")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zithara_doubles import Clock, MemoryStore, Pauses
+from zithara_doubles import Clock, Pauses
 
 from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
@@ -19,11 +19,13 @@ from zithara_worker.logs import handlers as logs
 from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
 from zithara_worker.sandbox.api import TOKEN_PATH, WEBHOOK_PATH, FakeZithara, Reply, in_turn
 from zithara_worker.settings.sections import LoggingSettings
-from zithara_worker.settings.values import Secret
 from zithara_worker.version import VERSION
 from zithara_worker.zithara.api import ZitharaApi, encoded, idempotency_key
 from zithara_worker.zithara.http import Transport
 from zithara_worker.zithara.tokens import TokenSource
+
+MakeApi = Callable[..., ZitharaApi]
+LogLines = Callable[[str], list[dict[str, Any]]]
 
 
 def order(method: str = "POST", json: object = None) -> Request:
@@ -175,7 +177,7 @@ def test_no_token_is_an_outage(api: FakeZithara, zithara: ZitharaApi) -> None:
 
 
 def test_a_connection_that_is_refused_for_a_moment_is_tried_again(
-    api: FakeZithara, tokens: TokenSource, transport: Transport, clock: Clock
+    api: FakeZithara, tokens: TokenSource, make_api: MakeApi
 ) -> None:
     tokens.get()
     api.stop()
@@ -186,9 +188,7 @@ def test_a_connection_that_is_refused_for_a_moment_is_tried_again(
         if len(pauses) == 2:
             api.start()
 
-    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=come_back, now_utc=clock)
-
-    assert zithara.send(webhook(api.webhook_url), "q-1").kind is OutcomeKind.DELIVERED
+    assert make_api(pause=come_back).send(webhook(api.webhook_url), "q-1").kind is OutcomeKind.DELIVERED
     assert len(pauses) == 2 and sum(pauses) < 2
 
 
@@ -240,30 +240,24 @@ def test_a_webhook_on_a_connection_closed_while_idle_is_sent_once(
 
 
 def test_a_timeout_is_not_sent_again_at_once(
-    api: FakeZithara, tokens: TokenSource, make_transport: Callable[..., Transport], pauses: Pauses
+    api: FakeZithara, make_api: MakeApi, make_transport: Callable[..., Transport], pauses: Pauses
 ) -> None:
     api.responder = lambda request: None if request.path == TOKEN_PATH else Reply.never()
-    zithara = ZitharaApi(
-        base_url=api.base_url, tokens=tokens, transport=make_transport(timeout_seconds=0.3), pause=pauses
-    )
 
-    outcome = zithara.send(order(), "q-1")
+    outcome = make_api(transport=make_transport(timeout_seconds=0.3)).send(order(), "q-1")
 
     assert (outcome.kind, outcome.reason, outcome.evidence) == (OutcomeKind.RETRY, reasons.TIMEOUT, Evidence.PATH)
     assert (len(api.requests()), pauses) == (1, [])
 
 
 def test_nothing_is_sent_again_once_the_window_is_over(
-    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
+    api: FakeZithara, tokens: TokenSource, make_api: MakeApi, pauses: Pauses
 ) -> None:
     tokens.get()
     api.stop()
     seconds = iter(range(0, 1000, 5))
-    zithara = ZitharaApi(
-        base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, monotonic=lambda: next(seconds)
-    )
 
-    assert zithara.send(order(), "q-1").reason == reasons.CONNECT_ERROR
+    assert make_api(monotonic=lambda: next(seconds)).send(order(), "q-1").reason == reasons.CONNECT_ERROR
     assert pauses == []
 
 
@@ -296,9 +290,9 @@ def test_a_webhook_url_that_is_none_has_failed(zithara: ZitharaApi) -> None:
     assert zithara.send(webhook("shop.example.com/hook"), "q-1").reason == reasons.INVALID_URL
 
 
-def test_an_api_in_clear_is_a_configuration_error(tokens: TokenSource, transport: Transport, pauses: Pauses) -> None:
+def test_an_api_in_clear_is_a_configuration_error(make_api: MakeApi) -> None:
     with pytest.raises(ConfigurationError, match="use https://"):
-        ZitharaApi(base_url="http://pos-api.zithara.com/v1", tokens=tokens, transport=transport, pause=pauses)
+        make_api(base_url="http://pos-api.zithara.com/v1")
 
 
 @pytest.mark.parametrize("event", ["a\nb", "half \ud83d", "nul\x00"])
@@ -344,38 +338,19 @@ def test_the_key_of_a_request_is_its_own_and_changes_with_an_operators_retry() -
     assert idempotency_key("zithara_cart_queue-7", "POST", "/cart", b"{}", 2) == f"{key}-2"
 
 
-def test_an_outcome_tells_the_digest_of_its_body_only_where_it_is_wanted(
-    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
-) -> None:
-    def outcome(*, digest: bool) -> Outcome:
-        sending = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, digest=digest)
-        return sending.send(order(), "q-1")
-
-    assert outcome(digest=False).request_sha256 == ""
-    assert outcome(digest=True).request_sha256 == hashlib.sha256(api.requests()[-1].body).hexdigest()
+def test_an_outcome_tells_the_digest_of_its_body_only_where_it_is_wanted(api: FakeZithara, make_api: MakeApi) -> None:
+    assert make_api().send(order(), "q-1").request_sha256 == ""
+    told = make_api(digest=True).send(order(), "q-1").request_sha256
+    assert told == hashlib.sha256(api.requests()[-1].body).hexdigest()
 
 
 # --- secrecy
 
 
 def test_token_and_secret_are_in_no_log_and_no_outcome(
-    api: FakeZithara,
-    store: MemoryStore,
-    clock: Clock,
-    transport: Transport,
-    pauses: Pauses,
-    caplog: pytest.LogCaptureFixture,
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    tokens = TokenSource(
-        base_url=api.base_url,
-        client_id=api.client_id,
-        client_secret=Secret(api.client_secret),
-        shared_token=store.opened,
-        clock=clock,
-        transport=transport,
-    )
-    zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, now_utc=clock)
 
     def echo(request: object) -> Reply | None:
         headers = getattr(request, "headers", {})
@@ -389,11 +364,8 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
     clock.now += 5000
     outcomes.append(zithara.send(order(), "q-3"))
 
-    assert [outcome.reason for outcome in outcomes] == [
-        "http_422",
-        reasons.CREDENTIALS_REFUSED,
-        reasons.TOKEN_UNAVAILABLE,
-    ]
+    told = [outcome.reason for outcome in outcomes]
+    assert told == ["http_422", reasons.CREDENTIALS_REFUSED, reasons.TOKEN_UNAVAILABLE]
     assert "[masked]" in outcomes[0].detail
     shown = caplog.text + repr(outcomes) + repr(tokens) + repr(zithara)
     assert "sandbox-token" not in shown
@@ -404,7 +376,7 @@ def test_token_and_secret_are_in_no_log_and_no_outcome(
 
 
 def test_an_outcome_quotes_the_answers_words_without_the_customers(
-    api: FakeZithara, tokens: TokenSource, transport: Transport, pauses: Pauses
+    api: FakeZithara, tokens: TokenSource, make_api: MakeApi
 ) -> None:
     message = "Asha Rao (asha@example.com, +91 98765 43210) has no date_of_birth; sku R-1 is unknown"
     answer = {
@@ -418,8 +390,7 @@ def test_an_outcome_quotes_the_answers_words_without_the_customers(
     request = order(json={"customer": {"name": "Asha Rao"}, "order": {"status": "pending"}})
 
     def detail(*, mask: bool) -> str:
-        zithara = ZitharaApi(base_url=api.base_url, tokens=tokens, transport=transport, pause=pauses, mask=mask)
-        return zithara.send(request, "q-1").detail
+        return make_api(mask=mask).send(request, "q-1").detail
 
     shown = "*** (a***@***, ***10) has no date_of_birth; sku R-1 is unknown"
     received = {"customerName": "***", "note": "***", "sku": "R-1"}
@@ -443,7 +414,7 @@ def test_an_outcome_quotes_a_page_without_addresses_and_numbers(
 
 
 @pytest.fixture
-def log_lines() -> Iterator[Callable[[str], list[dict[str, Any]]]]:
+def log_lines() -> Iterator[LogLines]:
     """log_lines(level): the lines so far; the first call configures the log."""
     root = logging.getLogger()
     handlers, before = list(root.handlers), root.level
@@ -463,7 +434,7 @@ def log_lines() -> Iterator[Callable[[str], list[dict[str, Any]]]]:
 
 
 def test_bodies_are_logged_at_debug_masked_and_without_the_token(
-    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: Callable[[str], list[dict[str, Any]]]
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: LogLines
 ) -> None:
     token = tokens.get()
     answer = {"message": f"hello {token}, asha of Pune", "customer": {"first_name": "Asha", "id": 5}}
@@ -485,7 +456,7 @@ def test_bodies_are_logged_at_debug_masked_and_without_the_token(
 
 
 def test_a_body_that_is_no_json_is_logged_as_text(
-    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: Callable[[str], list[dict[str, Any]]]
+    api: FakeZithara, zithara: ZitharaApi, tokens: TokenSource, log_lines: LogLines
 ) -> None:
     tokens.get()
     api.responder = in_turn(Reply(502, body=b"<p>asha@example.com \xff</p>"))
@@ -496,9 +467,7 @@ def test_a_body_that_is_no_json_is_logged_as_text(
     assert shown == "<p>a***@*** \N{REPLACEMENT CHARACTER}</p>"
 
 
-def test_no_body_is_logged_above_debug(
-    api: FakeZithara, zithara: ZitharaApi, log_lines: Callable[[str], list[dict[str, Any]]]
-) -> None:
+def test_no_body_is_logged_above_debug(api: FakeZithara, zithara: ZitharaApi, log_lines: LogLines) -> None:
     log_lines("INFO")
     zithara.send(order(json={"order": {"name": "a body"}}), "q-1")
 
