@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import trustme
 from support import waiting
-from support.workers import Clock, StepWorker, settings_of
+from support.workers import Clock, MakeShop, MakeWorker, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.limits import Limits
+from zithara_worker.messages import Message
+from zithara_worker.processors import supersedes
 from zithara_worker.queue.failures import Selection
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
@@ -25,7 +27,7 @@ from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
-from zithara_worker.topics import TOPICS
+from zithara_worker.topics import TOPIC_CART, TOPICS
 
 PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"
 
@@ -55,7 +57,7 @@ def left_out_without_skip_locked(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture
-def make_shop(mariadb: MariaDbServer) -> Iterator[Callable[..., Shop]]:
+def make_shop(mariadb: MariaDbServer) -> Iterator[MakeShop]:
     """Makes shops with arguments, e.g. make_shop(prefix="m2_", worker_tables=False); dropped after the test."""
     with ExitStack() as shops:
 
@@ -99,11 +101,19 @@ def api() -> Iterator[FakeZithara]:
 
 
 @pytest.fixture
-def shop(make_shop: Callable[..., Shop], api: FakeZithara) -> Shop:
+def shop(make_shop: MakeShop, api: FakeZithara) -> Shop:
     """A shop with the worker's tables, configured for `api`, its webhook receiver included."""
     made = make_shop()
     made.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
     return made
+
+
+@pytest.fixture(params=[False, True], ids=["without the optional index", "with it"])
+def index(request: pytest.FixtureRequest, shop: Shop) -> bool:
+    """Whether the shop has the optional index. Named before the worker, whose session looks for it when it opens."""
+    if request.param:
+        shop.run_script("optional_index.sql")
+    return bool(request.param)
 
 
 @pytest.fixture
@@ -193,7 +203,7 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def make_worker(shop: Shop, clock: Clock) -> Iterator[Callable[..., StepWorker]]:
+def make_worker(shop: Shop, clock: Clock) -> Iterator[MakeWorker]:
     """make_worker("worker-b", topic=...): options go to StepWorker and MessageQueue; closed after the test."""
     made: list[StepWorker] = []
 
@@ -207,11 +217,30 @@ def make_worker(shop: Shop, clock: Clock) -> Iterator[Callable[..., StepWorker]]
 
 
 @pytest.fixture
-def worker(make_worker: Callable[..., StepWorker]) -> StepWorker:
+def worker(make_worker: MakeWorker) -> StepWorker:
     return make_worker()
 
 
 @pytest.fixture
-def other(make_worker: Callable[..., StepWorker]) -> StepWorker:
+def other(make_worker: MakeWorker) -> StepWorker:
     """A second worker on the same queue."""
     return make_worker("worker-b")
+
+
+@pytest.fixture
+def message(shop: Shop, worker: StepWorker) -> Message:
+    """A message of group order:A, which `worker` has claimed."""
+    shop.publish_order("A")
+    [claimed] = worker.claim()
+    return claimed
+
+
+@pytest.fixture
+def coalescing(make_worker: MakeWorker) -> StepWorker:
+    """A worker on the queue of carts, of which it sends the newest snapshot only."""
+    return make_worker(topic=TOPIC_CART, supersedes=supersedes)
+
+
+@pytest.fixture
+def other_coalescing(make_worker: MakeWorker) -> StepWorker:
+    return make_worker("worker-b", topic=TOPIC_CART, supersedes=supersedes)

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from threading import Thread
 
 import pytest
-from support.workers import Clock, StepWorker, failures_of, groups_of, operator_retries, pending, settings_of
+from support.workers import (
+    Clock,
+    MakeShop,
+    MakeWorker,
+    StepWorker,
+    failures_of,
+    groups_of,
+    locked_by_somebody,
+    operator_retries,
+    pending,
+    settings_of,
+)
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
@@ -17,7 +26,7 @@ from zithara_worker.messages import Event, Message, OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER
+from zithara_worker.topics import TOPIC_CUSTOMER, TOPIC_ORDER
 
 GUARANTEES = pytest.mark.parametrize("skip_locked", [True, False], ids=["skip-locked", "compare-and-set"])
 
@@ -215,11 +224,7 @@ def test_a_body_that_is_no_event_is_claimed_with_its_rejection(
     assert isinstance(content, Rejection) or content.payload == {"order": []}
 
 
-def test_a_body_larger_than_the_servers_packet_is_rejected_and_the_others_go_on(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    shop = make_shop()
-    worker = make_worker(on=shop)
+def test_a_body_larger_than_the_servers_packet_is_rejected_and_the_others_go_on(shop: Shop, worker: StepWorker) -> None:
     huge = shop.publish_body(TOPIC_ORDER, json.dumps("x" * 2_000_000))
     shop.publish_order("A")
     worker.look()
@@ -241,9 +246,7 @@ def test_large_bodies_that_the_server_can_send_arrive_whole(shop: Shop, worker: 
     assert len(content.payload["order"]["note"]) == 3_000_000
 
 
-def test_everything_works_under_a_table_prefix(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
+def test_everything_works_under_a_table_prefix(make_shop: MakeShop, make_worker: MakeWorker) -> None:
     shop = make_shop(prefix="m2_")
     worker = make_worker(on=shop)
     published = [shop.publish_order("A") for _ in range(2)]
@@ -273,7 +276,7 @@ def test_two_workers_never_hold_one_group(shop: Shop, worker: StepWorker, other:
 
 @GUARANTEES
 def test_workers_that_compete_at_the_same_time_take_everything_once_and_in_order(
-    shop: Shop, make_worker: Callable[..., StepWorker], skip_locked: bool
+    shop: Shop, make_worker: MakeWorker, skip_locked: bool
 ) -> None:
     for number in range(150):
         shop.publish_order(f"N{number % 20}")
@@ -324,17 +327,6 @@ def test_a_head_that_another_worker_was_faster_with_costs_nothing_but_a_look(
     assert worker.take(10) == []
     other.deliver(theirs)
     assert worker.drain() == [published[1].message_id]
-
-
-@contextmanager
-def locked_by_somebody(shop: Shop, relation_id: int) -> Iterator[None]:
-    connection = shop.connect(autocommit=False)
-    try:
-        with connection.cursor() as cursor:
-            cursor.execute(f"SELECT id FROM {shop.prefix}queue_message_status WHERE id = %s FOR UPDATE", (relation_id,))
-            yield
-    finally:
-        connection.close()
 
 
 @pytest.mark.assumes_skip_locked
@@ -449,9 +441,7 @@ def test_orders_are_never_coalesced_unless_told(shop: Shop, worker: StepWorker) 
     assert worker.drain() == [each.message_id for each in published]
 
 
-def test_a_newer_customer_swallows_no_address_of_an_older_message(
-    shop: Shop, make_worker: Callable[..., StepWorker]
-) -> None:
+def test_a_newer_customer_swallows_no_address_of_an_older_message(shop: Shop, make_worker: MakeWorker) -> None:
     worker = make_worker(topic=TOPIC_CUSTOMER, supersedes=supersedes)
     saved = shop.publish_customer()
     address = shop.publish_customer(**address_saved())
@@ -466,26 +456,25 @@ def test_a_newer_customer_swallows_no_address_of_an_older_message(
 
 
 def test_a_newer_snapshot_takes_the_place_of_one_that_waits_for_its_retry(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, coalescing: StepWorker
 ) -> None:
     # In a shop the ids of messages and those of their places on a queue differ.
     shop.query("ALTER TABLE {prefix}queue_message_status AUTO_INCREMENT = 1000")
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     carts = [shop.publish_cart("7") for _ in range(2)]
-    worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=10)
+    coalescing.settle((coalescing.claim()[0], OutcomeKind.RETRY), delay=10)
     carts.append(shop.publish_cart("7"))
-    assert worker.claim() == []
+    assert coalescing.claim() == []
     clock.pass_by(11)
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     assert message.message_id == carts[2].message_id
     assert message.supersedes == pending(*carts[:2])
-    worker.deliver([message])
+    coalescing.deliver([message])
     assert shop.statuses() == [4, 4, 4]
     assert groups_of(shop) == {}
 
 
 def test_a_waiting_message_that_the_newer_one_does_not_replace_goes_first(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, make_worker: MakeWorker
 ) -> None:
     worker = make_worker(topic=TOPIC_CUSTOMER, supersedes=supersedes)
     address = shop.publish_customer(**address_saved())
@@ -495,53 +484,50 @@ def test_a_waiting_message_that_the_newer_one_does_not_replace_goes_first(
     assert worker.drain() == [address.message_id, newer.message_id]
 
 
-def test_nothing_newer_joins_a_message_that_is_in_flight(shop: Shop, make_worker: Callable[..., StepWorker]) -> None:
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
+def test_nothing_newer_joins_a_message_that_is_in_flight(shop: Shop, coalescing: StepWorker) -> None:
     shop.publish_cart("7")
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     newer = shop.publish_cart("7")
-    assert worker.claim() == []
-    worker.deliver([message])
+    assert coalescing.claim() == []
+    coalescing.deliver([message])
     assert shop.statuses() == [4, 2]
-    assert worker.drain() == [newer.message_id]
+    assert coalescing.drain() == [newer.message_id]
 
 
 def test_a_snapshot_that_php_finished_meanwhile_does_not_push_the_waiting_one_out_of_line(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, coalescing: StepWorker
 ) -> None:
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     first = shop.publish_cart("7")
-    worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=10)
+    coalescing.settle((coalescing.claim()[0], OutcomeKind.RETRY), delay=10)
     second = shop.publish_cart("7")
-    assert worker.claim() == [], "it has been seen, and its group waits"
+    assert coalescing.claim() == [], "it has been seen, and its group waits"
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE id = %s", (second.relation_id,))
     clock.pass_by(11)
-    assert worker.claim() == []
+    assert coalescing.claim() == []
     assert groups_of(shop) == {"cart:7": (first.relation_id, None)}
-    assert ids(worker.claim()) == [first.message_id]
+    assert ids(coalescing.claim()) == [first.message_id]
 
 
 @pytest.mark.parametrize("way", ["retry", "released", "lease lost", "commit in doubt", "new session"])
 def test_however_a_group_goes_on_the_newest_snapshot_stands_for_the_same_messages(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker], way: str
+    shop: Shop, clock: Clock, coalescing: StepWorker, other_coalescing: StepWorker, way: str
 ) -> None:
     """It may have been processed, so nothing that it stands for may be sent any more, by no worker."""
-    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
     *older, newest = [shop.publish_cart("7") for _ in range(3)]
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     if way == "lease lost":
         clock.pass_by(61)
     elif way == "commit in doubt":
-        worker.held.forget([message])
-        worker.renew()
+        coalescing.held.forget([message])
+        coalescing.renew()
     else:
-        worker.settle((message, OutcomeKind.RELEASED if way == "released" else OutcomeKind.RETRY))
+        coalescing.settle((message, OutcomeKind.RELEASED if way == "released" else OutcomeKind.RETRY))
     if way == "new session":
-        worker.database.close()
-        other = worker
-    [again] = other.claim()
+        coalescing.database.close()
+        other_coalescing = coalescing
+    [again] = other_coalescing.claim()
     assert (again.message_id, again.supersedes) == (newest.message_id, pending(*older))
-    other.deliver([again])
+    other_coalescing.deliver([again])
     assert shop.statuses() == [4, 4, 4]
     assert groups_of(shop) == {}
 

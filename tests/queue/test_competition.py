@@ -7,20 +7,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from support.processes import WorkerProcess
-from support.workers import Clock, StepWorker
+from support.workers import Clock, StepWorker, group_is_body
 
-from zithara_worker.messages import Event, Outcome, OutcomeKind
+from zithara_worker.messages import Outcome, OutcomeKind
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_ORDER
 
 DELIVERED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200)
-
-
-def identify(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-    """Bodies of these tests are the names of their groups."""
-    return body, Event(topic=topic, payload={})
 
 
 def test_eight_workers_drain_five_thousand_messages_with_none_twice_and_each_group_in_order(shop: Shop) -> None:
@@ -30,7 +25,7 @@ def test_eight_workers_drain_five_thousand_messages_with_none_twice_and_each_gro
     failures: list[BaseException] = []
 
     def work(number: int) -> None:
-        worker = StepWorker(shop, Clock(), worker_id=f"w{number}", identify=identify)
+        worker = StepWorker(shop, Clock(), worker_id=f"w{number}", identify=group_is_body)
         try:
             # Each sees the end only when nothing is pending or held by anybody.
             while shop_has_open_messages():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, settings_of
+from support.workers import LEASE_SECONDS, Clock, MakeWorker, StepWorker, failures_of, groups_of, settings_of
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import OutcomeKind
@@ -24,9 +24,7 @@ def database_clock(clock: Clock) -> Clock:
 
 
 @pytest.fixture
-def start(
-    shop: Shop, database_clock: Clock, make_worker: Callable[..., StepWorker]
-) -> Iterator[Callable[[str], StepWorker]]:
+def start(shop: Shop, database_clock: Clock, make_worker: MakeWorker) -> Iterator[Callable[[str], StepWorker]]:
     def start(worker_id: str) -> StepWorker:
         return make_worker(worker_id, database=Database(settings_of(shop), clock=database_clock, sleep=lambda _: None))
 

@@ -9,18 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.workers import Clock, StepWorker
+from support.workers import Clock, MakeShop, MakeWorker, StepWorker, group_is_body
 
-from zithara_worker.messages import Event
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 MANY = 20_000
-
-
-def identify(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-    """Bodies of these tests are the names of their groups."""
-    return body, Event(topic=topic, payload={})
 
 
 def rows_in_bulk(shop: Shop, queue: str, status: int, count: int, body: str = "CONCAT('g', seq)") -> None:
@@ -89,44 +83,36 @@ def cost_of_a_claim(shop: Shop, worker: StepWorker, clock: Clock) -> int:
 
 @BACKGROUNDS
 def test_a_claim_costs_the_same_behind_completed_and_foreign_rows(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    clock: Clock,
-    complete: int,
-    foreign: int,
+    make_shop: MakeShop, make_worker: MakeWorker, clock: Clock, complete: int, foreign: int
 ) -> None:
     empty, full = make_shop(), make_shop()
     background(full, complete, foreign)
-    bare = cost_of_a_claim(empty, make_worker(on=empty, identify=identify), clock)
-    cost = cost_of_a_claim(full, make_worker(on=full, identify=identify), clock)
+    bare = cost_of_a_claim(empty, make_worker(on=empty, identify=group_is_body), clock)
+    cost = cost_of_a_claim(full, make_worker(on=full, identify=group_is_body), clock)
     assert abs(cost - bare) <= 10
 
 
 @BACKGROUNDS
 def test_an_idle_poll_costs_the_same_behind_completed_and_foreign_rows(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    clock: Clock,
-    complete: int,
-    foreign: int,
+    make_shop: MakeShop, make_worker: MakeWorker, clock: Clock, complete: int, foreign: int
 ) -> None:
     empty, full = make_shop(), make_shop()
     background(full, complete, foreign)
     costs = []
     for shop in (empty, full):
-        worker = warmed_up(make_worker(on=shop, identify=identify), clock)
+        worker = warmed_up(make_worker(on=shop, identify=group_is_body), clock)
         costs.append(rows_read(worker, worker.poll))
         assert not worker.queue.may_have_work
     assert costs[1] <= costs[0] + 10
 
 
 def test_blocked_groups_in_front_cost_a_claim_nothing(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], clock: Clock
+    make_shop: MakeShop, make_worker: MakeWorker, clock: Clock
 ) -> None:
     costs = []
     for blocked in (0, 5000):
         shop = make_shop()
-        worker = make_worker(on=shop, identify=identify)
+        worker = make_worker(on=shop, identify=group_is_body)
         rows_in_bulk(shop, "zithara_order_queue", 2, 1, body="'busy'")
         [held] = worker.claim()
         if blocked:
@@ -150,12 +136,12 @@ def test_blocked_groups_in_front_cost_a_claim_nothing(
 
 
 def test_retries_that_are_not_due_cost_an_idle_poll_nothing(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], clock: Clock
+    make_shop: MakeShop, make_worker: MakeWorker, clock: Clock
 ) -> None:
     costs = []
     for waiting in (0, 5000):
         shop = make_shop()
-        worker = warmed_up(make_worker(on=shop, identify=identify), clock)
+        worker = warmed_up(make_worker(on=shop, identify=group_is_body), clock)
         if waiting:
             rows_in_bulk(shop, "zithara_order_queue", 5, waiting)
             shop.query(
@@ -170,15 +156,14 @@ def test_retries_that_are_not_due_cost_an_idle_poll_nothing(
 
 @pytest.mark.parametrize("topic", [TOPIC_ORDER, TOPIC_CART])
 def test_with_the_optional_index_a_worker_that_starts_reads_pending_rows_only(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], topic: str
+    shop: Shop, make_worker: MakeWorker, topic: str
 ) -> None:
-    shop = make_shop()
     shop.run_script("optional_index.sql")
     rows_in_bulk(shop, "zithara_order_queue", 4, MANY)
     rows_in_bulk(shop, "zithara_cart_queue", 4, MANY)
     publish = shop.publish_order if topic == TOPIC_ORDER else shop.publish_cart
     publish("A")
-    worker = make_worker(on=shop, topic=topic)
+    worker = make_worker(topic=topic)
     worker.poll()
     claimed: list[Any] = []
     assert rows_read(worker, lambda: claimed.extend(worker.take(10))) < 200

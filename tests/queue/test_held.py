@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from support.messages import message_of
 from support.workers import LEASE_SECONDS, Clock
 
 from zithara_worker.messages import Lease, Message
@@ -19,23 +22,8 @@ def held(clock: Clock) -> Held:
     return Held(worker_id="worker-a", lease_seconds=LEASE_SECONDS, clock=clock)
 
 
-def message(
-    id: int, *, claim: int = 1, group: str | None = None, queue_id: int = 1, suspect: bool = False, until: float = 100.0
-) -> Message:
-    return Message(
-        id=id,
-        message_id=id,
-        queue_id=queue_id,
-        queue_name=f"queue-{queue_id}",
-        topic="zithara.order.events",
-        group_key=group or f"order:{id}",
-        number_of_trials=0,
-        claim=claim,
-        suspect=suspect,
-        status_before=2,
-        updated_at_before="2026-01-01 00:00:00",
-        lease=Lease(until),
-    )
+def message(id: int, *, until: float = 100.0, **changes: Any) -> Message:
+    return message_of(id, lease=Lease(until), **changes)
 
 
 def taken(held: Held, *messages: Message) -> None:
@@ -77,7 +65,9 @@ def test_a_suspect_in_hand_is_known(held: Held) -> None:
     assert not held.has_suspect
 
 
-@pytest.mark.parametrize("again", [message(1, claim=2, group="order:other"), message(2, claim=2, group="order:1")])
+@pytest.mark.parametrize(
+    "again", [message(1, claim=2, group_key="order:other"), message(2, claim=2, group_key="order:1")]
+)
 def test_neither_a_message_in_hand_nor_another_one_of_its_group_is_taken(held: Held, again: Message) -> None:
     first = message(1)
     taken(held, first)
@@ -87,7 +77,7 @@ def test_neither_a_message_in_hand_nor_another_one_of_its_group_is_taken(held: H
 
 
 def test_the_same_group_of_another_queue_is_another_group(held: Held) -> None:
-    taken(held, message(1, group="order:1"), message(2, group="order:1", queue_id=2))
+    taken(held, message(1, group_key="order:1"), message(2, group_key="order:1", queue_id=2))
     assert len(held) == 2
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.workers import Clock, StepWorker, groups_of, pending
+from support.workers import Clock, MakeWorker, StepWorker, groups_of, pending
 
 from zithara_worker.messages import OutcomeKind
 from zithara_worker.processors import supersedes
@@ -16,14 +15,10 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER
 
 
-@pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])
 def test_a_newer_message_of_its_group_does_not_pass_one_that_was_committed_late(
-    shop: Shop, make_worker: Callable[..., StepWorker], index: bool
+    shop: Shop, index: bool, worker: StepWorker
 ) -> None:
     """Both are visible at the same poll, but only the newer one lies in front of the cursor."""
-    if index:
-        shop.run_script("optional_index.sql")
-    worker = make_worker()
     with shop.transaction() as checkout:
         late = checkout.publish_order("1")
         other = shop.publish_order("2")
@@ -36,7 +31,7 @@ def test_a_newer_message_of_its_group_does_not_pass_one_that_was_committed_late(
     assert newer.message_id not in worker.drain()
 
 
-def test_a_worker_that_has_just_started_looks_back_as_well(shop: Shop, make_worker: Callable[..., StepWorker]) -> None:
+def test_a_worker_that_has_just_started_looks_back_as_well(shop: Shop, make_worker: MakeWorker) -> None:
     with shop.transaction() as checkout:
         late = checkout.publish_order("1")
         shop.publish_order("2")
@@ -61,9 +56,8 @@ def waiting_update_and_late_create(shop: Shop, worker: StepWorker) -> tuple[int,
 
 
 def test_an_older_message_that_appears_while_a_newer_one_waits_for_its_retry_goes_first(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, worker: StepWorker
 ) -> None:
-    worker = make_worker()
     create, update, newer = waiting_update_and_late_create(shop, worker)
     assert worker.claim() == [], "it finds the group taken"
     assert worker.drain() == [create, update, newer]
@@ -71,7 +65,7 @@ def test_an_older_message_that_appears_while_a_newer_one_waits_for_its_retry_goe
 
 
 def test_the_newer_one_keeps_its_place_whoever_delivers_the_older_one(
-    shop: Shop, make_worker: Callable[..., StepWorker], clock: Clock
+    shop: Shop, make_worker: MakeWorker, clock: Clock
 ) -> None:
     """The worker that made room dies with the older message in its hands."""
     create, update, newer = waiting_update_and_late_create(shop, first := make_worker())
@@ -85,10 +79,7 @@ def test_the_newer_one_keeps_its_place_whoever_delivers_the_older_one(
     assert second.drain() == [update, newer]
 
 
-def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(
-    shop: Shop, make_worker: Callable[..., StepWorker]
-) -> None:
-    worker = make_worker()
+def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(shop: Shop, worker: StepWorker) -> None:
     create, update, newer = waiting_update_and_late_create(shop, worker)
     assert worker.claim() == []
     worker.poll()
@@ -97,9 +88,7 @@ def test_the_newer_one_is_the_head_again_when_the_older_one_is_gone(
     assert worker.drain() == [update, newer]
 
 
-def late_snapshot(
-    shop: Shop, make_worker: Callable[..., StepWorker], **changes: Any
-) -> tuple[StepWorker, list[Published]]:
+def late_snapshot(shop: Shop, make_worker: MakeWorker, **changes: Any) -> tuple[StepWorker, list[Published]]:
     """A customer whose newest message waits an hour for its retry, in the place of the one before it too. Now an older
     one is committed, and takes the first place of its group. The answer to the newest was lost: nothing older that it
     tells may be sent any more."""
@@ -114,9 +103,7 @@ def late_snapshot(
     return worker, [late, *pair]
 
 
-def test_an_older_snapshot_that_appears_late_is_told_by_the_one_that_waits(
-    shop: Shop, make_worker: Callable[..., StepWorker]
-) -> None:
+def test_an_older_snapshot_that_appears_late_is_told_by_the_one_that_waits(shop: Shop, make_worker: MakeWorker) -> None:
     worker, (late, older, newest) = late_snapshot(shop, make_worker)
     [message] = worker.claim()
     assert (message.message_id, message.supersedes, message.behind) == (newest.message_id, pending(late, older), ())
@@ -126,7 +113,7 @@ def test_an_older_snapshot_that_appears_late_is_told_by_the_one_that_waits(
 
 
 def test_a_late_message_that_no_newer_one_tells_goes_first_and_what_the_newest_tells_stays_unsent(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, make_worker: MakeWorker
 ) -> None:
     address = {"custom_attributes": {"address_data": {"city": "Pune"}}}
     worker, (late, older, newest) = late_snapshot(shop, make_worker, **address)
@@ -139,7 +126,7 @@ def test_a_late_message_that_no_newer_one_tells_goes_first_and_what_the_newest_t
 
 @pytest.mark.parametrize("status", [3, 4])
 def test_a_late_message_is_sent_where_somebody_else_has_the_one_that_tells_it(
-    shop: Shop, make_worker: Callable[..., StepWorker], status: int
+    shop: Shop, make_worker: MakeWorker, status: int
 ) -> None:
     worker, (late, older, newest) = late_snapshot(shop, make_worker)
     worker.look()
@@ -150,30 +137,29 @@ def test_a_late_message_is_sent_where_somebody_else_has_the_one_that_tells_it(
 
 
 def test_the_newest_snapshot_stands_for_late_ones_and_for_those_that_only_the_groups_row_names(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, coalescing: StepWorker
 ) -> None:
     """Another worker coalesced the first two snapshots into the last. This one read the queue while PHP held them."""
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     *named, third, fourth, last = [shop.publish_cart("1") for _ in range(5)]
     shop.query(
         "UPDATE {prefix}queue_message_status SET status = 3 WHERE id IN %s", ([each.relation_id for each in named],)
     )
-    worker.look()
-    [(group, seen)] = worker.queue._reader.heads(1, ())
-    worker.queue._backlog.put_back_heads()
+    coalescing.look()
+    [(group, seen)] = coalescing.queue._reader.heads(1, ())
+    coalescing.queue._backlog.put_back_heads()
     assert seen.id == third.relation_id
     shop.query("UPDATE {prefix}queue_message_status SET status = 2 WHERE status = 3")
     shop.query(
         "INSERT INTO {prefix}zithara_message_group (queue_id, group_key, id, message_id, supersedes, not_before) "
         "VALUES (%s, %s, %s, %s, %s, '2020-01-01')",
-        (worker.queue_id, group, last.relation_id, last.message_id, as_text(pending(*named))),
+        (coalescing.queue_id, group, last.relation_id, last.message_id, as_text(pending(*named))),
     )
-    worker.poll()
-    [message] = worker.take(10)
+    coalescing.poll()
+    [message] = coalescing.take(10)
     assert message.message_id == last.message_id
     assert message.supersedes == pending(*named, third, fourth)
-    worker.deliver([message])
-    assert worker.drain() == []
+    coalescing.deliver([message])
+    assert coalescing.drain() == []
     assert shop.statuses() == [4] * 5
 
 
@@ -196,20 +182,19 @@ def retry_of_a_snapshot(shop: Shop, worker: StepWorker, other: StepWorker, *, de
 
 
 def test_what_a_snapshot_stands_for_is_not_sent_behind_it_because_an_older_message_has_ended(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, coalescing: StepWorker, other_coalescing: StepWorker
 ) -> None:
     """The answer to the newest was lost, so it may have been processed: what it replaces would go over it."""
-    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
-    _, older, newest = retry_of_a_snapshot(shop, worker, other, delay=0)
-    [message] = worker.claim()
+    _, older, newest = retry_of_a_snapshot(shop, coalescing, other_coalescing, delay=0)
+    [message] = coalescing.claim()
     assert (message.message_id, message.supersedes) == (newest.message_id, pending(older))
-    worker.deliver([message])
+    coalescing.deliver([message])
     assert shop.statuses() == [4] * 4
     assert groups_of(shop) == {}
 
 
 def test_a_worker_without_coalescing_learns_in_its_claim_that_an_older_message_has_ended(
-    shop: Shop, make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = make_worker("worker-a", topic=TOPIC_CART)
     other = make_worker("worker-b", topic=TOPIC_CART, supersedes=supersedes)
@@ -221,12 +206,11 @@ def test_a_worker_without_coalescing_learns_in_its_claim_that_an_older_message_h
 
 
 def test_a_retry_is_not_due_earlier_because_an_older_message_has_ended(
-    shop: Shop, make_worker: Callable[..., StepWorker], clock: Clock
+    shop: Shop, coalescing: StepWorker, other_coalescing: StepWorker, clock: Clock
 ) -> None:
-    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
-    *_, newest = retry_of_a_snapshot(shop, worker, other, delay=10)
+    *_, newest = retry_of_a_snapshot(shop, coalescing, other_coalescing, delay=10)
     for _ in range(3):
-        assert worker.claim() == []
+        assert coalescing.claim() == []
     assert groups_of(shop) == {"cart:1": (newest.relation_id, None)}
     clock.pass_by(11)
-    assert [message.message_id for message in worker.claim()] == [newest.message_id]
+    assert [message.message_id for message in coalescing.claim()] == [newest.message_id]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from support.workers import LEASE_SECONDS, Clock, MakeWorker, StepWorker, failures_of, groups_of, pending
 
-from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, pending
-
-from zithara_worker.messages import OutcomeKind, Rejection
+from zithara_worker.messages import Message, OutcomeKind, Rejection
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.statuses import Status
 from zithara_worker.sandbox.shop import Shop
@@ -24,10 +22,8 @@ def test_two_renewals_within_one_second_both_count_every_lease(shop: Shop, worke
 
 
 def test_a_renewed_lease_lasts_from_the_renewal(
-    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     assert message.lease.valid_until == clock() + LEASE_SECONDS
     clock.pass_by(LEASE_SECONDS - 1)
     assert worker.renew() == []
@@ -69,7 +65,7 @@ def test_an_expired_lease_is_taken_over_head_first_with_one_more_trial(
 
 
 def test_one_of_two_takes_an_expired_group_over(
-    shop: Shop, clock: Clock, worker: StepWorker, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, worker: StepWorker, make_worker: MakeWorker
 ) -> None:
     shop.publish_order("A")
     worker.claim()
@@ -111,7 +107,7 @@ def test_a_worker_that_woke_late_neither_settles_nor_overtakes(
 
 
 def test_a_message_that_kills_its_workers_is_rejected_at_last(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, make_worker: MakeWorker
 ) -> None:
     published = [shop.publish_order("A") for _ in range(2)]
     for death in range(5):
@@ -130,7 +126,7 @@ def test_a_message_that_kills_its_workers_is_rejected_at_last(
 
 
 def test_failed_attempts_that_were_answered_do_not_count_as_deaths(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, make_worker: MakeWorker
 ) -> None:
     shop.publish_order("A")
     worker = make_worker(attempt_limit=2)
@@ -140,9 +136,7 @@ def test_failed_attempts_that_were_answered_do_not_count_as_deaths(
         worker.settle((message, OutcomeKind.RETRY))
 
 
-def test_what_a_dead_worker_held_keeps_its_shape(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
-) -> None:
+def test_what_a_dead_worker_held_keeps_its_shape(shop: Shop, clock: Clock, make_worker: MakeWorker) -> None:
     """It may have arrived: a newer snapshot waits its turn, and the older ones still go with the one that was sent."""
     dead = make_worker("worker-a", topic=TOPIC_CART, supersedes=supersedes)
     carts = [shop.publish_cart("7") for _ in range(2)]
@@ -159,7 +153,7 @@ def test_what_a_dead_worker_held_keeps_its_shape(
 
 
 def test_a_restarted_worker_inherits_nothing(
-    shop: Shop, clock: Clock, worker: StepWorker, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, worker: StepWorker, make_worker: MakeWorker
 ) -> None:
     shop.publish_order("A")
     worker.claim()
@@ -170,7 +164,7 @@ def test_a_restarted_worker_inherits_nothing(
 
 
 def test_who_was_only_in_hand_when_its_worker_was_killed_never_pays_for_it(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, make_worker: MakeWorker
 ) -> None:
     """One of three kills every worker that holds it, whatever else is in hand; one attempt is all they have."""
     killer, *innocent = [shop.publish_order(name).relation_id for name in "KAB"]
@@ -194,9 +188,7 @@ def test_who_was_only_in_hand_when_its_worker_was_killed_never_pays_for_it(
     assert groups_of(shop) == {}
 
 
-def test_what_was_answered_is_no_suspect_any_more(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker]
-) -> None:
+def test_what_was_answered_is_no_suspect_any_more(shop: Shop, clock: Clock, make_worker: MakeWorker) -> None:
     shop.publish_order("A")
     make_worker("worker-a").claim()
     clock.pass_by(LEASE_SECONDS + 1)
@@ -209,11 +201,9 @@ def test_what_was_answered_is_no_suspect_any_more(
 
 
 def test_a_worker_never_takes_its_own_expired_lease_over(
-    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, message: Message
 ) -> None:
     """A poll that reaches the server after the lease ended, or a clock of the database that jumps forward."""
-    shop.publish_order("A")
-    [message] = worker.claim()
     clock.pass_by(LEASE_SECONDS + 10)
     assert worker.claim() == []
     assert worker.renew() == [] and message.lease.valid_until == clock() + LEASE_SECONDS

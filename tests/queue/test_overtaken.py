@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.workers import StepWorker, failures_of, groups_of, operator_retries
+from support.workers import MakeWorker, StepWorker, failures_of, groups_of, operator_retries
 
 from zithara_worker import reasons
 from zithara_worker.messages import Message, OutcomeKind, Pending, Rejection
@@ -236,7 +235,7 @@ def test_a_forced_message_of_which_no_newer_one_was_delivered_is_not_called_over
 
 
 def test_a_snapshot_that_newer_data_has_passed_is_still_completed_by_a_newer_snapshot(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, make_worker: MakeWorker
 ) -> None:
     worker = make_worker("worker-c", supersedes=lambda newer, older: True)
     message = overtaken_in_the_queue(shop, worker)

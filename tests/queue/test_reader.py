@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from support.workers import Clock, StepWorker, groups_of, settings_of
+from support.workers import (
+    Clock,
+    MakeWorker,
+    StepWorker,
+    group_is_body,
+    groups_of,
+    locked_by_somebody,
+    settings_of,
+)
 
 from zithara_worker.database.session import Database
 from zithara_worker.errors import DatabaseUnavailable
@@ -17,13 +23,6 @@ from zithara_worker.processors import outline, supersedes
 from zithara_worker.queue import backlog, bodies, reader
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
-
-INDEX = pytest.mark.parametrize("index", [False, True], ids=["without the optional index", "with it"])
-
-
-def identify(topic: str, message_id: int, body: str) -> tuple[str, Event]:
-    """Bodies of these tests are the names of their groups, blanks aside."""
-    return body.strip(), Event(topic=topic, payload={})
 
 
 def groups(messages: list[Message]) -> list[str]:
@@ -40,6 +39,12 @@ def claimed_within(worker: StepWorker, claims: int, limit: int = 10) -> list[str
 
 
 @pytest.fixture
+def named(make_worker: MakeWorker) -> StepWorker:
+    """A worker for bodies that are the names of their groups."""
+    return make_worker(identify=group_is_body)
+
+
+@pytest.fixture
 def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
     """The limits of the backlog, a hundred times smaller."""
     monkeypatch.setattr(backlog, "GROUP_LIMIT", 10)
@@ -49,56 +54,46 @@ def small_backlog(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- many messages of one group --------------------------------------------------------------------------------
 
 
-@INDEX
 def test_thousands_of_messages_of_a_waiting_group_stop_nobody_behind_them(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], small_backlog: None, index: bool
+    shop: Shop, index: bool, named: StepWorker, small_backlog: None
 ) -> None:
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
-    worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, ["poison"])
-    worker.settle((worker.claim()[0], OutcomeKind.RETRY), delay=3600)
+    named.settle((named.claim()[0], OutcomeKind.RETRY), delay=3600)
     shop.publish_bodies(TOPIC_ORDER, ["poison"] * 5000 + ["free"])
-    assert claimed_within(worker, claims=10) == ["free"]
-    assert len(worker.queue._backlog) == 5001
-    assert len(worker.queue._backlog._known) <= 10, "the others are message ids only"
+    assert claimed_within(named, claims=10) == ["free"]
+    assert len(named.queue._backlog) == 5001
+    assert len(named.queue._backlog._known) <= 10, "the others are message ids only"
 
 
 def test_a_long_group_is_delivered_in_order_and_what_php_took_of_it_is_left_out(
-    shop: Shop, make_worker: Callable[..., StepWorker], small_backlog: None
+    shop: Shop, named: StepWorker, small_backlog: None
 ) -> None:
-    worker = make_worker(identify=identify)
     shop.publish_bodies(TOPIC_ORDER, ["a"] * 60)
-    worker.look()
-    first = worker.take(10)
+    named.look()
+    first = named.take(10)
     ids = [row.message_id for row in shop.rows()]
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE message_id IN %s", (ids[20:35],))
-    worker.deliver(first)
-    assert [first[0].message_id, *worker.drain()] == ids[:20] + ids[35:]
-    assert len(worker.queue._backlog) == 0
+    named.deliver(first)
+    assert [first[0].message_id, *named.drain()] == ids[:20] + ids[35:]
+    assert len(named.queue._backlog) == 0
 
 
-def test_a_late_message_finds_its_place_in_a_long_group(
-    shop: Shop, make_worker: Callable[..., StepWorker], small_backlog: None
-) -> None:
-    worker = make_worker(identify=identify)
+def test_a_late_message_finds_its_place_in_a_long_group(shop: Shop, named: StepWorker, small_backlog: None) -> None:
     with shop.transaction() as checkout:
         late = checkout.publish_body(TOPIC_ORDER, "a")
         for _ in range(30):
             shop.publish_body(TOPIC_ORDER, "a")
-        [held] = worker.claim()
-    worker.look()
-    worker.deliver([held])
-    assert worker.drain()[0] == late.message_id
+        [held] = named.claim()
+    named.look()
+    named.deliver([held])
+    assert named.drain()[0] == late.message_id
 
 
 def test_a_cart_with_thousands_of_snapshots_is_drained_in_few_requests_and_little_memory(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(backlog, "GROUP_LIMIT", 500)
-    shop = make_shop()
-    worker = make_worker(on=shop, topic=TOPIC_CART, supersedes=supersedes, outline=outline)
+    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes, outline=outline)
     body = shop.body(shop.publish_cart("7").message_id)
     shop.publish_bodies(TOPIC_CART, [str(body)] * 2999)
     requests = 0
@@ -114,30 +109,13 @@ def test_a_cart_with_thousands_of_snapshots_is_drained_in_few_requests_and_littl
 # --- fair shares, and rows that somebody has locked -------------------------------------------------------------
 
 
-@contextmanager
-def locked_by_somebody(shop: Shop, relation_ids: list[int]) -> Iterator[None]:
-    connection = shop.connect(autocommit=False)
-    try:
-        with connection.cursor() as cursor:
-            for relation_id in relation_ids:
-                cursor.execute(
-                    f"SELECT id FROM {shop.prefix}queue_message_status WHERE id = %s FOR UPDATE", (relation_id,)
-                )
-            yield
-    finally:
-        connection.close()
-
-
 @pytest.mark.parametrize("limit", [1, 2, 10])
-def test_heads_that_are_due_and_fresh_ones_share_every_few_claims(
-    shop: Shop, make_worker: Callable[..., StepWorker], limit: int
-) -> None:
+def test_heads_that_are_due_and_fresh_ones_share_every_few_claims(shop: Shop, named: StepWorker, limit: int) -> None:
     """What dead workers held is claimed apart, one at a time."""
-    worker = make_worker(identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"due-{number}" for number in range(60)])
-    worker.settle(*((message, OutcomeKind.RELEASED) for message in worker.claim()))
+    named.settle(*((message, OutcomeKind.RELEASED) for message in named.claim()))
     shop.publish_bodies(TOPIC_ORDER, [f"fresh-{number}" for number in range(60)])
-    claimed = claimed_within(worker, claims=40 // limit, limit=limit)
+    claimed = claimed_within(named, claims=40 // limit, limit=limit)
     kinds = [group.split("-")[0] for group in claimed]
     assert min(kinds.count("due"), kinds.count("fresh")) >= 10
 
@@ -152,7 +130,7 @@ def test_a_head_whose_row_somebody_has_locked_stops_nothing_else(
         worker.settle(*((message, OutcomeKind.RELEASED) for message in worker.claim()))
     for number in range(5):
         shop.publish_order(f"free-{number}")
-    with locked_by_somebody(shop, [each.relation_id for each in locked]):
+    with locked_by_somebody(shop, *(each.relation_id for each in locked)):
         worker.look()
         claimed: list[Message] = []
         for _ in range(12):
@@ -198,12 +176,9 @@ def test_a_late_commit_is_looked_for_in_rows_of_this_queue_and_not_for_longer_th
     assert worker.queue._reader._cursor_lately() == worker.queue._reader._cursor
 
 
-@INDEX
 def test_a_sweep_finds_one_row_among_ids_that_are_far_apart_at_once(
-    shop: Shop, worker: StepWorker, index: bool
+    shop: Shop, index: bool, worker: StepWorker
 ) -> None:
-    if index:
-        shop.run_script("optional_index.sql")
     published = []
     for number in range(6):
         published.append(shop.publish_order(str(number)))
@@ -216,72 +191,54 @@ def test_a_sweep_finds_one_row_among_ids_that_are_far_apart_at_once(
     assert [message.message_id for message in worker.take(10)] == [published[2].message_id]
 
 
-@INDEX
 def test_a_sweep_comes_round_while_messages_keep_coming(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    monkeypatch: pytest.MonkeyPatch,
-    clock: Clock,
-    index: bool,
+    shop: Shop, index: bool, named: StepWorker, monkeypatch: pytest.MonkeyPatch, clock: Clock
 ) -> None:
     """Ten new messages come for each one that a sweep reads."""
     monkeypatch.setattr(reader, "SLICE_ROWS", 10)
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
-    worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"old-{number}" for number in range(50)])
-    worker.drain()
+    named.drain()
     for _ in range(5):
-        worker.queue.sweep()
+        named.queue.sweep()
     [(first,)] = shop.query("SELECT MIN(id) FROM {prefix}queue_message_status")
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 WHERE id = %s", (first,))
     for number in range(12):
         shop.publish_bodies(TOPIC_ORDER, [f"new-{number}-{each}" for each in range(100)])
         clock.pass_by(11)
-        worker.poll()
-        while messages := worker.take(200):
+        named.poll()
+        while messages := named.take(200):
             if "old-0" in groups(messages):
                 return
-            worker.deliver(messages)
-        worker.queue.sweep()
+            named.deliver(messages)
+        named.queue.sweep()
     pytest.fail("the sweep has not come round")
 
 
-def test_what_an_operator_puts_back_goes_before_a_backlog(shop: Shop, make_worker: Callable[..., StepWorker]) -> None:
-    worker = make_worker(identify=identify)
+def test_what_an_operator_puts_back_goes_before_a_backlog(shop: Shop, named: StepWorker) -> None:
     shop.publish_bodies(TOPIC_ORDER, ["old"])
-    worker.drain()
+    named.drain()
     shop.publish_bodies(TOPIC_ORDER, [f"new-{number}" for number in range(2000)])
-    worker.poll()
-    worker.deliver(worker.take(10))
+    named.poll()
+    named.deliver(named.take(10))
     shop.query("UPDATE {prefix}queue_message_status SET status = 5 ORDER BY id LIMIT 1")
-    worker.queue.sweep()
-    assert "old" in groups(worker.take(10))
+    named.queue.sweep()
+    assert "old" in groups(named.take(10))
 
 
-@INDEX
 def test_a_first_read_over_completed_rows_goes_on_where_it_stopped(
-    make_shop: Callable[..., Shop],
-    make_worker: Callable[..., StepWorker],
-    monkeypatch: pytest.MonkeyPatch,
-    index: bool,
+    shop: Shop, index: bool, named: StepWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader, "SLICE_ROWS", 100)
-    shop = make_shop()
-    if index:
-        shop.run_script("optional_index.sql")
     shop.publish_bodies(TOPIC_ORDER, ["old"] * 3000 + ["free"])
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 ORDER BY id LIMIT 3000")
-    worker = make_worker(on=shop, identify=identify)
-    worker.poll()
+    named.poll()
     read: list[int] = []
     for _ in range(6):
-        if messages := worker.take(10):
+        if messages := named.take(10):
             assert groups(messages) == ["free"]
             break
-        assert worker.queue.made_progress and worker.queue.may_have_work
-        read.append(int(worker.queue._reader._cursor or 0))
+        assert named.queue.made_progress and named.queue.may_have_work
+        read.append(int(named.queue._reader._cursor or 0))
     else:
         pytest.fail("it has not got through")
     assert read == sorted(set(read))
@@ -292,11 +249,9 @@ def test_a_first_read_over_completed_rows_goes_on_where_it_stopped(
 
 
 def test_messages_that_got_the_ids_of_vanished_ones_are_delivered_with_their_own_bodies(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
+    shop: Shop, worker: StepWorker
 ) -> None:
     """A failover to a replica that lacked the last transactions."""
-    shop = make_shop()
-    worker = make_worker(on=shop)
     shop.publish_order("KEPT")
     worker.drain()
     for number in range(10):
@@ -329,20 +284,19 @@ def lengths(worker: StepWorker) -> int:
 
 
 def test_large_bodies_are_neither_read_nor_held_together(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The limits a thousand times smaller, and forty bodies of which each is a fifth of the room."""
     for module, name in ((bodies, "READ_BYTES"), (reader, "IDENTIFIED_BYTES"), (bodies, "KEPT_BYTES")):
         monkeypatch.setattr(module, name, getattr(module, name) // 1000)
     monkeypatch.setattr(bodies, "BYTES_IN_HAND", 4000)
-    shop = make_shop()
     decoded: list[int] = []
 
     def counting(topic: str, message_id: int, body: str) -> tuple[str, Event]:
         decoded.append(len(body))
-        return identify(topic, message_id, body)
+        return group_is_body(topic, message_id, body)
 
-    worker = make_worker(on=shop, identify=counting)
+    worker = make_worker(identify=counting)
     shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
     seen = 0
     for _ in range(100):
@@ -376,13 +330,13 @@ class Asking(Database):
 
 
 def test_a_statement_asks_for_few_bodies_where_these_are_large(
-    shop: Shop, make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server reads a whole body to tell its length."""
     monkeypatch.setattr(bodies, "MEASURED_BYTES", 1600)
     monkeypatch.setattr(bodies, "READ_BYTES", 400)
     database = Asking(shop)
-    worker = make_worker(identify=identify, database=database)
+    worker = make_worker(identify=group_is_body, database=database)
     shop.publish_bodies(TOPIC_ORDER, [f"{number:800}" for number in range(40)])
     worker.poll()
     delivered = 0
@@ -396,10 +350,10 @@ def test_a_statement_asks_for_few_bodies_where_these_are_large(
 
 
 def test_a_statement_that_takes_too_long_asks_for_fewer_bodies_the_next_time(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, make_worker: MakeWorker
 ) -> None:
     database = Asking(shop, failing=2)
-    worker = make_worker(identify=identify, database=database)
+    worker = make_worker(identify=group_is_body, database=database)
     shop.publish_bodies(TOPIC_ORDER, [f"{number}" for number in range(100)])
     for _ in range(2):
         with pytest.raises(DatabaseUnavailable):
@@ -410,45 +364,36 @@ def test_a_statement_that_takes_too_long_asks_for_fewer_bodies_the_next_time(
 
 
 def test_a_body_larger_than_the_room_is_taken_alone_and_holds_nobody_up(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker], monkeypatch: pytest.MonkeyPatch
+    shop: Shop, named: StepWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "BYTES_IN_HAND", 4000)
-    shop = make_shop()
-    worker = make_worker(on=shop, identify=identify)
     shop.publish_bodies(TOPIC_ORDER, [f"{'huge-1':10000}", f"{'huge-2':10000}", "small-1", "small-2"])
-    worker.poll()
-    assert sorted(groups([each.message for each in worker.queue.claim(10, room=4000)])) == [
+    named.poll()
+    assert sorted(groups([each.message for each in named.queue.claim(10, room=4000)])) == [
         "huge-1",
         "small-1",
         "small-2",
     ]
-    assert worker.queue.claim(10, room=4000, large=False) == []
-    assert groups([each.message for each in worker.queue.claim(10, room=4000)]) == ["huge-2"]
+    assert named.queue.claim(10, room=4000, large=False) == []
+    assert groups([each.message for each in named.queue.claim(10, room=4000)]) == ["huge-2"]
 
 
-def test_a_body_for_which_there_is_no_room_is_the_next_one_taken(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    shop = make_shop()
-    worker = make_worker(on=shop, identify=identify)
+def test_a_body_for_which_there_is_no_room_is_the_next_one_taken(shop: Shop, named: StepWorker) -> None:
     shop.publish_bodies(TOPIC_ORDER, ["first", f"{'second':3000}", "third"])
-    worker.poll()
-    assert groups([each.message for each in worker.queue.claim(10, room=2000)]) == ["first"]
-    assert worker.queue.short_of_room
-    assert groups([each.message for each in worker.queue.claim(10, room=4000)]) == ["second", "third"]
+    named.poll()
+    assert groups([each.message for each in named.queue.claim(10, room=2000)]) == ["first"]
+    assert named.queue.short_of_room
+    assert groups([each.message for each in named.queue.claim(10, room=4000)]) == ["second", "third"]
 
 
-def test_coalescing_by_outlines_reads_one_body_of_a_line_again_and_no_more(
-    make_shop: Callable[..., Shop], make_worker: Callable[..., StepWorker]
-) -> None:
-    shop = make_shop()
+def test_coalescing_by_outlines_reads_one_body_of_a_line_again_and_no_more(shop: Shop, make_worker: MakeWorker) -> None:
     read: list[int] = []
 
     def counting(topic: str, message_id: int, body: str) -> tuple[str, Event]:
         read.append(message_id)
         return "cart", Event(topic=topic, payload=json.loads(body))
 
-    worker = make_worker(on=shop, topic=TOPIC_CART, identify=counting, supersedes=supersedes, outline=outline)
+    worker = make_worker(topic=TOPIC_CART, identify=counting, supersedes=supersedes, outline=outline)
     shop.publish_bodies(TOPIC_CART, ["{}"] * 300)
     [message] = worker.claim()
     assert len(message.supersedes) == 299

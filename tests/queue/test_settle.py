@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from support.workers import LEASE_SECONDS, Clock, StepWorker, failures_of, groups_of, operator_retries, pending
+from support.workers import (
+    LEASE_SECONDS,
+    Clock,
+    MakeWorker,
+    StepWorker,
+    failures_of,
+    groups_of,
+    operator_retries,
+    pending,
+)
 
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.messages import Message, Outcome, OutcomeKind
-from zithara_worker.processors import supersedes
 from zithara_worker.queue.settle import Settlement, message_code
 from zithara_worker.queue.statuses import EDGES, Status
 from zithara_worker.sandbox.shop import Shop
@@ -66,10 +73,8 @@ def test_the_table_has_the_edges_of_the_protocol_and_no_others() -> None:
 @pytest.mark.parametrize("kind", EDGES)
 @pytest.mark.parametrize("status", sorted(set(Status) - {Status.IN_PROGRESS}))
 def test_no_edge_begins_anywhere_but_in_progress(
-    shop: Shop, worker: StepWorker, kind: OutcomeKind, status: Status
+    shop: Shop, worker: StepWorker, kind: OutcomeKind, status: Status, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     set_status(shop, message.id, status)
     before = shop.row(message.id)
 
@@ -201,17 +206,17 @@ def test_trials_that_came_round_to_the_same_number_do_not_deceive_the_fence(
     assert other.deliver([again]).lost == []
 
 
-def test_a_lease_said_to_be_lost_is_released_if_it_is_still_ours(shop: Shop, worker: StepWorker) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
+def test_a_lease_said_to_be_lost_is_released_if_it_is_still_ours(
+    shop: Shop, worker: StepWorker, message: Message
+) -> None:
     worker.settle((message, OutcomeKind.LEASE_LOST))
     assert shop.statuses() == [Status.NEW]
     assert [each.id for each in worker.claim()] == [message.id]
 
 
-def test_a_message_that_magentos_cron_freed_is_given_up_and_taken_again(shop: Shop, worker: StepWorker) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
+def test_a_message_that_magentos_cron_freed_is_given_up_and_taken_again(
+    shop: Shop, worker: StepWorker, message: Message
+) -> None:
     shop.make_older(minutes=1441)
     assert shop.run_cleanup_cron()["retried"] == 1
     settled = worker.deliver([message])
@@ -240,10 +245,8 @@ def lose_the_answer_of_the_next_commit(worker: StepWorker, monkeypatch: pytest.M
 
 @pytest.mark.parametrize("kind", EDGES)
 def test_a_settle_whose_answer_was_lost_is_found_done(
-    shop: Shop, worker: StepWorker, kind: OutcomeKind, monkeypatch: pytest.MonkeyPatch
+    shop: Shop, worker: StepWorker, kind: OutcomeKind, monkeypatch: pytest.MonkeyPatch, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     lose_the_answer_of_the_next_commit(worker, monkeypatch)
     with pytest.raises(DatabaseUnavailable):
         worker.settle((message, kind))
@@ -259,10 +262,8 @@ def test_a_settle_whose_answer_was_lost_is_found_done(
 
 @pytest.mark.parametrize("kind", EDGES)
 def test_a_settle_that_never_reached_the_server_is_done_again(
-    shop: Shop, worker: StepWorker, kind: OutcomeKind
+    shop: Shop, worker: StepWorker, kind: OutcomeKind, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     [(session,)] = shop.query("SELECT id FROM information_schema.processlist WHERE user = %s", (shop.user,))
     shop.query("KILL %s", (session,))
     with pytest.raises(DatabaseUnavailable):
@@ -320,10 +321,8 @@ def retried(message: Message) -> Settlement:
 
 
 def test_an_attempt_is_given_back_once_and_the_message_is_due_at_once(
-    shop: Shop, clock: Clock, worker: StepWorker
+    shop: Shop, clock: Clock, worker: StepWorker, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     worker.settle((message, OutcomeKind.RETRY), delay=30)
     assert worker.queue.refund([retried(message)]) == 1
     assert shop.row(message.id).number_of_trials == 0
@@ -333,10 +332,8 @@ def test_an_attempt_is_given_back_once_and_the_message_is_due_at_once(
 
 
 def test_an_unwitnessed_attempt_that_is_given_back_is_not_counted_as_unwitnessed_any_more(
-    shop: Shop, worker: StepWorker
+    shop: Shop, worker: StepWorker, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     settlement = replace(retried(message), unwitnessed=True)
     worker.queue.settle([settlement])
     counted = "SELECT attempts, unwitnessed FROM {prefix}zithara_delivery_failure"
@@ -346,10 +343,8 @@ def test_an_unwitnessed_attempt_that_is_given_back_is_not_counted_as_unwitnessed
 
 
 def test_no_attempt_is_given_back_of_a_message_that_somebody_claimed_since(
-    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, message: Message
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     worker.settle((message, OutcomeKind.RETRY), delay=1)
     clock.pass_by(2)
     [again] = other.claim()
@@ -379,9 +374,7 @@ def test_a_failed_message_is_marked_once_a_newer_one_of_its_group_was_delivered(
     assert failures_of(shop) == {failed[0].id: (1, "test", 1), failed[1].id: (1, "test", 0)}
 
 
-def test_the_detail_of_a_failure_may_hold_anything_and_is_cut(shop: Shop, worker: StepWorker) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
+def test_the_detail_of_a_failure_may_hold_anything_and_is_cut(shop: Shop, worker: StepWorker, message: Message) -> None:
     outcome = Outcome(kind=OutcomeKind.FAILED, reason="r" * 99, detail="%s ' \\ \N{SNOWMAN} \0" + "x" * 2000)
     worker.queue.settle([Settlement(message=message, outcome=outcome)])
     [(detail, reason)] = shop.query("SELECT detail, reason_code FROM {prefix}zithara_delivery_failure")
@@ -401,100 +394,93 @@ def test_the_detail_of_a_failure_is_stored_without_personal_data(shop: Shop, wor
 # --- superseded --------------------------------------------------------------------------------------------------
 
 
-def test_older_snapshots_complete_with_the_newest_once_it_has_arrived(
-    shop: Shop, make_worker: Callable[..., StepWorker]
-) -> None:
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
+def test_older_snapshots_complete_with_the_newest_once_it_has_arrived(shop: Shop, coalescing: StepWorker) -> None:
     carts = [shop.publish_cart("7") for _ in range(3)]
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     assert message.message_id == carts[-1].message_id
     assert message.supersedes == pending(*carts[:2])
     assert shop.statuses() == [2, 2, 3]
 
-    worker.deliver([message])
+    coalescing.deliver([message])
 
     assert shop.statuses() == [4, 4, 4]
     consumer = TOPIC_TABLE[TOPIC_CART].php_consumer
     assert lock_codes(shop) == {message_code(consumer, cart.message_id) for cart in carts}
-    assert worker.claim() == []
+    assert coalescing.claim() == []
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.SKIPPED, OutcomeKind.FAILED])
 def test_what_a_failed_snapshot_stood_for_is_not_overtaken_by_a_worker_that_never_saw_it(
-    shop: Shop, clock: Clock, make_worker: Callable[..., StepWorker], kind: OutcomeKind
+    shop: Shop, clock: Clock, coalescing: StepWorker, other_coalescing: StepWorker, kind: OutcomeKind
 ) -> None:
-    worker, other = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
     oldest = shop.publish_cart("7")
-    held = worker.claim()
-    for _ in range(3):  # the other one's cursor passes it while it is IN_PROGRESS
-        other.claim()
+    held = coalescing.claim()
+    for _ in range(3):  # the other_coalescing one's cursor passes it while it is IN_PROGRESS
+        other_coalescing.claim()
         clock.pass_by(15)
-    worker.settle((held[0], OutcomeKind.RETRY))
+    coalescing.settle((held[0], OutcomeKind.RETRY))
     shop.publish_cart("7")
-    worker.look()
-    worker.queue.recheck()
-    [message] = worker.claim()
+    coalescing.look()
+    coalescing.queue.recheck()
+    [message] = coalescing.claim()
     while message.supersedes == ():
-        worker.settle((message, OutcomeKind.RETRY))
-        [message] = worker.claim()
+        coalescing.settle((message, OutcomeKind.RETRY))
+        [message] = coalescing.claim()
     assert message.supersedes == pending(oldest)
-    worker.settle((message, kind))
+    coalescing.settle((message, kind))
     shop.publish_cart("7")
 
-    other.poll()
-    [next_one] = other.take(10)
+    other_coalescing.poll()
+    [next_one] = other_coalescing.take(10)
 
     assert oldest.message_id == next_one.message_id or pending(oldest)[0] in next_one.supersedes
-    other.deliver([next_one])
-    worker.drain()
+    other_coalescing.deliver([next_one])
+    coalescing.drain()
     assert shop.statuses() == [4, 4 if kind is OutcomeKind.SKIPPED else 6, 4]
     assert groups_of(shop) == {}
 
 
 @pytest.mark.parametrize("kind", [OutcomeKind.SKIPPED, OutcomeKind.FAILED])
 def test_a_newest_snapshot_that_did_not_arrive_frees_the_older_ones(
-    shop: Shop, make_worker: Callable[..., StepWorker], kind: OutcomeKind
+    shop: Shop, coalescing: StepWorker, kind: OutcomeKind
 ) -> None:
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     carts = [shop.publish_cart("7") for _ in range(3)]
-    worker.settle((worker.claim()[0], kind))
+    coalescing.settle((coalescing.claim()[0], kind))
     assert shop.statuses()[:2] == [2, 2]
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     assert message.message_id == carts[1].message_id
-    worker.deliver([message])
+    coalescing.deliver([message])
     assert shop.statuses()[:2] == [4, 4]
 
 
-def test_a_superseded_message_that_php_has_taken_stays_phps(shop: Shop, make_worker: Callable[..., StepWorker]) -> None:
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
+def test_a_superseded_message_that_php_has_taken_stays_phps(shop: Shop, coalescing: StepWorker) -> None:
     shop.publish_cart("7")
     shop.publish_cart("7")
     php = shop.php_consumer(TOPIC_CART)
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     selected = php.select()
     assert selected is not None
     assert php.take(selected)
-    worker.deliver([message])
+    coalescing.deliver([message])
     assert shop.statuses() == [3, 4]
 
 
 def test_an_older_snapshot_that_ended_in_error_elsewhere_keeps_its_end_and_its_reason(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, coalescing: StepWorker, other_coalescing: StepWorker
 ) -> None:
     """A worker that was slower with it keeps it in its line, and would let the newer one stand for it."""
-    first, second = (make_worker(name, topic=TOPIC_CART, supersedes=supersedes) for name in ("worker-a", "worker-b"))
     old = shop.publish_cart("7")
-    second.look()
-    first.settle((first.claim()[0], OutcomeKind.RETRY))
-    assert second.queue.claim(10) == [], "the race for the group is lost, and the message stays in its line"
-    [message] = first.claim()
-    first.settle((message, OutcomeKind.FAILED))
+    other_coalescing.look()
+    coalescing.settle((coalescing.claim()[0], OutcomeKind.RETRY))
+    assert other_coalescing.queue.claim(10) == [], "the race for the group is lost, and the message stays in its line"
+    [message] = coalescing.claim()
+    coalescing.settle((message, OutcomeKind.FAILED))
     new = shop.publish_cart("7")
 
-    second.poll()
-    [claimed] = second.take(10)
+    other_coalescing.poll()
+    [claimed] = other_coalescing.take(10)
     assert (claimed.message_id, claimed.supersedes) == (new.message_id, ())
-    second.deliver([claimed])
+    other_coalescing.deliver([claimed])
 
     assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
     assert failures_of(shop) == {old.relation_id: (2, "test", 1)}
@@ -502,15 +488,14 @@ def test_an_older_snapshot_that_ended_in_error_elsewhere_keeps_its_end_and_its_r
 
 
 def test_an_older_snapshot_that_ends_in_error_while_the_newer_one_is_on_its_way_keeps_its_reason(
-    shop: Shop, make_worker: Callable[..., StepWorker]
+    shop: Shop, coalescing: StepWorker
 ) -> None:
     """By an operator's hand, or a PHP consumer's."""
-    worker = make_worker(topic=TOPIC_CART, supersedes=supersedes)
     old, new = [shop.publish_cart("7") for _ in range(2)]
-    [message] = worker.claim()
+    [message] = coalescing.claim()
     assert message.supersedes == pending(old)
     set_status(shop, old.relation_id, Status.ERROR)
-    worker.deliver([message])
+    coalescing.deliver([message])
     assert shop.statuses() == [Status.ERROR, Status.COMPLETE]
     assert lock_codes(shop) == {message_code(TOPIC_TABLE[TOPIC_CART].php_consumer, new.message_id)}
 
@@ -532,7 +517,7 @@ def test_a_settle_in_doubt_does_not_take_what_another_worker_did_for_its_own(
 
 
 def test_a_settle_in_doubt_leaves_a_later_claim_of_the_same_worker_alone(
-    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, make_worker: Callable[..., StepWorker]
+    shop: Shop, clock: Clock, worker: StepWorker, other: StepWorker, make_worker: MakeWorker
 ) -> None:
     stale, message = taken_over(shop, clock, worker, other)
     other.settle((message, OutcomeKind.RELEASED))
@@ -607,11 +592,9 @@ def test_what_somebody_has_put_back_to_new_by_hand_keeps_its_history_until_it_is
 
 
 def test_a_message_that_php_took_after_magentos_cron_had_freed_it_is_left_to_php(
-    shop: Shop, worker: StepWorker
+    shop: Shop, worker: StepWorker, message: Message
 ) -> None:
     """It is IN_PROGRESS again, and its group is still ours; its number of trials tells that it is another's."""
-    shop.publish_order("A")
-    [message] = worker.claim()
     shop.query("UPDATE {prefix}queue_message_status SET number_of_trials = 1")
     row = shop.row(message.id)
 
@@ -624,10 +607,13 @@ def test_a_message_that_php_took_after_magentos_cron_had_freed_it_is_left_to_php
 
 @pytest.mark.parametrize("kind", [OutcomeKind.RETRY, OutcomeKind.FAILED])
 def test_a_committed_settle_is_counted_once_though_another_worker_had_the_message_since(
-    shop: Shop, worker: StepWorker, other: StepWorker, kind: OutcomeKind, monkeypatch: pytest.MonkeyPatch
+    shop: Shop,
+    worker: StepWorker,
+    other: StepWorker,
+    kind: OutcomeKind,
+    monkeypatch: pytest.MonkeyPatch,
+    message: Message,
 ) -> None:
-    shop.publish_order("A")
-    [message] = worker.claim()
     lose_the_answer_of_the_next_commit(worker, monkeypatch)
     with pytest.raises(DatabaseUnavailable):
         worker.settle((message, kind))

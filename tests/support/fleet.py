@@ -55,18 +55,15 @@ def worker_status(**changes: Any) -> WorkerStatus:
         "id": "w1",
         "host": "shop1",
         "pid": 4711,
-        "role": "consume",
         "version": "0.1.0",
         "topics": (TOPIC_ORDER,),
         "started_utc": NOW - 7200,
         "last_seen_seconds": 2.0,
         "alive": True,
-        "registered": True,
         "in_flight": 16,
         "held": {},
         "metrics_address": "127.0.0.1:9209",
         "targets": {"api": {"breaker": "closed"}},
-        "minutes": {},
     }
     return WorkerStatus(**{**given, **changes})
 

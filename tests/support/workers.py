@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Message, Outcome, OutcomeKind, Pending, Rejection
@@ -25,6 +26,10 @@ from zithara_worker.settings.sections import DatabaseSettings
 from zithara_worker.topics import TOPIC_ORDER
 
 LEASE_SECONDS = 60.0
+
+#: What the fixtures of these names are.
+MakeWorker: TypeAlias = "Callable[..., StepWorker]"
+MakeShop: TypeAlias = Callable[..., Shop]
 
 
 class Clock:
@@ -152,6 +157,19 @@ class StepWorker:
 
     def close(self) -> None:
         self.database.close()
+
+
+def group_is_body(topic: str, message_id: int, body: str) -> tuple[str, Event]:
+    """Identifies messages whose bodies are the names of their groups, blanks aside."""
+    return body.strip(), Event(topic=topic, payload={})
+
+
+@contextmanager
+def locked_by_somebody(shop: Shop, *relation_ids: int) -> Iterator[None]:
+    with shop.connect(autocommit=False) as connection, connection.cursor() as cursor:
+        for id in relation_ids:
+            cursor.execute(f"SELECT id FROM {shop.prefix}queue_message_status WHERE id = %s FOR UPDATE", (id,))
+        yield
 
 
 def pending(*published: Published) -> tuple[Pending, ...]:
