@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from support.messages import message_of
+
 from zithara_worker.delivery.pace import RateLimit, turns_of
 from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.reasons import LEASE_LOST
@@ -16,20 +18,8 @@ DOWN = Outcome(kind=OutcomeKind.RETRY, reason="http_503", detail="busy", http_st
 
 
 def message(number: int = 1, *, valid_until: float = 1e12, failed_at: float | None = None) -> Message:
-    return Message(
-        id=number,
-        message_id=1000 + number,
-        queue_id=1,
-        queue_name="zithara_cart_queue",
-        topic="zithara.cart.events",
-        group_key=f"cart:{number}",
-        number_of_trials=0,
-        claim=1,
-        failed_at=failed_at,
-        status_before=2,
-        updated_at_before="2026-11-23 12:00:00",
-        lease=Lease(valid_until),
-    )
+    cart = {"queue_name": "zithara_cart_queue", "topic": "zithara.cart.events", "group_key": f"cart:{number}"}
+    return message_of(number, message_id=1000 + number, failed_at=failed_at, lease=Lease(valid_until), **cart)
 
 
 class Clock:

@@ -14,12 +14,13 @@ from queue import SimpleQueue
 from typing import Any
 
 import pytest
+from support.messages import message_of
 
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.logs import handlers as logs
 from zithara_worker.logs.formatting import set_current_message
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Message, Outcome, OutcomeKind, Request, Target
 from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.settings.values import Secret
 
@@ -211,20 +212,8 @@ def test_a_body_of_any_depth_is_written(written: Callable[..., str]) -> None:
 
 
 def message(message_id: int, attempts: int = 0) -> Message:
-    return Message(
-        id=message_id + 1000,
-        message_id=message_id,
-        queue_id=3,
-        queue_name="zithara_order_queue",
-        topic="zithara.order.events",
-        group_key="order:000000101",
-        number_of_trials=attempts,
-        claim=1,
-        attempts=attempts,
-        status_before=2,
-        updated_at_before="2026-11-23 12:00:00",
-        lease=Lease(0.0),
-    )
+    order = {"queue_id": 3, "group_key": "order:000000101"}
+    return message_of(message_id + 1000, message_id=message_id, number_of_trials=attempts, attempts=attempts, **order)
 
 
 def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable[..., str]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.fleet import NOW, fleet_status, reconciliation, topic_status, worker_status
+from support.messages import message_of
 
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
+from zithara_worker.messages import Message, Outcome, OutcomeKind, Pending
 from zithara_worker.monitor.conditions import conditions
 from zithara_worker.monitor.counters import Distribution, WorkerMetrics
 from zithara_worker.monitor.health import STUCK_SECONDS, LoopStatus, worker_health
@@ -43,23 +44,6 @@ def metrics(clock: Clock) -> WorkerMetrics:
     return counting
 
 
-def message(id: int, *, supersedes: tuple[Pending, ...] = ()) -> Message:
-    return Message(
-        id=id,
-        message_id=id,
-        queue_id=1,
-        queue_name="zithara_order_queue",
-        topic=ORDER,
-        group_key=f"order:{id}",
-        number_of_trials=0,
-        claim=1,
-        status_before=2,
-        updated_at_before="2026-01-01 00:00:00",
-        supersedes=supersedes,
-        lease=Lease(60.0),
-    )
-
-
 def done(each: Message, kind: OutcomeKind, **outcome: Any) -> Settlement:
     return Settlement(message=each, outcome=Outcome(kind=kind, **outcome))
 
@@ -84,14 +68,7 @@ def test_counters_exist_before_anything_happens(metrics: WorkerMetrics) -> None:
 
 
 def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clock: Clock) -> None:
-    batch = [
-        message(1, supersedes=(Pending(8, 8), Pending(9, 9))),
-        message(2),
-        message(3),
-        message(4),
-        message(5),
-        message(6),
-    ]
+    batch = [message_of(1, supersedes=(Pending(8, 8), Pending(9, 9))), *map(message_of, range(2, 7))]
     metrics.claimed(ORDER, batch, 0.004)
     metrics.claimed(ORDER, [], 0.001)
     assert samples(metrics)["in_flight_messages", (ORDER,)] == 6.0
@@ -132,8 +109,8 @@ def test_batch_is_counted_by_outcome_reason_and_time(metrics: WorkerMetrics, clo
 
 
 def test_a_new_loop_starts_with_nothing_in_hand_and_goes_on_counting(metrics: WorkerMetrics) -> None:
-    metrics.claimed(ORDER, [message(1), message(2)], 0.001)
-    metrics.settled(ORDER, Settled([done(message(1), OutcomeKind.DELIVERED)]), 0.001)
+    metrics.claimed(ORDER, [message_of(1), message_of(2)], 0.001)
+    metrics.settled(ORDER, Settled([done(message_of(1), OutcomeKind.DELIVERED)]), 0.001)
     metrics.begin([ORDER])
     seen = samples(metrics)
     assert seen["in_flight_messages", (ORDER,)] == 0.0
@@ -141,9 +118,9 @@ def test_a_new_loop_starts_with_nothing_in_hand_and_goes_on_counting(metrics: Wo
 
 
 def test_values_are_a_copy_that_does_not_change(metrics: WorkerMetrics) -> None:
-    metrics.claimed(ORDER, [message(1)], 0.001)
+    metrics.claimed(ORDER, [message_of(1)], 0.001)
     before = metrics.values()
-    metrics.claimed(ORDER, [message(2)], 0.001)
+    metrics.claimed(ORDER, [message_of(2)], 0.001)
     metrics.claimed(CART, [], 0.001)
     assert before.in_flight[ORDER] == 1 and sum(before.claim_seconds[ORDER].counts) == 1
     assert CART not in before.claim_seconds and CART in metrics.values().claim_seconds
@@ -225,11 +202,11 @@ def documented() -> Iterator[tuple[str, str, tuple[str, ...]]]:
 
 
 def test_every_metric_is_documented_with_its_type_and_labels(metrics: WorkerMetrics) -> None:
-    metrics.claimed(ORDER, [message(1)], 0.001)
+    metrics.claimed(ORDER, [message_of(1)], 0.001)
     settled = [
-        done(message(1), OutcomeKind.RETRY, reason="x"),
-        done(message(2), OutcomeKind.FAILED, reason="x", endpoint="POST /order", duration_ms=1.0),
-        done(message(3), OutcomeKind.SKIPPED, reason="x"),
+        done(message_of(1), OutcomeKind.RETRY, reason="x"),
+        done(message_of(2), OutcomeKind.FAILED, reason="x", endpoint="POST /order", duration_ms=1.0),
+        done(message_of(3), OutcomeKind.SKIPPED, reason="x"),
     ]
     metrics.settled(ORDER, Settled(settled), 0.001)
     metrics.relayed(ORDER, 1)

@@ -8,8 +8,8 @@ import re
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -304,27 +304,26 @@ def chromium(directory: Path, *arguments: str) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize(("name", "width", "height"), [("desk", 1280, 1100), ("phone", 390, 1700)])
-def test_browser_shows_the_page_without_complaint(tmp_path: Path, name: str, width: int, height: int) -> None:
-    document = rendered(fleet(), notes=("the worker is stopping",)).encode()
-    listener = Listener(
-        "127.0.0.1:0",
-        {"/": lambda accept: Reply(content_type="text/html; charset=utf-8", body=document, headers=page.HEADERS)},
-    )
+@contextmanager
+def served(document: str) -> Iterator[str]:
+    reply = Reply(content_type="text/html; charset=utf-8", body=document.encode(), headers=page.HEADERS)
+    listener = Listener("127.0.0.1:0", {"/": lambda accept: reply})
     listener.start()
     with closing(listener):
+        yield f"http://{listener.address}/"
+
+
+@pytest.mark.parametrize(("name", "width", "height"), [("desk", 1280, 1100), ("phone", 390, 1700)])
+def test_browser_shows_the_page_without_complaint(tmp_path: Path, name: str, width: int, height: int) -> None:
+    document = rendered(fleet(), notes=("the worker is stopping",))
+    with served(document) as address:
         shot = tmp_path / f"{name}.png"
-        chromium(tmp_path, f"--window-size={width},{height}", f"--screenshot={shot}", f"http://{listener.address}/")
+        chromium(tmp_path, f"--window-size={width},{height}", f"--screenshot={shot}", address)
     assert struct.unpack(">II", shot.read_bytes()[16:24]) == (width, height)
 
 
 def test_browser_runs_nothing_that_came_with_a_message(tmp_path: Path) -> None:
-    document = rendered(fleet(topic=EVIL, worker=EVIL), reasons=(EVIL,)).encode()
-    listener = Listener(
-        "127.0.0.1:0",
-        {"/": lambda accept: Reply(content_type="text/html; charset=utf-8", body=document, headers=page.HEADERS)},
-    )
-    listener.start()
-    with closing(listener):
-        seen = chromium(tmp_path, "--dump-dom", f"http://{listener.address}/")
+    document = rendered(fleet(topic=EVIL, worker=EVIL), reasons=(EVIL,))
+    with served(document) as address:
+        seen = chromium(tmp_path, "--dump-dom", address)
     assert "<title>zithara-worker: needs attention</title>" in seen and "<script" not in seen

@@ -272,6 +272,11 @@ class LoopOnClock:
             number = len(queue.rows)
             queue.rows.append(Row(number, topic, f"{topic}:{number}", suspect=suspect, length=length))
 
+    def begin(self, **messages: Any) -> None:
+        """Publishes and takes a turn, which hands them to the delivery threads."""
+        self.publish(**messages)
+        self.turns(1)
+
     def turns(self, count: int) -> None:
         for _ in range(count):
             self.loop.turn()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from support.messages import message_of
 from zithara_worker.messages import Claimed, Event, Lease, Message, OutcomeKind
 from zithara_worker.queue.held import Held
 from zithara_worker.queue.settle import Settled, Settlement
@@ -132,22 +133,19 @@ class MemoryQueue:
         return claimed
 
     def _message(self, row: Row) -> Message:
-        return Message(
-            id=self.queue_id * 1_000_000 + row.number,
+        return message_of(
+            self.queue_id * 1_000_000 + row.number,
             message_id=row.number,
             queue_id=self.queue_id,
             queue_name=self.name,
             topic=self.topic,
             group_key=row.group,
             number_of_trials=row.trials,
-            claim=1,
             attempts=row.attempts,
             unwitnessed=row.unwitnessed,
             suspect=row.suspect,
             length=row.length,
             failed_at=row.failed_at,
-            status_before=2,
-            updated_at_before="2026-11-24 12:00:00",
             lease=Lease(float("inf")),
         )
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.messages import message_of
 from support.processes import WorkerProcess
 from support.waiting import eventually
 
 from zithara_worker.logs.audit import AuditFile
-from zithara_worker.messages import Lease, Message, Outcome, OutcomeKind, Pending
+from zithara_worker.messages import Outcome, OutcomeKind, Pending
 from zithara_worker.queue.settle import Settlement
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
@@ -25,20 +26,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def settlement(kind: OutcomeKind, *, supersedes: tuple[Pending, ...] = (), **outcome: Any) -> Settlement:
-    message = Message(
-        id=7,
-        message_id=17,
-        queue_id=1,
-        queue_name="zithara_order_queue",
-        topic="zithara.order.events",
-        group_key="order:100",
-        number_of_trials=5,
-        claim=1,
-        attempts=2,
-        status_before=5,
-        updated_at_before="2026-01-01 00:00:00",
-        supersedes=supersedes,
-        lease=Lease(60.0),
+    message = message_of(
+        7, message_id=17, group_key="order:100", number_of_trials=5, attempts=2, status_before=5, supersedes=supersedes
     )
     return Settlement(message=message, outcome=Outcome(kind=kind, **outcome))
 

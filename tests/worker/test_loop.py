@@ -72,8 +72,7 @@ def test_the_first_turn_does_every_duty_and_then_claims_and_submits(loop: LoopOn
 
 
 def test_a_turn_settles_before_it_claims(loop: LoopOnClock) -> None:
-    loop.publish(count=20)
-    loop.turns(1)
+    loop.begin(count=20)
     loop.threads.answer(0)
     loop.threads.answer(1)
     steps = loop.steps_of_a_turn()
@@ -87,8 +86,7 @@ def test_a_turn_without_results_settles_nothing_and_without_messages_claims_noth
 
 
 def test_results_that_arrive_together_are_settled_in_one_transaction(loop: LoopOnClock) -> None:
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     for number in range(2):
         loop.arrivals.at(loop.clock.now + 0.3, lambda number=number: loop.threads.answer(number))
     assert loop.steps_of_a_turn().count("settle") == 1
@@ -237,8 +235,7 @@ def test_suspects_are_delivered_one_after_another_in_their_turn(loop: LoopOnCloc
 
 
 def test_the_others_have_their_turn_for_as_long_as_a_suspect_took(loop: LoopOnClock) -> None:
-    loop.publish(count=2, suspect=True)
-    loop.turns(1)
+    loop.begin(count=2, suspect=True)
     loop.arrivals.at(loop.clock.now + 5, lambda: loop.threads.answer(0))
     loop.turn_until(5)
     over_at = loop.clock.now
@@ -254,8 +251,7 @@ def test_the_others_have_their_turn_for_as_long_as_a_suspect_took(loop: LoopOnCl
 
 
 def test_a_suspect_waits_until_nothing_else_is_in_hand_and_nothing_else_is_claimed_meanwhile(loop: LoopOnClock) -> None:
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.publish(suspect=True)
     loop.publish(count=3)
     loop.turns(3)
@@ -294,8 +290,7 @@ def test_a_claim_and_its_settlement_are_counted_with_their_time(loop: LoopOnCloc
         return claim(limit, **options)
 
     loop.queues[0].claim = slow
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     counted = loop.metrics.values()
     assert counted.in_flight[TOPIC_ORDER] == 2
     assert counted.claim_seconds[TOPIC_ORDER].total == pytest.approx(0.2)
@@ -339,12 +334,9 @@ def test_topics_share_what_their_host_allows(make_loop: MakeLoop) -> None:
 
 
 def test_bodies_in_hand_leave_less_room_and_one_larger_than_all_of_it_no_second(loop: LoopOnClock) -> None:
-    loop.publish(count=2, length=1000)
-    loop.turns(1)
-    loop.publish(length=2 * BYTES_IN_HAND)
-    loop.turns(1)
-    loop.publish(length=10)
-    loop.turns(1)
+    loop.begin(count=2, length=1000)
+    loop.begin(length=2 * BYTES_IN_HAND)
+    loop.begin(length=10)
     assert [asked[1:] for asked in loop.queues[0].asked] == [
         (BYTES_IN_HAND, True),
         (BYTES_IN_HAND - 2000, True),
@@ -400,8 +392,7 @@ def test_a_defect_in_a_processor_costs_its_message_an_attempt(loop: LoopOnClock)
 
 def test_an_update_of_an_order_that_is_not_there_is_sent_again_as_its_create(loop: LoopOnClock) -> None:
     absent = Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404)
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0, absent)
     loop.turns(1)
     assert [request for _, request in loop.threads.under_way.values()] == [CREATE]
@@ -413,8 +404,7 @@ def test_an_update_whose_create_meets_a_defect_holds_up_no_other(loop: LoopOnClo
         raise LookupError("a defect")
 
     loop.create = defect
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.threads.answer(0, Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404))
     loop.threads.answer(1)
     loop.turns(1)
@@ -425,8 +415,7 @@ def test_an_update_whose_create_meets_a_defect_holds_up_no_other(loop: LoopOnClo
 
 
 def test_attempts_are_given_back_in_the_turn_in_which_an_outage_is_known(loop: LoopOnClock) -> None:
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0, FAILED)
     loop.turns(1)
     assert loop.queues[0].rows[0].attempts == 1
@@ -464,8 +453,7 @@ def test_a_lost_database_keeps_what_is_in_hand_and_is_asked_again_after_pauses_t
     loop: LoopOnClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.threads.answer(0)
     loop.fail["settle"] = GONE
     tried = []
@@ -487,8 +475,7 @@ def test_a_lost_database_keeps_what_is_in_hand_and_is_asked_again_after_pauses_t
 
 
 def test_after_a_lost_database_nothing_is_in_doubt_any_more(loop: LoopOnClock) -> None:
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.fail["poll"] = GONE
     loop.turn_until(1.5)
     del loop.fail["poll"]
@@ -500,8 +487,7 @@ def test_after_a_lost_database_nothing_is_in_doubt_any_more(loop: LoopOnClock) -
 
 
 def test_another_session_makes_what_was_written_doubtful(loop: LoopOnClock) -> None:
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0)
     loop.database.generation += 1
     loop.turns(1)
@@ -510,8 +496,7 @@ def test_another_session_makes_what_was_written_doubtful(loop: LoopOnClock) -> N
 
 
 def test_results_that_arrive_while_the_database_is_away_are_settled_afterwards(loop: LoopOnClock) -> None:
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.threads.answer(0)
     loop.fail["settle"] = GONE
     loop.turns(1)
@@ -535,8 +520,7 @@ def test_a_refused_login_wants_the_configuration_read_again_and_is_told_at_once(
 
 
 def test_contention_is_no_lost_database(loop: LoopOnClock, caplog: pytest.LogCaptureFixture) -> None:
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0)
     loop.fail["settle"] = Contention("deadlock")
     loop.turns(3)
@@ -564,8 +548,7 @@ def test_a_defect_in_judging_outcomes_loses_none_of_them(loop: LoopOnClock, monk
     def defect(*outcome: object) -> object:
         raise LookupError("a defect")
 
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     loop.threads.answer(0)
     loop.threads.answer(1)
     with monkeypatch.context() as patch:
@@ -583,8 +566,7 @@ def test_a_defect_that_lasts_is_told_once_a_minute(loop: LoopOnClock, caplog: py
 
 
 def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock) -> None:
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     settle = loop.queues[0].settle
 
     def refuses_the_first(settlements: list, *, in_doubt: bool = False) -> object:
@@ -604,8 +586,7 @@ def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock)
 
 def test_an_outcome_that_the_database_refuses_stays_true_until_it_is_written(loop: LoopOnClock) -> None:
     """As by a privilege that somebody took away."""
-    loop.publish(count=2)
-    loop.turns(1)
+    loop.begin(count=2)
     settle = loop.queues[0].settle
 
     def refuses_the_first(settlements: list, *, in_doubt: bool = False) -> object:
@@ -640,8 +621,7 @@ def test_a_reload_leaves_what_is_left_of_the_limits() -> None:
 
 def test_what_was_only_released_does_not_count_towards_max_messages(make_loop: MakeLoop) -> None:
     loop = make_loop(limits=Limits(max_messages=2))
-    loop.publish(count=5)
-    loop.turns(1)
+    loop.begin(count=5)
     assert loop.claimed() == 2, "never more in hand than are left"
     loop.threads.answer(0, THROTTLED)
     loop.threads.answer(1, FAILED)
@@ -678,8 +658,7 @@ def test_the_queues_are_empty_only_after_a_look_everywhere(make_loop: MakeLoop) 
 
 def test_a_released_message_is_waited_for_before_the_queues_are_empty(make_loop: MakeLoop) -> None:
     loop = make_loop(limits=Limits(stop_when_empty=True))
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0, THROTTLED)
     released_at = loop.clock.now
     loop.arrivals.at(released_at + 9, lambda: loop.threads.answer(0))
@@ -717,8 +696,7 @@ def test_a_stop_releases_what_was_not_sent_and_waits_for_the_answers_under_way(l
 
 def test_what_has_no_answer_at_shutdown_timeout_is_revoked_and_released(make_loop: MakeLoop) -> None:
     loop = make_loop(shutdown_timeout=5.0)
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     [message] = loop.held.messages()
     loop.stop()
     began = loop.clock.now
@@ -730,8 +708,7 @@ def test_what_has_no_answer_at_shutdown_timeout_is_revoked_and_released(make_loo
 
 def test_a_second_stop_request_ends_the_loop_neither_sooner_nor_in_another_way(loop: LoopOnClock) -> None:
     """The command ends the process at a second signal; an embedding program may call `stop` as often as it likes."""
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     began = loop.clock.now
     loop.arrivals.at(began + 1, loop.stop)
     loop.arrivals.at(began + 2, loop.stop)
@@ -743,8 +720,7 @@ def test_a_second_stop_request_ends_the_loop_neither_sooner_nor_in_another_way(l
 
 def test_nothing_new_is_sent_while_the_loop_ends(loop: LoopOnClock) -> None:
     absent = Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404)
-    loop.publish(count=3)
-    loop.turns(1)
+    loop.begin(count=3)
     loop.stop()
     loop.steps.clear()
     loop.arrivals.at(loop.clock.now + 1, lambda: loop.threads.answer(0, absent))
@@ -758,8 +734,7 @@ def test_a_loop_that_ends_without_its_database_leaves_its_messages_to_their_leas
     make_loop: MakeLoop, caplog: pytest.LogCaptureFixture
 ) -> None:
     loop = make_loop(shutdown_timeout=5.0)
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0)
     loop.fail["settle"] = GONE
     loop.stop()
@@ -772,8 +747,7 @@ def test_a_loop_that_ends_without_its_database_leaves_its_messages_to_their_leas
 
 def test_a_database_that_comes_back_while_the_loop_ends_is_used(make_loop: MakeLoop) -> None:
     loop = make_loop(shutdown_timeout=5.0)
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0)
     loop.fail["settle"] = GONE
     loop.arrivals.at(loop.clock.now + 2, loop.fail.clear)
@@ -784,8 +758,7 @@ def test_a_database_that_comes_back_while_the_loop_ends_is_used(make_loop: MakeL
 
 def test_contention_while_the_loop_ends_is_tried_again(make_loop: MakeLoop) -> None:
     loop = make_loop(shutdown_timeout=5.0)
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.threads.answer(0)
     loop.fail["settle"] = Contention("deadlock")
     loop.arrivals.at(loop.clock.now + 1, loop.fail.clear)
@@ -795,8 +768,7 @@ def test_contention_while_the_loop_ends_is_tried_again(make_loop: MakeLoop) -> N
 
 
 def test_a_new_configuration_ends_the_loop_for_its_successor(loop: LoopOnClock) -> None:
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.reload.ask()
     loop.arrivals.at(loop.clock.now + 0.5, lambda: loop.threads.answer(0))
     assert loop.loop.run() is End.RELOAD
@@ -811,8 +783,7 @@ def test_a_changed_shop_wants_a_reload(loop: LoopOnClock) -> None:
 
 
 def test_the_shops_poison_pill_ends_the_loop_after_what_is_under_way(loop: LoopOnClock) -> None:
-    loop.publish()
-    loop.turns(1)
+    loop.begin()
     loop.poison_pill = "2"
     loop.arrivals.at(loop.clock.now + 4, lambda: loop.threads.answer(0))
     assert loop.loop.run() is End.POISON_PILL

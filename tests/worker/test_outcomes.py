@@ -6,8 +6,9 @@ import logging
 from collections.abc import Iterable
 
 import pytest
+from support.messages import message_of
 
-from zithara_worker.messages import Evidence, Lease, Message, Outcome, OutcomeKind, Pending, Rejection
+from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.registry import MinuteCounters
 from zithara_worker.queue.settle import Settled, Settlement
@@ -81,26 +82,9 @@ def outcomes(topic: TopicState, path: Path) -> Outcomes:
     )
 
 
-def message(number: int, *, supersedes: tuple[Pending, ...] = ()) -> Message:
-    return Message(
-        id=number,
-        message_id=number,
-        queue_id=1,
-        queue_name="zithara_order_queue",
-        topic=TOPIC_ORDER,
-        group_key=f"order:{number}",
-        number_of_trials=0,
-        claim=1,
-        supersedes=supersedes,
-        status_before=2,
-        updated_at_before="2026-11-24 12:00:00",
-        lease=Lease(60.0),
-    )
-
-
 def fail(number: int, *, witnessed: bool = False) -> Settlement:
     outcome = Outcome(kind=OutcomeKind.RETRY, reason="http_500", evidence=Evidence.PATH, witnessed=witnessed)
-    return Settlement(message=message(number), outcome=outcome)
+    return Settlement(message=message_of(number), outcome=outcome)
 
 
 def test_who_is_on_its_way_again_when_an_outage_is_recognised_gets_its_attempt_back_afterwards(
@@ -131,7 +115,7 @@ def test_a_message_that_another_worker_took_over_is_not_woken(
     outcomes: Outcomes, topic: TopicState, queue: Queue, path: Path
 ) -> None:
     outcomes.settled(topic, Settled(done=[fail(1)]), 0.0)
-    outcomes.settled(topic, Settled(lost=[message(1)]), 0.0)
+    outcomes.settled(topic, Settled(lost=[message_of(1)]), 0.0)
     path.serves = True
     outcomes.catch_up(in_hand=())
     assert queue.woken == []
@@ -139,7 +123,7 @@ def test_a_message_that_another_worker_took_over_is_not_woken(
 
 def test_the_line_of_a_retry_says_what_came_back_and_when_it_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        log_settled([Settlement(message=message(1), outcome=FAILED, delay_seconds=30.04)])
+        log_settled([Settlement(message=message_of(1), outcome=FAILED, delay_seconds=30.04)])
     (line,) = caplog.records
     assert line.levelno == logging.WARNING
     said = {name: line.__dict__.get(name) for name in ("event", "reason", "detail", "http_status", "delay_seconds")}
@@ -158,8 +142,8 @@ def test_the_line_of_a_delivery_names_the_older_snapshots_that_it_stands_for(cap
     with caplog.at_level(logging.INFO):
         log_settled(
             [
-                Settlement(message=message(9, supersedes=(Pending(7, 1), Pending(8, 2))), outcome=served),
-                Settlement(message=message(3), outcome=served),
+                Settlement(message=message_of(9, supersedes=(Pending(7, 1), Pending(8, 2))), outcome=served),
+                Settlement(message=message_of(3), outcome=served),
             ]
         )
     newest, alone = (line.__dict__ for line in caplog.records)
