@@ -6,10 +6,11 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pymysql.err
 import pytest
-from support.waiting import eventually
+from support.waiting import eventually, together
 from support.workers import settings_of
 
 from zithara_worker.database import session as database_module
@@ -143,7 +144,6 @@ def test_a_deadlock_is_run_again_until_it_goes_through(shop: Shop, open_database
         shop.publish_order(name)
     both_hold_one = threading.Barrier(2, timeout=10)
     runs: list[int] = []
-    failures: list[BaseException] = []
 
     def run(database: Database, first: int, second: int) -> None:
         met = False
@@ -158,18 +158,9 @@ def test_a_deadlock_is_run_again_until_it_goes_through(shop: Shop, open_database
                     both_hold_one.wait()
                 database.rows("settle_lock", ids=[second])
 
-        try:
-            database.again_on_contention(transaction)
-        except BaseException as error:
-            failures.append(error)
-            raise
+        database.again_on_contention(transaction)
 
-    threads = [threading.Thread(target=run, args=(open_database(), *order)) for order in ((1, 2), (2, 1))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert failures == []
+    together(partial(run, open_database(), *order) for order in ((1, 2), (2, 1)))
     assert len(runs) == 3, "one of the two was the victim, once"
 
 

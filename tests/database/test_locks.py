@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
+from support.waiting import together
 from support.workers import Clock, settings_of
 
 from zithara_worker.database import locks
@@ -67,21 +68,12 @@ def test_of_many_that_come_together_one_gets_it(
     if expired:
         locks.take(open_database(), "token", owner="dead", lease_seconds=1)
         clock.pass_by(2)
-    barrier = threading.Barrier(8)
-    got: list[str] = []
-
-    def take(owner: str) -> None:
-        database = open_database()
-        barrier.wait()
-        if locks.take(database, "token", owner=owner, lease_seconds=60):
-            got.append(owner)
-
-    threads = [threading.Thread(target=take, args=(f"w{number}",)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
-    assert len(got) == 1
+    databases = [open_database() for _ in range(8)]
+    taken = together(
+        partial(locks.take, database, "token", owner=f"w{number}", lease_seconds=60)
+        for number, database in enumerate(databases)
+    )
+    assert sum(taken) == 1
 
 
 def test_turns_follow_each_other_whoever_takes_them(open_database: Callable[[], Database], clock: Clock) -> None:

@@ -22,16 +22,6 @@ def message(number: int = 1, *, valid_until: float = 1e12, failed_at: float | No
     return message_of(number, message_id=1000 + number, failed_at=failed_at, lease=Lease(valid_until), **cart)
 
 
-class Clock:
-    """Monotonic seconds."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Api:
     """Gives `answer`, or calls it."""
 

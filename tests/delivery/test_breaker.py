@@ -1,16 +1,10 @@
 from __future__ import annotations
 
-import threading
-
 import pytest
-from courier_doubles import Clock
+from support.clock import Clock
+from support.waiting import together
 
 from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState, BreakerStatus, CircuitBreaker, Permit
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -133,18 +127,7 @@ def test_then_one_probe_may_go_and_no_other(breaker: CircuitBreaker, clock: Cloc
 def test_of_many_threads_one_gets_the_probe(breaker: CircuitBreaker, clock: Clock) -> None:
     open_it(breaker)
     clock.now += 5
-    permits: list[Permit | None] = []
-    barrier = threading.Barrier(16)
-
-    def ask() -> None:
-        barrier.wait()
-        permits.append(breaker.admit())
-
-    threads = [threading.Thread(target=ask) for _ in range(16)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    permits = together([breaker.admit] * 16)
     assert sorted(permits, key=str) == sorted([Permit.PROBE] + [None] * 15, key=str)
 
 

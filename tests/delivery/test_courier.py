@@ -3,9 +3,12 @@ from __future__ import annotations
 import logging
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
-from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, Clock, FleetTurns, message, unlimited
+from courier_doubles import CART, DELIVERED, DOWN, WEBHOOK, Api, FleetTurns, message, unlimited
+from support.clock import Clock
+from support.waiting import together
 
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_WINDOW, BreakerState
@@ -20,11 +23,6 @@ NO_CONNECTION = Outcome(kind=OutcomeKind.RETRY, reason="connect_error", detail="
 REJECTED = Outcome(kind=OutcomeKind.FAILED, reason="http_422", http_status=422, evidence=Evidence.SERVED)
 NOT_FOUND = Outcome(kind=OutcomeKind.RETRY, reason="order_not_found_yet", http_status=404, evidence=Evidence.SERVED)
 NOT_SENT = Outcome(kind=OutcomeKind.FAILED, reason="insecure_url")
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -167,14 +165,8 @@ def test_failures_of_messages_under_way_when_the_breaker_opened_cost_no_attempt(
     courier = courier_of(api, clock)
     both_sending = threading.Barrier(11)
     api.answer = lambda: (both_sending.wait(5), DOWN)[1]
-    outcomes: list[Outcome] = []
-    threads = [
-        threading.Thread(target=lambda n=n: outcomes.append(courier.deliver(message(n), CART))) for n in range(11)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    outcomes = together(partial(courier.deliver, message(n), CART) for n in range(11))
 
     kinds = [outcome.kind for outcome in outcomes]
     # It opens when as many have failed as are still under way; each result is judged after the breaker has heard it.

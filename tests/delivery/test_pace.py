@@ -3,9 +3,10 @@ from __future__ import annotations
 import threading
 
 import pytest
-from courier_doubles import Clock, FleetTurns, unlimited
+from courier_doubles import FleetTurns, unlimited
 from hypothesis import given
 from hypothesis import strategies as st
+from support.clock import Clock
 from support.waiting import eventually
 
 from zithara_worker.delivery.pace import (
@@ -19,11 +20,6 @@ from zithara_worker.delivery.pace import (
     Throttle,
 )
 from zithara_worker.errors import DatabaseUnavailable
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 class Waits(list[float]):

@@ -9,22 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.clock import Clock
 
 from zithara_worker.logs import audit
 from zithara_worker.logs.audit import AuditFile, operator_action
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

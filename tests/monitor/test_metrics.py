@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.clock import Clock
 from support.fleet import NOW, fleet_status, reconciliation, topic_status, worker_status
 from support.messages import message_of
 
@@ -24,17 +25,9 @@ CART = "zithara.cart.events"
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(100.0)
 
 
 @pytest.fixture

@@ -13,11 +13,6 @@ from zithara_worker.queue.held import ABANDONED_SECONDS, Held, Stage
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def held(clock: Clock) -> Held:
     return Held(worker_id="worker-a", lease_seconds=LEASE_SECONDS, clock=clock)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
-from support.waiting import eventually
+from support.waiting import eventually, together
 from support.workers import settings_of
 
 from zithara_worker.database.session import Database
@@ -86,18 +86,7 @@ def test_workers_that_are_refused_together_renew_once(
 ) -> None:
     workers = [make_tokens(f"worker-{number}") for number in range(6)]
     (rejected,) = {worker.get() for worker in workers}
-    barrier = threading.Barrier(len(workers))
-    got: list[str] = []
-
-    def refresh(tokens: TokenSource) -> None:
-        barrier.wait()
-        got.append(tokens.refresh(rejected))
-
-    threads = [threading.Thread(target=refresh, args=(worker,)) for worker in workers]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(20)
+    got = together(partial(worker.refresh, rejected) for worker in workers)
     assert (len(got), len(set(got)), api.tokens_issued) == (6, 1, 2)
 
 

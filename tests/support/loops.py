@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from support.clock import Clock
 from support.memory_queue import MemoryQueue, Row
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.pace import RateLimit
@@ -38,22 +39,10 @@ SERVED = Outcome(kind=OutcomeKind.DELIVERED, http_status=200, evidence=Evidence.
 CREATE = Request(target=Target.API, method="POST", path="/order", json={"create": True})
 
 
-class TestClock:
-    """Monotonic seconds, which pass only while the loop waits."""
-
-    __test__ = False
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class TimedArrivals:
     """What arrives at the loop: now (`put`), or while it waits (`at`). Waiting moves the clock."""
 
-    def __init__(self, clock: TestClock) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._here: list[Any] = []
         self._later: list[tuple[float, Callable[[], None]]] = []
@@ -161,7 +150,7 @@ class LoopOnClock:
         **settings: Any,
     ) -> None:
         self.settings = WorkerSettings(**{"concurrency": 2, "batch_size": 4, "poll_interval": 1.0, **settings})
-        self.clock = TestClock()
+        self.clock = Clock(1000.0)
         self.steps: list[str] = []
         self.fail: dict[str, Exception] = {}
         self.arrivals = TimedArrivals(self.clock)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeAlias
 
+from support.clock import Clock
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Message, Outcome, OutcomeKind, Pending, Rejection
 from zithara_worker.processors import identify
@@ -30,19 +30,6 @@ LEASE_SECONDS = 60.0
 #: What the fixtures of these names are.
 MakeWorker: TypeAlias = "Callable[..., StepWorker]"
 MakeShop: TypeAlias = Callable[..., Shop]
-
-
-class Clock:
-    """Seconds since the epoch, standing still until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = float(int(time.time()))
-
-    def __call__(self) -> float:
-        return self.now
-
-    def pass_by(self, seconds: float) -> None:
-        self.now += seconds
 
 
 def settings_of(shop: Shop, **changes: Any) -> DatabaseSettings:

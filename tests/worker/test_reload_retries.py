@@ -11,11 +11,6 @@ from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.reload import Reload
 
 
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
 @pytest.mark.parametrize("error", [ConfigurationError("bad"), PermissionError("bad"), KeyError("a defect")])
 def test_what_cannot_be_used_is_tried_again_every_5_seconds_and_said_once_a_minute(
     clock: Clock, error: Exception, caplog: pytest.LogCaptureFixture

@@ -9,8 +9,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
+from support.clock import Clock
 from support.raw_server import RawServer, Script
-from zithara_doubles import Clock, MemoryStore, Pauses
+from zithara_doubles import MemoryStore, Pauses
 
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.settings.values import Secret
@@ -58,11 +59,6 @@ def raw_server() -> Iterator[Callable[..., RawServer]]:
 @pytest.fixture
 def store() -> MemoryStore:
     return MemoryStore()
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture

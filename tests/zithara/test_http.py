@@ -16,6 +16,7 @@ import httpx
 import pytest
 import trustme
 from support.raw_server import RawServer, read_request
+from support.waiting import together
 from zithara_doubles import exchange
 
 from zithara_worker import reasons
@@ -148,11 +149,7 @@ def test_each_thread_keeps_one_connection(api: FakeZithara, transport: Transport
         for _ in range(25):
             exchange(transport, "POST", order, b"{}")
 
-    threads = [threading.Thread(target=send_many) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    together([send_many] * 4)
 
     assert api.request_count == 100
     assert api.connection_count == 4

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import traceback
 from collections.abc import Callable
 
 import pytest
-from zithara_doubles import Clock, MemoryStore, Pauses
+from support.clock import Clock
+from support.waiting import together
+from zithara_doubles import MemoryStore, Pauses
 
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ShopError
 from zithara_worker.sandbox.api import TOKEN_PATH, FakeZithara, Reply
@@ -26,22 +27,16 @@ def answer_tokens_with(api: FakeZithara, reply: Reply) -> None:
 
 def at_once(action: Callable[[], str], threads: int = 16) -> tuple[list[str], list[Exception]]:
     """What came of it in so many threads that start together."""
-    barrier = threading.Barrier(threads)
     results: list[str] = []
     errors: list[Exception] = []
 
     def run() -> None:
-        barrier.wait()
         try:
             results.append(action())
         except (TokenUnavailable, CredentialsRefused) as error:
             errors.append(error)
 
-    running = [threading.Thread(target=run) for _ in range(threads)]
-    for thread in running:
-        thread.start()
-    for thread in running:
-        thread.join()
+    together([run] * threads)
     return results, errors
 
 

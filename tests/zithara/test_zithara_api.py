@@ -6,17 +6,20 @@ import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from zithara_doubles import Clock, Pauses
+from support.clock import Clock
+from support.waiting import together
+from zithara_doubles import Pauses
 
 from zithara_worker import reasons
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.logs import handlers as logs
-from zithara_worker.messages import Evidence, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Evidence, OutcomeKind, Request, Target
 from zithara_worker.sandbox.api import TOKEN_PATH, WEBHOOK_PATH, FakeZithara, Reply, in_turn
 from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.version import VERSION
@@ -109,15 +112,8 @@ def test_sixteen_threads_refused_together_renew_once(
         return None
 
     api.responder = refuse_together
-    outcomes: list[Outcome] = []
-    threads = [
-        threading.Thread(target=lambda number=number: outcomes.append(zithara.send(order(), f"q-{number}")))
-        for number in range(16)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    outcomes = together(partial(zithara.send, order(), f"q-{number}") for number in range(16))
 
     assert [outcome.kind for outcome in outcomes] == [OutcomeKind.DELIVERED] * 16
     assert api.tokens_issued == 2

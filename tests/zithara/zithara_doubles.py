@@ -78,16 +78,6 @@ def exchange(
     return send(transport, request)
 
 
-class Clock:
-    """Seconds since the epoch that a test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Pauses(list[float]):
     """Takes no time, and remembers what it was asked for."""
 
