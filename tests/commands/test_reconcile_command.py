@@ -129,6 +129,23 @@ def test_without_the_rights_it_says_which(shop: Shop, typed: Typed) -> None:
     assert isinstance(denied.exception, ShopError) and "install --print" in str(denied.exception)
 
 
+def test_where_one_kind_cannot_be_read_those_before_it_are_printed(
+    shop: Shop, tables: ShopTables, typed: Typed
+) -> None:
+    everything = json.loads(typed("--all", "--json").stdout)
+    assert everything["error"] is None
+    shop.query("DROP TABLE {prefix}sales_order_item")
+    told = typed("--all", "--json")
+    found = json.loads(told.stdout)
+    assert [each["kind"] for each in found["kinds"]] == ["customers"] and not found["complete"]
+    assert found["kinds"][0]["counts"] == everything["kinds"][0]["counts"]
+    assert found["error"] == {"kind": "orders", "text": str(told.exception)}
+    assert isinstance(told.exception, ShopError) and "sales_order_item' doesn't exist" in found["error"]["text"]
+    # What must be answered first, too.
+    told = typed("carts", "--all", "--publish", "--json")
+    assert told.exit_code == 2 and json.loads(told.stdout)["error"]["kind"] == "carts"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

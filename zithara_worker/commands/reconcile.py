@@ -21,7 +21,7 @@ import click
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import EXIT_FAILED, Context, as_operator, operator_name
 from zithara_worker.commands.terminal import ask_first, coloured, print_json, printable, progress, table
-from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError
+from zithara_worker.errors import BrokerUnavailable, ConfigurationError, ShopError, ZitharaWorkerError
 from zithara_worker.monitor.reconciliations import KINDS
 from zithara_worker.units import duration, moment
 
@@ -67,7 +67,9 @@ def moment_of(text: str) -> str:
 @click.option("--print", "printing", is_flag=True, help="Print the messages as JSON lines instead of publishing them.")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Publish or print N of each kind at most.")
 @click.option("--yes", is_flag=True, help="Do not ask before publishing; needed for more than 1 GB.")
-@click.option("--json", "as_json", is_flag=True, help='{"complete", "kinds": [{"kind", "total", "counts", ...}]}.')
+@click.option(
+    "--json", "as_json", is_flag=True, help='{"complete", "kinds": [{"kind", "total", "counts", ...}], "error"}.'
+)
 @click.pass_obj
 def reconcile(
     context: Context,
@@ -118,15 +120,24 @@ def reconcile(
         run = _Run(
             context, database, audit, asked, stopping, show=not as_json, is_default=not (since or until or every)
         )
-        found = [
-            run.one(kind, _window(since, until, days=None if every else _DAYS[kind]))
-            for kind in wanted
-            if not stopping.is_set()
-        ]
+        found: list[Result] = []
+        for kind in wanted:
+            if stopping.is_set():
+                break
+            try:
+                found.append(run.one(kind, _window(since, until, days=None if every else _DAYS[kind])))
+            except (ZitharaWorkerError, click.ClickException) as error:
+                if as_json:
+                    _print_found(found, complete=False, error={"kind": kind, "text": str(error)})
+                raise
     complete = len(found) == len(wanted) and all(each.is_complete for each in found)
     if as_json:
-        print_json({"complete": complete, "kinds": [each.as_json() for each in found]}, indent=2)
+        _print_found(found, complete=complete, error=None)
     sys.exit(0 if complete or (printing and all(not each.ended for each in found)) else EXIT_FAILED)
+
+
+def _print_found(found: Sequence[Result], *, complete: bool, error: Mapping[str, str] | None) -> None:
+    print_json({"complete": complete, "kinds": [each.as_json() for each in found], "error": error}, indent=2)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
