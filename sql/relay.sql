@@ -31,9 +31,10 @@ VALUES (%(id)s, %(piece)s, %(pieces)s, %(queue)s, %(topic)s, %(message_id)s, %(l
 -- ============================== messages that are kept aside ==============================
 
 -- relay_asides --
--- A few rows, whose contents InnoDB stores on pages of their own.
+-- The oldest, or those with these ids. A few rows, whose contents InnoDB stores on pages of their own.
 SELECT id, queue_name, topic_name, message_id, length, reason_code, detail, UNIX_TIMESTAMP(kept_at) AS kept_at
-FROM {prefix}zithara_relay_aside WHERE piece = 0 ORDER BY kept_at, id LIMIT %(limit)s
+FROM {prefix}zithara_relay_aside WHERE piece = 0 AND (%(every)s OR id IN %(ids)s) ORDER BY kept_at, id
+LIMIT %(limit)s
 
 -- relay_aside_piece --
 SELECT pieces, content FROM {prefix}zithara_relay_aside WHERE id = %(id)s AND piece = %(piece)s

@@ -123,6 +123,24 @@ def test_what_is_done_to_many_is_asked_first_and_an_export_appears_when_it_is_co
     assert bench.aside() == []
 
 
+def test_all_means_all_however_many_one_statement_reads(
+    bench: Bench, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for body in (b'"\xff"', b'"\xfe"', b'"\xfd"', b'"\xfc"', b'"\xfb"'):
+        put(bench, body)
+    bench.drain([TOPIC_ORDER])
+    ids = [each["id"] for each in json.loads(run("aside", "list", "--json").stdout)]
+    monkeypatch.setattr("zithara_worker.relay.aside.SLICE", 2)
+    assert "the oldest 2 of 5" in run("aside", "list").output
+    assert "5 from RabbitMQ are kept aside" in run("export", str(tmp_path / "failed.jsonl")).output
+    assert run("aside", "discard", ids[4], "--note", "x").exit_code == 0, "not among the oldest"
+    assert "Shall 4 messages be put" in run("aside", "retry", "--all").output
+    told = run("aside", "retry", "--all", "--yes").output
+    assert [told.count(each) for each in ids] == [1, 1, 1, 1, 0], "those that stay do not hide the others"
+    assert run("aside", "discard", "--all", "--note", "x", "--yes").stdout.count("deleted") == 4
+    assert bench.aside() == []
+
+
 def test_operator_lists_exports_and_discards(bench: Bench, run: Run, tmp_path: Path) -> None:
     body = b'"\xff\x00any bytes"'
     put(bench, body)

@@ -204,7 +204,7 @@ def export(context: Context, file: Path, choice: Choice, waiting: bool, overwrit
     with context.database() as database:
         selection = selection_of(queues_of(database, context, choice), choice, waiting=waiting)
         relation_ids = failures.matching(database, selection)
-        kept = 0 if choice.narrowed else len(aside.find(database))
+        kept = 0 if choice.narrowed else aside.count(database)
         written = 0
         with output(file, overwrite=overwrite) as stream, progress(len(relation_ids), "exporting") as on_progress:
             for record in export_records(database, relation_ids):

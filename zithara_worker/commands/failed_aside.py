@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -66,6 +66,9 @@ def list_command(context: Context, as_json: bool) -> None:
     """
     with context.database() as database:
         found = aside.find(database)
+        total = aside.count(database)
+    if len(found) < total:
+        click.echo(f"the oldest {len(found)} of {total}:", err=True)
     if as_json:
         values = [
             {
@@ -170,16 +173,21 @@ def discard(context: Context, ids: tuple[str, ...], every: bool, yes: bool, note
                 click.echo(f"{each.id} deleted")
 
 
-def _chosen(database: Database, ids: Sequence[str], *, every: bool, yes: bool, what: str) -> list[Aside]:
-    """The messages with these ids, or all. Asks before more than one is changed. Raises ShopError for an id that is
-    none."""
+def _chosen(database: Database, ids: Sequence[str], *, every: bool, yes: bool, what: str) -> Iterator[Aside]:
+    """The messages with these ids, or all, oldest first. Asks before more than one is changed. Raises ShopError for an
+    id that is none."""
     if every == bool(ids):
         raise click.UsageError("give IDs or --all")
-    found = aside.find(database)
-    by_id = {each.id: each for each in found}
-    if unknown := [each for each in ids if each not in by_id]:
-        raise ShopError(f"not kept aside: {', '.join(unknown)}; see 'zithara-worker failed aside list'")
-    chosen = found if every else [by_id[each] for each in dict.fromkeys(ids)]
-    if len(chosen) > 1:
-        ask_first(f"Shall {len(chosen)} messages be {what}?", yes=yes)
-    return chosen
+    found = aside.find(database, ids)
+    if unknown := set(ids).difference(each.id for each in found):
+        raise ShopError(f"not kept aside: {', '.join(sorted(unknown))}; see 'zithara-worker failed aside list'")
+    count = aside.count(database) if every else len(found)
+    if count > 1:
+        ask_first(f"Shall {count} messages be {what}?", yes=yes)
+    seen: set[str] = set()
+    while found:
+        yield from found
+        # Those that stay come again.
+        seen.update(each.id for each in found)
+        further = aside.find(database, limit=len(seen) + aside.SLICE) if every else []
+        found = [each for each in further if each.id not in seen]

@@ -4,7 +4,7 @@ exports, retries or discards them. Needs no pika.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from zithara_worker.database.session import Database
@@ -14,6 +14,8 @@ from zithara_worker.queue.queues import store_message
 #: The bytes that the driver escapes with a backslash, and what a row and a statement need beside the body.
 _ESCAPED = (b"\\", b'"', b"'", b"\n", b"\r", b"\0", b"\x1a")
 ROW_BYTES, STATEMENT_BYTES = 400, 1024
+#: Messages that are listed, or read at once.
+SLICE = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,13 @@ def fits(body: bytes, max_allowed_packet: int) -> bool:
     return escaped_bytes(body) + ROW_BYTES + STATEMENT_BYTES <= max_allowed_packet
 
 
-def find(database: Database, *, limit: int = 1000) -> list[Aside]:
-    """The oldest `limit` messages that are kept aside."""
+def count(database: Database) -> int:
+    """How many messages are kept aside."""
+    return sum(int(row["messages"]) for row in database.rows("relay_aside_counts"))
+
+
+def find(database: Database, ids: Collection[str] = (), *, limit: int | None = None) -> list[Aside]:
+    """The messages with these ids, oldest first; without ids the oldest `limit` (SLICE) of all."""
     return [
         Aside(
             id=str(row["id"]),
@@ -53,7 +60,7 @@ def find(database: Database, *, limit: int = 1000) -> list[Aside]:
             detail=str(row["detail"]),
             kept_at_utc=float(row["kept_at"]),
         )
-        for row in database.rows("relay_asides", limit=limit)
+        for row in database.rows("relay_asides", every=not ids, ids=[*ids, ""], limit=len(ids) or limit or SLICE)
     ]
 
 
