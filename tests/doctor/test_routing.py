@@ -180,7 +180,7 @@ def test_relay_that_brings_messages_is_named_and_one_that_cannot_says_why(
         TOPIC_ORDER: asdict(RelayedQueue(state="paused", waiting=40)),
         TOPIC_CART: asdict(RelayedQueue(state="waiting", why="RabbitMQ refuses user u: grant it")),
     }
-    register(database, "shop1-7-a", role=RELAY, state={RABBITMQ: queues})
+    relay = register(database, "shop1-7-a", role=RELAY, state={RABBITMQ: queues})
     found = examine()
     assert found["rabbitmq"].level is Level.OK and "none is configured" in found["rabbitmq"].found
     assert found["published.order"].level is Level.OK
@@ -195,6 +195,8 @@ def test_relay_that_brings_messages_is_named_and_one_that_cannot_says_why(
     assert lost.level is Level.FAILED and all(topic in lost.found for topic in TOPICS)
     assert "'zithara-worker relay order customer cart webhook'" in lost.remedy
     assert "relays" not in examine(usable=False)
+    relay.stopped({})
+    assert "relays" not in examine(), "one that stopped in order is not missed"
 
 
 def test_messages_kept_aside_are_told(shop: Shop, examine: Examine) -> None:

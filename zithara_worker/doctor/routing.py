@@ -53,7 +53,7 @@ def checks(
     processes = fleet.read_workers(database, queues, now) if worker_tables_usable else ()
     route = Route(
         configured=_configured_route(configured.settings.magento.root),
-        relays=[each for each in processes if each.role == RELAY],
+        relays=[each for each in processes if each.role == RELAY and not each.stopped],
     )
     finding, answer = _ask(configured, queues, route)
     yield finding
@@ -168,9 +168,7 @@ def _relayed(check: str, topic: str, relays: Sequence[WorkerStatus], arrived: st
 
 def relays(database: Database, found: Sequence[WorkerStatus]) -> Iterator[Finding]:
     """Relays that have died, and messages that they kept aside."""
-    living = fleet.living_by_topic(found, role=RELAY)
-    served = {topic for relay in found for topic in relay.topics}
-    lost = [topic for topic in TOPICS if topic in served and not living[topic]]
+    lost = [topic for topic in TOPICS if fleet.relay_missing(topic, found)]
     if lost:
         yield failed(
             "relays",

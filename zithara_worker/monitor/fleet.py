@@ -314,7 +314,7 @@ def _topic_status(
         pause=pause,
         uncompared=uncompared,
         relays=len(living),
-        relay_missing=bool(relays) and not living,
+        relay_missing=relay_missing(topic, relays),
         rabbitmq=max(waiting, default=None),
         aside=aside,
         history=hour,
@@ -427,9 +427,15 @@ def _relayed_queues(value: Any) -> Mapping[str, RelayedQueue]:
     }
 
 
-def living_by_topic(processes: Iterable[WorkerStatus], *, role: str = CONSUME) -> Counter[str]:
+def living_by_topic(processes: Iterable[WorkerStatus]) -> Counter[str]:
     """Topic -> living workers that serve it, of the whole fleet; 0 for a topic that none serves."""
-    return Counter(topic for each in processes if each.alive and each.role == role for topic in set(each.topics))
+    return Counter(topic for each in processes if each.alive and each.role == CONSUME for topic in set(each.topics))
+
+
+def relay_missing(topic: str, relays: Iterable[WorkerStatus]) -> bool:
+    """Whether every relay of the topic was killed or has died; those that stopped in order name no topics."""
+    alive = [relay.alive for relay in relays if topic in relay.topics]
+    return bool(alive) and not any(alive)
 
 
 def _number(value: Any) -> float | None:
