@@ -20,7 +20,7 @@ from support.fleet import NOW, fleet_status, reconciliation, topic_status, worke
 
 from zithara_worker.monitor import page
 from zithara_worker.monitor.fleet import RELAY, FleetStatus, RelayedQueue
-from zithara_worker.monitor.health import LoopStatus, worker_health
+from zithara_worker.monitor.health import LoopStatus, relay_health, worker_health
 from zithara_worker.monitor.rates import NO_REQUESTS, Minute
 from zithara_worker.monitor.server import Listener, Reply
 from zithara_worker.queue.failures import FailureCount
@@ -281,6 +281,16 @@ def test_what_health_and_the_fleet_both_tell_is_told_once() -> None:
     alone = _Outline(rendered(None, **given)).text
     for said in ("is paused", "switched Zithara off", "cannot be written", "API DOWN", "the worker is stopping"):
         assert alone.count(said) == 1, said
+
+
+def test_what_a_relay_and_the_fleet_both_tell_of_a_queue_is_told_once() -> None:
+    loop = LoopStatus(turned_at=0, longest_wait_seconds=1, database_up=True, consumable=True, paused=())
+    health = relay_health(loop, 0.0, waiting={TOPIC: "no such queue"}, stopping=False, configuration_problem=None)
+    relay = worker_status(role=RELAY, rabbitmq={TOPIC: RelayedQueue(state="waiting", why="no such queue")})
+    alone = _Outline(rendered(None, reasons=health.reasons)).text
+    assert f"the relay takes nothing of {TOPIC} from RabbitMQ at present: it is waiting: no such queue" in alone
+    seen = fleet_status((topic_status(),), (worker_status(),), (relay,))
+    assert _Outline(rendered(seen, reasons=health.reasons)).text.count("no such queue") == 1
 
 
 def test_a_paused_queue_is_not_called_late() -> None:

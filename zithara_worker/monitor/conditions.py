@@ -89,6 +89,16 @@ def audit_unwritable(problem: str, who: str = "") -> tuple[str, str]:
     )
 
 
+def untaken(topic: str, state: str, why: str, *, who: str = "the relay") -> Condition:
+    """Of a relay that takes nothing of a topic. `state`, `why`: of `fleet.RelayedQueue`."""
+    return Condition(
+        level=Level.WARNING,
+        topic=topic,
+        text=f"{who} takes nothing of {topic} from RabbitMQ at present",
+        remedy=f"it is {state}: {why}",
+    )
+
+
 def paused(topic: str, pause: Pause | None = None, *, now: float = 0.0) -> Condition:
     """`pause`: by whom and why, where that is known."""
     by = ""
@@ -209,12 +219,7 @@ def _of_relays(fleet: FleetStatus) -> Iterator[Condition]:
             continue
         for topic, queue in sorted(relay.rabbitmq.items()):
             if queue.why:
-                yield Condition(
-                    level=Level.WARNING,
-                    topic=topic,
-                    text=f"relay {relay.host} {relay.pid} takes nothing of {topic} from RabbitMQ at present",
-                    remedy=f"it is {queue.state}: {queue.why}",
-                )
+                yield untaken(topic, queue.state, queue.why, who=f"relay {relay.host} {relay.pid}")
 
 
 def _of_reconciliations(fleet: FleetStatus) -> Iterator[Condition]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.delivery import down as words
-from zithara_worker.monitor.conditions import SHOP_DISABLED, audit_unwritable, paused
+from zithara_worker.monitor.conditions import SHOP_DISABLED, audit_unwritable, paused, untaken
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
 
@@ -119,8 +119,8 @@ def relay_health(
     stopping: bool,
     configuration_problem: str | None,
 ) -> Health:
-    """Of a relay. `waiting`: queue in RabbitMQ that cannot be consumed -> why; see `worker_health` for the others."""
-    reasons = [f"queue {queue} is not relayed: {why}" for queue, why in sorted(waiting.items())]
+    """Of a relay. `waiting`: topic whose queue cannot be consumed -> why; see `worker_health` for the others."""
+    reasons = [str(untaken(topic, "waiting", why)) for topic, why in sorted(waiting.items())]
     if stopping:
         reasons.append("the relay is stopping")
     if not loop.database_up:

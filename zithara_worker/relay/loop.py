@@ -451,13 +451,6 @@ class RelayLoop:
             state = "paused"
         return {"state": state, "why": why, "waiting": status.ready, "consumers": status.consumers}
 
-    def _hindered(self) -> Iterator[tuple[str, str]]:
-        """Each queue that this relay has to serve and cannot, with the reason."""
-        for stream in self._streams:
-            status = self._broker.status(stream.name)
-            if stream.holds and status.phase in (Phase.AWAY, Phase.WAITING):
-                yield stream.name, status.why
-
     def status(self) -> LoopStatus:
         """From any thread."""
         return LoopStatus(
@@ -470,10 +463,11 @@ class RelayLoop:
 
     def health(self, configuration_problem: str | None = None) -> Health:
         """From any thread."""
+        waiting = {topic: told["why"] for topic, told in self.reports().items() if told["state"] == "waiting"}
         return relay_health(
             self.status(),
             self._monotonic(),
-            waiting={name: why for name, why in self._hindered() if why},
+            waiting={topic: why for topic, why in waiting.items() if why},
             stopping=self._stopping(),
             configuration_problem=configuration_problem,
         )
