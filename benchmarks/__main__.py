@@ -181,7 +181,7 @@ def _idleness(stage: Stage) -> None:
 
 def _memory(stage: Stage) -> None:
     place, count = (stage.server, stage.api, stage.directory), stage.options.memory
-    found = memory.by_threads(*place, count=count // 10)
+    found = memory.by_threads(*place, count=count // 20)
     stage.section.add(memory.table(found), by_threads=found)
     steady = memory.steady(*place, count=count)
     stage.section.add(memory.table([steady]), steady=steady)

@@ -37,6 +37,8 @@ POISON_SECONDS = (0.0, 5.0)
 WORKERS = (1, 4, 50)
 #: Threads of each of many workers.
 FEW_THREADS = 4
+#: Seconds until the API answers each of them.
+FLEET_LATENCY = 0.01
 #: What the server counts, as SHOW GLOBAL STATUS names it.
 _COUNTED = ("Questions", "Innodb_row_lock_waits", "Innodb_row_lock_time", "Innodb_deadlocks")
 _WITHIN = 600.0
@@ -81,9 +83,9 @@ class Fleet:
 
 
 def poisoned(server: MariaDbServer, api: ApiProcess, directory: Path, *, rounds: int, count: int) -> list[Poisoned]:
-    """`count` orders at an API that answers at once, and a third of them at one of 50 ms."""
+    """`count` orders at an API that answers at once, and a fifth of them at one of 50 ms."""
     found = []
-    for latency_ms, number in ((0, count), (50, count // 3)):
+    for latency_ms, number in ((0, count), (50, count // 5)):
         for seconds in POISON_SECONDS:
             for turn in range(rounds):
                 paces: dict[bool, tuple[float, int]] = {}
@@ -168,7 +170,7 @@ def _is_old(shop: Shop) -> bool:
 
 
 def fleets(server: MariaDbServer, api: ApiProcess, directory: Path, *, count: int) -> list[Fleet]:
-    """`count` orders each time, at an API that answers after 50 ms."""
+    """`count` orders each time."""
     return [_fleet(server, api, directory, workers, count) for workers in WORKERS]
 
 
@@ -179,7 +181,7 @@ def _fleet(server: MariaDbServer, api: ApiProcess, directory: Path, workers: int
         config = write_worker_config(directory / "worker.conf", shop, api, threads=FEW_THREADS)
         command = consume(config, messages.TOPIC, "--stop-when-empty")
         before = _status(shop)
-        run("fleet", [command] * workers, api=api, latency_seconds=0.05, messages=count, keep_arrivals=True)
+        run("fleet", [command] * workers, api=api, latency_seconds=FLEET_LATENCY, messages=count, keep_arrivals=True)
         counted = {name: value - before[name] for name, value in _status(shop).items()}
         arrivals = [each.message for each in api.arrivals()]
         incomplete = count - shop.status_counts().get(4, 0)
