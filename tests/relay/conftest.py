@@ -137,11 +137,16 @@ class Bench:
 
 
 @pytest.fixture(params=["classic", "quorum"])
-def typed_bench(relay_shop: Shop, rabbitmq: RabbitMqServer, request: pytest.FixtureRequest) -> Iterator[Bench]:
-    """A bench for each type of queue: they return messages to the queue in different ways."""
+def typed_virtual_host(rabbitmq: RabbitMqServer, request: pytest.FixtureRequest) -> Iterator[VirtualHost]:
+    """The module's queues in each type of queue: they return messages to the queue in different ways."""
     with VirtualHost(rabbitmq) as virtual_host:
         virtual_host.declare(arguments={"x-queue-type": request.param})
-        yield Bench(relay_shop, virtual_host)
+        yield virtual_host
+
+
+@pytest.fixture
+def typed_bench(relay_shop: Shop, typed_virtual_host: VirtualHost) -> Bench:
+    return Bench(relay_shop, typed_virtual_host)
 
 
 @pytest.fixture

@@ -36,8 +36,12 @@ class RawServer:
         self._acceptor.start()
 
     @property
+    def port(self) -> int:
+        return int(self._listener.getsockname()[1])
+
+    @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self._listener.getsockname()[1]}/v1/order"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}/v1/order"
 
     def close(self) -> None:
         self.stopping.set()

@@ -6,9 +6,9 @@ passively and never declared: Magento declares them, with arguments of its own.
 The thread answers heartbeats whatever the database does, and stops reading while what it has delivered fills its
 budget of bytes.
 
-Messages go back to RabbitMQ only in their order. A classic queue puts each in its old place, but a quorum queue
-delivers returned messages in the order in which they were returned: and pika, when it ends a consumer or closes a
-channel, rejects the messages that it has not dispatched yet one by one, before older ones that are unacknowledged.
+Messages go back to RabbitMQ only in their order. A classic queue puts each in its old place. A quorum queue puts a
+rejected one behind all that wait, and pika, when it ends a consumer or closes a channel, rejects what it has not
+dispatched yet. What a channel held that RabbitMQ closes comes first again, in its order.
 """
 
 from __future__ import annotations
