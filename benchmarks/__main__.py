@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -54,14 +56,24 @@ def main() -> None:
             with MariaDbServer() as server, ApiProcess() as api:
                 sys.exit(_quick(server, api, directory))
         results = report.Results(RESULTS, {name: part.title for name, part in PARTS.items()})
-        for name in options.parts:
-            part = PARTS[name]
-            print(f"## {part.title}\n", flush=True)
-            with MariaDbServer(options=part.server_options) as server, ApiProcess() as api:
-                part.measure(
-                    Stage(server=server, api=api, directory=directory, options=options, section=results.begin(name))
-                )
+        done = [_run(PARTS[name], results.begin(name), directory, options) for name in options.parts]
     print(f"written: {RESULTS}/results.json, results.md")
+    sys.exit(0 if all(done) else 1)
+
+
+def _run(part: Part, section: Section, directory: Path, options: argparse.Namespace) -> bool:
+    """Whether the part came to its end. The next ones are measured if it did not."""
+    print(f"## {part.title}\n", flush=True)
+    began = time.monotonic()
+    try:
+        with MariaDbServer(options=part.server_options) as server, ApiProcess() as api:
+            part.measure(Stage(server=server, api=api, directory=directory, options=options, section=section))
+    except Exception as error:
+        traceback.print_exc()
+        section.add(f"Broken off: {type(error).__name__}: {error}\n")
+        return False
+    section.add(f"Measured in {time.monotonic() - began:,.0f} s.\n")
+    return True
 
 
 def _options() -> argparse.Namespace:

@@ -11,13 +11,10 @@ from pathlib import Path
 from benchmarks import messages, report
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, consume, run
-from benchmarks.throughput import write_worker_config
+from benchmarks.throughput import THREADS, write_worker_config
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
-
-#: The default of a worker
-THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from typing import Any
 from benchmarks import messages
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import PROJECT, running
-from benchmarks.throughput import php_consumer, write_worker_config
+from benchmarks.throughput import THREADS, php_consumer, write_worker_config
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
@@ -25,8 +25,6 @@ from zithara_worker.sandbox.session import Sections, worker_command
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_TABLE, TOPIC_WEBHOOK
 
-#: The default of a worker
-THREADS = 16
 #: Looks at the resident memory in a run.
 LOOKS = 10
 #: Large bodies: how many times `bodies` of so many MB, and of how many carts.

@@ -12,13 +12,10 @@ from typing import Any
 from benchmarks import messages, report
 from benchmarks.api_server import ApiProcess
 from benchmarks.processes import Measured, consume, contestant, run
-from benchmarks.throughput import write_worker_config
+from benchmarks.throughput import THREADS, write_worker_config
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
-
-#: The default of a worker
-THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from benchmarks import messages, report, scale
 from benchmarks.api_server import ApiProcess
 from benchmarks.memory import arrive, at_work
 from benchmarks.processes import consume, run
-from benchmarks.throughput import write_worker_config
+from benchmarks.throughput import THREADS, write_worker_config
 from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.publisher import stored_body
@@ -26,8 +26,6 @@ from zithara_worker.worker import duties
 from zithara_worker.worker.loop import Loop
 from zithara_worker.worker.worker import Worker
 
-#: The default of a worker
-THREADS = 16
 #: Messages of the group that always fails, at the head of the queue.
 POISON = 10
 #: Seconds between two attempts at one of them: [retry] delay, with a factor of 1.

@@ -25,6 +25,8 @@ from zithara_worker.zithara.api import encoded
 #: The messages of slow contestants: they are measured by the message, and have little to warm up.
 FEW = 100
 SOME = 500
+#: Of a worker, by default
+THREADS = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
