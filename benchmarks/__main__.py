@@ -12,7 +12,21 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import completeness, counted, huge, idleness, ledger, memory, relay, report, scale, stress, throughput
+from benchmarks import (
+    carry,
+    completeness,
+    counted,
+    huge,
+    idleness,
+    ledger,
+    memory,
+    pieces,
+    relay,
+    report,
+    scale,
+    stress,
+    throughput,
+)
 from benchmarks.api_server import ApiProcess
 from benchmarks.quota import Unavailable
 from benchmarks.report import Section
@@ -81,7 +95,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a minute: ratios, and fail when a counted cost has grown")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--messages", type=int, default=10_000, help="in a run of 'throughput', 'ledger' and 'relay'")
+    parser.add_argument(
+        "--messages", type=int, default=10_000, help="in a run of 'throughput', 'ledger', 'relay' and 'carry'"
+    )
     parser.add_argument("--scenes", type=int, default=None, help="only the first so many throughput scenes")
     parser.add_argument("--memory", type=int, default=200_000, help="messages of the steady load in 'memory'")
     parser.add_argument(
@@ -157,6 +173,11 @@ def _counted(stage: Stage) -> None:
     stage.section.add(_counted_table(found), counted=found)
 
 
+def _pieces(stage: Stage) -> None:
+    found = pieces.measure(stage.server, stage.api, stage.directory, rounds=stage.options.rounds)
+    stage.section.add(pieces.table(found), pieces=found)
+
+
 def _counted_table(found: list[counted.Counted]) -> str:
     rows = "".join(f"| {each.name} | {each.value:.1f} | {each.limit:g} |\n" for each in found)
     return f"| counted | value | limit |\n| --- | --- | --- |\n{rows}"
@@ -180,7 +201,8 @@ def _idleness(stage: Stage) -> None:
     stage.section.add(
         f"Commit to request at an idle worker: median {quiet.latency_median_ms:.0f} ms, "
         f"p99 {quiet.latency_p99_ms:.0f} ms. Idle: {quiet.queries_per_second:.1f} queries a second, "
-        f"{quiet.cpu_share:.2%} of a core.\n",
+        f"{quiet.cpu_share:.2%} of a core. A message that comes alone: {quiet.single_cpu_us:.0f} us of CPU and "
+        f"{quiet.single_statements:.1f} statements beyond that.\n",
         idle=quiet,
     )
     first, version = idleness.first_request_seconds(*place), idleness.import_seconds()
@@ -242,6 +264,12 @@ def _huge(stage: Stage) -> None:
         stage.section.add("### With the optional index\n\n" + huge.table(steps), indexed=steps)
 
 
+def _carry(stage: Stage) -> None:
+    costs = carry.measure(stage.server, stage.api, stage.directory, count=stage.options.messages)
+    found = carry.carried(costs)
+    stage.section.add(carry.table(costs, found), costs=costs, carried=found)
+
+
 def _certificate(directory: Path) -> str:
     import trustme
 
@@ -255,12 +283,14 @@ def _certificate(directory: Path) -> str:
 PARTS: Mapping[str, Part] = {
     "throughput": Part("Throughput", _throughput),
     "counted": Part("Counted costs", _counted),
+    "pieces": Part("Where a message's CPU goes", _pieces),
     "ledger": Part("The delivery ledger", _ledger),
     "relay": Part("The relay", _relay),
     "idleness": Part("Latency and idleness", _idleness),
     "memory": Part("Memory", _memory, ("--max-allowed-packet=64M",)),
     "completeness": Part("reconcile", _completeness, LARGE_SERVER),
     "scale": Part("Scale", _scale, LARGE_SERVER),
+    "carry": Part("How far it carries", _carry),
     "huge": Part("Millions of completed rows", _huge, LARGE_SERVER),
 }
 

@@ -220,6 +220,27 @@ def _turns(database: Database, count: int = 500) -> float:
     return _statements(database, take) / count * 100
 
 
+#: Runs some work, and tells what it costs.
+Meter = Callable[[Callable[[], None]], float]
+
+
+def calls_in(work: Callable[[], None]) -> int:
+    """Functions called in this thread, C's included, when `work` runs for the second time: the first warms it up."""
+    work()
+    counted = 0
+
+    def hook(_frame: FrameType, what: str, _argument: Any) -> None:
+        nonlocal counted
+        counted += what in ("call", "c_call")
+
+    sys.setprofile(hook)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
 def calls(count: int = 200) -> float:
     """For a message on its way through identify, process and encoded; the mean."""
     context = ShopContext(
@@ -235,10 +256,10 @@ def calls(count: int = 200) -> float:
             assert isinstance(request, Request), request
             encoded(request.json)
 
-    return _calls_in(all_of_them) / count
+    return calls_in(all_of_them) / count
 
 
-def calls_of_exchange(api: ApiProcess, count: int = 50) -> float:
+def calls_of_exchange(api: ApiProcess, count: int = 50, meter: Meter = calls_in) -> float:
     """For a request and its answer over a connection that is open, in the thread that sends; the mean."""
     transport = Transport(tls=tls_context(verify=False), timeout_seconds=30)
     order = usable_url(f"{api.base_url}/order")
@@ -251,12 +272,12 @@ def calls_of_exchange(api: ApiProcess, count: int = 50) -> float:
             assert send(transport, request).status == 200
 
     try:
-        return _calls_in(all_of_them) / count
+        return meter(all_of_them) / count
     finally:
         transport.close()
 
 
-def calls_of_line(directory: Path, count: int = 100) -> float:
+def calls_of_line(directory: Path, count: int = 100, meter: Meter = calls_in) -> float:
     """For the line that each delivered message gets, in a batch of `count`; the mean."""
     root, log = logging.getLogger(), logging.getLogger(__name__)
     others, level = list(root.handlers), root.level
@@ -275,7 +296,7 @@ def calls_of_line(directory: Path, count: int = 100) -> float:
                 log.info("message %s", "delivered", extra=extra)
 
     try:
-        return _calls_in(all_of_them) / count
+        return meter(all_of_them) / count
     finally:
         root.setLevel(level)
         log.propagate = True
@@ -286,21 +307,4 @@ def calls_of_line(directory: Path, count: int = 100) -> float:
 def calls_of_signature() -> float:
     """For the three headers of a webhook, with two secrets as during a rotation."""
     signer = WebhookSigner([b"0" * 32, b"1" * 32])
-    return _calls_in(lambda: signer.headers("zithara_webhook_queue-1", b"{}" * 1_000, now_utc=1.0))
-
-
-def _calls_in(work: Callable[[], None]) -> int:
-    """Functions called in this thread, C's included, when `work` runs for the second time: the first warms it up."""
-    work()
-    counted = 0
-
-    def hook(_frame: FrameType, what: str, _argument: Any) -> None:
-        nonlocal counted
-        counted += what in ("call", "c_call")
-
-    sys.setprofile(hook)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
-    return counted
+    return calls_in(lambda: signer.headers("zithara_webhook_queue-1", b"{}" * 1_000, now_utc=1.0))

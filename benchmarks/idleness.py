@@ -22,12 +22,15 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Idleness:
-    """`latency_*`: from the publisher's commit to the request's arrival. `cpu_share`: of one core."""
+    """`latency_*`: from the publisher's commit to the request's arrival. `cpu_share`: of one core. `single_*`: of a
+    message that comes alone, beyond what the worker spends when nothing comes."""
 
     latency_median_ms: float
     latency_p99_ms: float
     queries_per_second: float
     cpu_share: float
+    single_cpu_us: float
+    single_statements: float
 
 
 def idle(server: MariaDbServer, api: ApiProcess, directory: Path, *, samples: int, seconds: float) -> Idleness:
@@ -35,24 +38,33 @@ def idle(server: MariaDbServer, api: ApiProcess, directory: Path, *, samples: in
     with Shop(server) as shop, at_work(shop, api, directory, threads=16, keep_arrivals=True) as worker:
         chance = random.Random(1)
         committed: dict[str, float] = {}
+        # What the worker does at its first message only is not in it.
+        shop.publish_bodies(messages.TOPIC, messages.bodies(1, first=samples))
+        arrive(api, 1)
+        began, at_first, statements = time.monotonic(), cpu_seconds(worker), _questions(shop)
         for body in messages.bodies(samples):
             # At any moment of the worker's poll interval; a wait that is part of what is measured.
             time.sleep(chance.uniform(0.05, 0.45))
             published = shop.publish_body(messages.TOPIC, body)
             committed[f"zithara_order_queue-{published.message_id}"] = time.monotonic()
-        arrive(api, samples)
+        arrive(api, samples + 1)
         arrivals = {each.message: each.at for each in api.arrivals()}
         latencies = sorted((arrivals[key] - at) * 1000 for key, at in committed.items())
-        before, spent, questions = time.monotonic(), _cpu_seconds(worker), _questions(shop)
+        before, spent, questions = time.monotonic(), cpu_seconds(worker), _questions(shop)
         time.sleep(seconds)
         # Two SHOW STATUS are ours.
         asked = _questions(shop) - questions - 1
         elapsed = time.monotonic() - before
+        share, rate = (cpu_seconds(worker) - spent) / elapsed, asked / elapsed
+        # Publishing takes four statements.
+        alone = questions - statements - 1 - 4 * samples - rate * (before - began)
         return Idleness(
             latency_median_ms=statistics.median(latencies),
             latency_p99_ms=latencies[min(len(latencies) - 1, round(len(latencies) * 0.99))],
-            queries_per_second=asked / elapsed,
-            cpu_share=(_cpu_seconds(worker) - spent) / elapsed,
+            queries_per_second=rate,
+            cpu_share=share,
+            single_cpu_us=(spent - at_first - share * (before - began)) / samples * 1e6,
+            single_statements=alone / samples,
         )
 
 
@@ -79,7 +91,7 @@ def import_seconds(*, runs: int = 5) -> list[float]:
     return found
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
 

@@ -193,7 +193,7 @@ def plain_unchanged(server: MariaDbServer) -> Cost:
     with Shop(server) as shop, closing(Database(shop.database_settings)) as database:
         for outcome in (_RECORDED, _UNCHANGED):
             shop.publish_bodies(messages.TOPIC, messages.bodies(COUNTED))
-            cost = _drain(database, "unchanged", COUNTED, recorded=True, outcome=outcome)
+            cost = drain(database, "unchanged", COUNTED, recorded=True, outcome=outcome)
         return cost
 
 
@@ -221,7 +221,7 @@ def _cost(
         shop.publish_bodies(messages.TOPIC, bodies)
         behind(shop)
         with closing(Database(shop.database_settings)) as database:
-            return _drain(database, name, count // 2 if skewed else count, recorded=recorded)
+            return drain(database, name, count // 2 if skewed else count, recorded=recorded)
 
 
 def queue_of(database: Database, topic: str = messages.TOPIC, *, recorded: bool = False) -> MessageQueue:
@@ -267,7 +267,7 @@ def handled(database: Database, queue: MessageQueue, *, outcome: Outcome = DELIV
     raise RuntimeError("nothing is left to claim")
 
 
-def _drain(database: Database, name: str, wanted: int, *, recorded: bool, outcome: Outcome | None = None) -> Cost:
+def drain(database: Database, name: str, wanted: int, *, recorded: bool, outcome: Outcome | None = None) -> Cost:
     queue = queue_of(database, recorded=recorded)
     costs: list[float] = []
     began, first_claim, done, statements = time.monotonic(), 0.0, 0, database.statements_sent

@@ -74,7 +74,7 @@ def two_workers(stage: Stage) -> Measured:
 
 def raw_queue(stage: Stage) -> Measured:
     """Claim and settle alone."""
-    with _shop_of(stage) as config:
+    with shop_of(stage) as config:
         command = contestant("raw_queue", str(config), str(stage.scene.messages))
         return _run("raw_queue", [command], stage, stage.scene.messages)
 
@@ -166,7 +166,7 @@ def _raw(name: str, stage: Stage, **options: str) -> Measured:
 def _worker(stage: Stage, processes: int, *, cores: float | None = None) -> Measured:
     """`cores`: what each process may use of the machine's; None: all."""
     count = stage.scene.messages
-    with _shop_of(stage) as config:
+    with shop_of(stage) as config:
         limit = ["--max-messages", str(count)] if processes == 1 else ["--stop-when-empty"]
         commands = [consume(config, messages.TOPIC, *limit)] * processes
         name = "worker" if processes == 1 else f"{processes} workers"
@@ -177,7 +177,7 @@ def _worker(stage: Stage, processes: int, *, cores: float | None = None) -> Meas
 
 
 @contextmanager
-def _shop_of(stage: Stage) -> Iterator[Path]:
+def shop_of(stage: Stage) -> Iterator[Path]:
     """A shop with the scene's messages, and the configuration of its worker, which must have completed them all."""
     count = stage.scene.messages
     with Shop(stage.server) as shop:
