@@ -19,7 +19,15 @@ from __future__ import annotations
 
 
 class ZitharaWorkerError(Exception):
-    """Base of all errors that this program raises on purpose. The text names the thing, what was seen, what to do."""
+    """Base of all errors that this program raises on purpose. The text names the thing, what was seen, what to do.
+
+    `remedy`: what to do, where it can be told apart from what was `seen`; else "".
+    """
+
+    def __init__(self, seen: str = "", remedy: str = "") -> None:
+        super().__init__(f"{seen}: {remedy}" if remedy else seen)
+        self.seen = seen
+        self.remedy = remedy
 
 
 class ConfigurationError(ZitharaWorkerError):
@@ -56,10 +64,6 @@ AS_OPERATOR = (
 
 class NotGranted(ShopError):
     """The account lacks a privilege. `seen`: what the server says."""
-
-    def __init__(self, seen: str, remedy: str) -> None:
-        super().__init__(f"{seen}: {remedy}")
-        self.seen = seen
 
 
 class Unstorable(ShopError):

@@ -264,57 +264,10 @@ def test_wrong_use_gets_one_clear_text_and_its_exit_code(arguments: tuple[str, .
     assert "Traceback" not in done.stderr
 
 
-def test_a_wrong_configuration_names_file_section_and_key(tmp_path: Path) -> None:
-    config = tmp_path / "w.conf"
-    config.write_text("[worker]\nconcurency = 3\n[databse]\nhost = x\n", encoding="utf-8")
-    done = run("--config", str(config), "config")
-    assert done.returncode == 78
-    assert "concurrency" in done.stderr
-    assert "[databse]" in done.stderr
-    assert str(config) in done.stderr
-
-
 def test_a_prefix_that_is_no_identifier_is_refused(tmp_path: Path) -> None:
     done = run("install", "--print", ZITHARA_WORKER_DATABASE_TABLE_PREFIX="m2'; DROP")
     assert done.returncode == 78
     assert "ZITHARA_WORKER_DATABASE_TABLE_PREFIX" in done.stderr
-
-
-def test_a_database_that_is_away_is_exit_75_for_commands_and_waited_for_by_consume(tmp_path: Path) -> None:
-    config = tmp_path / "w.conf"
-    config.write_text(f"[database]\nunix_socket = {tmp_path}/none.sock\n[metrics]\nlisten =\n", encoding="utf-8")
-    done = run("--config", str(config), "install")
-    assert done.returncode == 75
-    assert "none.sock" in done.stderr or "No such file" in done.stderr
-    with WorkerProcess(config, "consume", "--all") as worker:
-        worker.wait_for_log(event="database_away")
-        worker.terminate()
-        assert worker.wait() == 0
-
-
-def test_a_shop_without_the_workers_tables_is_told_what_to_run(
-    make_shop: Callable[..., Shop], api: FakeZithara, tmp_path: Path
-) -> None:
-    from zithara_worker.sandbox.session import write_config
-
-    shop = make_shop(worker_tables=False)
-    shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret)
-    root = {"database": {"user": "root", "password": ""}, "metrics": {"listen": ""}}
-    config = write_config(tmp_path / "w.conf", shop, api, root)
-    done = run("--config", str(config), "consume", "--all", "--stop-when-empty")
-    assert done.returncode == 1
-    assert "zithara-worker install" in done.stderr
-    assert "Traceback" not in done.stderr
-    installed = run("--config", str(config), "install")
-    assert installed.returncode == 0, installed.stderr
-    again = run("--config", str(config), "install")
-    assert again.stdout == installed.stdout
-    for said in ("index: built", "index: there"):
-        indexed = run("--config", str(config), "install", "--index")
-        assert indexed.returncode == 0 and said in indexed.stdout
-    published = run("--config", str(config), "publish", TOPIC_ORDER, stdin='{"order": {}}')
-    assert published.returncode == 0, published.stderr
-    assert shop.rows()[0].message_id == int(published.stdout)
 
 
 def test_an_upgrade_is_printed_by_itself(worker_config: Config) -> None:
@@ -377,27 +330,6 @@ def test_magentos_cleanup_never_deletes_a_paused_week_old_backlog(shop: Shop, wo
     assert shop.query("SELECT COUNT(*) FROM queue_message") == [(30,)]
 
 
-def test_refused_credentials_keep_every_message_and_say_so(shop: Shop, api: FakeZithara, worker_config: Config) -> None:
-    shop.configure_webhook(client_id="wrong", client_secret="wrong", webhook_url=api.webhook_url)
-    for number in range(5):
-        shop.publish_order(f"N{number}")
-    config = worker_config(**QUICK)
-    with WorkerProcess(config, "consume", TOPIC_ORDER, environment=SHORT_INTERVALS) as worker:
-        logged = worker.wait_for_log(event="breaker_opened")
-        assert logged["reason"] == "credentials_refused" and "correct client id and secret in" in logged["message"]
-        # The same words wherever an operator looks.
-        told = "API DOWN: credentials refused (HTTP 401: "
-        assert logged["message"].startswith(told)
-        eventually(lambda: told in run("--config", str(config), "check").stdout, within=15)
-        eventually(lambda: shop.statuses() == [2] * 5)
-        shop.configure_webhook(client_id=api.client_id, client_secret=api.client_secret, webhook_url=api.webhook_url)
-        worker.wait_for_log(event="shop_changed")
-        eventually(lambda: shop.statuses() == [4] * 5, within=15)
-        worker.terminate()
-        assert worker.wait() == 0
-    assert {row.number_of_trials for row in shop.rows()} == {0}
-
-
 def test_a_token_that_is_revoked_while_running_is_renewed_without_losing_an_attempt(
     shop: Shop, api: FakeZithara, worker_config: Config
 ) -> None:
@@ -413,14 +345,6 @@ def test_a_token_that_is_revoked_while_running_is_renewed_without_losing_an_atte
     token = shop.query("SELECT access_token, token_expiry > NOW() FROM zithara_webhook_config")
     assert token[0][0]
     assert token[0][1] == 1, "written back for PHP and the other workers"
-
-
-def test_a_wrong_database_password_is_a_configuration_error(shop: Shop, worker_config: Config) -> None:
-    config = worker_config(database={"password": "wrong-" + "secret"})
-    done = run("--config", str(config), "consume", "--all")
-    assert done.returncode == 78
-    assert "password" in done.stderr
-    assert "wrong-secret" not in done.stderr
 
 
 def test_a_throttled_worker_waits_as_long_as_it_is_asked_to(

@@ -393,19 +393,6 @@ def test_doctor_says_ok_and_exits_1_when_something_failed(shop: Shop, run: Run) 
     assert token["check"] == "api.token" and token["remedy"]
 
 
-def test_doctor_tells_of_a_broken_configuration(run: Run, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.conf"
-    broken.write_text("[worker]\nlaese = 60\n")
-    done = run("doctor", config=broken)
-    assert done.returncode == 1 and "did you mean 'lease'" in done.stdout
-
-
-@pytest.mark.parametrize("command", [("status",), ("failed", "list"), ("pause", TOPIC_ORDER)])
-def test_a_database_that_is_away_is_exit_code_75(run: Run, worker_config: Config, command: tuple[str, ...]) -> None:
-    done = run(*command, config=worker_config(database={"unix_socket": "/nowhere/mysqld.sock"}))
-    assert done.returncode == 75 and "Traceback" not in done.stderr
-
-
 @pytest.mark.parametrize(
     "command",
     [

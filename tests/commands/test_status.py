@@ -44,15 +44,28 @@ def test_a_breaker_that_is_not_closed_is_told_with_its_reason() -> None:
     assert any("api open (http_503), probe in 12s webhook throttled 1m01s" in line for line in plain(lines))
 
 
-def test_an_audit_file_that_one_worker_cannot_write_is_critical_only_if_no_other_takes_messages() -> None:
-    well, ill = worker_status(), worker_status(pid=4712, audit_problem="No space left on device")
+@pytest.mark.parametrize(
+    ("ill", "why", "remedy"),
+    [
+        (worker_status(pid=4712, audit_problem="No space left on device"), "the audit file", "free space"),
+        (
+            worker_status(pid=4712, turn_problem="INSERT denied"),
+            "its turns fail: INSERT denied",
+            "zithara-worker doctor",
+        ),
+    ],
+)
+def test_what_keeps_one_worker_from_delivering_is_critical_only_if_no_other_takes_messages(
+    ill: WorkerStatus, why: str, remedy: str
+) -> None:
+    well = worker_status()
 
     def told(*workers: WorkerStatus) -> list[Condition]:
-        return [each for each in conditions(fleet_status((topic_status(),), workers)) if "audit file" in each.text]
+        return [each for each in conditions(fleet_status((topic_status(),), workers)) if why in each.text]
 
     assert told(well) == []
     (one,) = told(well, ill)
-    assert one.level is Level.WARNING and "by worker shop1 4712, because" in one.text and "free space" in one.remedy
+    assert one.level is Level.WARNING and "by worker shop1 4712, because" in one.text and remedy in one.remedy
     assert [each.level for each in told(ill)] == [Level.CRITICAL]
     assert told(well, replace(ill, alive=False)) == [], "what a dead one wrote last is not so any more"
 
@@ -126,6 +139,7 @@ def test_the_fields_of_the_json_are_these() -> None:
             "is_rate_limited",
             "audit_problem",
             "shop_disabled",
+            "turn_problem",
         ),
     }
     assert value["total"].keys() == rates | {"new", "in_progress", "retry", "error", "workers_alive", "history"}

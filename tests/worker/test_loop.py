@@ -563,6 +563,10 @@ def test_a_defect_that_lasts_is_told_once_a_minute(loop: LoopOnClock, caplog: py
     loop.fail["claim"] = LookupError("a defect")
     loop.turn_until(100)
     assert events(caplog).count("turn_failed") == 2
+    assert loop.loop.status().turn_problem == "a defect of this program (LookupError), which its log has"
+    del loop.fail["claim"]
+    loop.turn_until(106)
+    assert loop.loop.status().turn_problem == ""
 
 
 def test_one_outcome_that_cannot_be_written_holds_up_no_other(loop: LoopOnClock) -> None:
@@ -600,6 +604,8 @@ def test_an_outcome_that_the_database_refuses_stays_true_until_it_is_written(loo
     loop.turns(1)
     assert [row.status for row in loop.queues[0].rows] == ["pending", "delivered"]
     assert not loop.loop.status().database_up, "it is left alone for a while"
+    assert loop.loop.status().turn_problem == "UPDATE command denied"
+    assert loop.steps[-1].startswith("register"), "others see it at once"
     loop.queues[0].settle = settle
     loop.turn_until(1)
     assert [row.status for row in loop.queues[0].rows] == ["delivered"] * 2

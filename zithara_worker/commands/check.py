@@ -16,7 +16,7 @@ import click
 from zithara_worker.commands.failed_selection import age
 from zithara_worker.commands.root import Context, topic_argument
 from zithara_worker.database import schema
-from zithara_worker.errors import DatabaseRefused, DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
+from zithara_worker.errors import DatabaseUnavailable, SchemaOutdated, ZitharaWorkerError
 from zithara_worker.monitor.conditions import THRESHOLDS, Condition, Level, Thresholds, conditions
 from zithara_worker.monitor.fleet import FleetStatus, read_fleet
 from zithara_worker.topics import TOPICS, short_name
@@ -89,10 +89,8 @@ def check(
         with context.database() as database:
             schema.require(database)
             fleet = read_fleet(database, settings.queues)
-    except (DatabaseRefused, SchemaOutdated) as error:
+    except (DatabaseUnavailable, SchemaOutdated) as error:
         _end(Level.CRITICAL, str(error))
-    except DatabaseUnavailable as error:
-        _end(Level.CRITICAL, f"the database does not answer: {error}")
     except ZitharaWorkerError as error:
         _end(UNKNOWN, str(error))
     thresholds = Thresholds(

@@ -7,8 +7,14 @@ import click
 from zithara_worker.commands.root import Context
 from zithara_worker.commands.terminal import ask_first, progress
 from zithara_worker.database import schema
-from zithara_worker.errors import Contention, ShopError
+from zithara_worker.errors import Contention, NotGranted, ShopError
 from zithara_worker.pages import page
+
+_AS_ADMINISTRATOR = (
+    "do it as a database user who may CREATE and ALTER tables, such as the shop's own, since the worker's own has no "
+    "right to that: set [magento] root, or ZITHARA_WORKER_DATABASE_USER and ZITHARA_WORKER_DATABASE_PASSWORD_FILE for "
+    "this one call, or let an administrator run what 'zithara-worker install --print' prints"
+)
 
 
 @click.command()
@@ -77,7 +83,10 @@ def install(
         return
     context.start_logging()
     with context.database() as database:
-        installed = schema.install(database)
+        try:
+            installed = schema.install(database)
+        except NotGranted as error:
+            raise NotGranted(error.seen, _AS_ADMINISTRATOR) from error
     if installed.upgraded_from is not None:
         click.echo(f"schema {installed.upgraded_from} upgraded to {schema.VERSION}; grants: see --print")
     for table in installed.tables:

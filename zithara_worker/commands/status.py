@@ -379,8 +379,12 @@ def _seen(worker: WorkerStatus) -> str:
 
 
 def _targets(worker: WorkerStatus) -> str:
-    """The breakers that are not closed, the throttled targets, and the rate limit where it bounds the pace."""
+    """What keeps it from delivering, or bounds its pace; "ok" where nothing does."""
     said = [coloured("yellow", "limited by rate_limit")] if worker.is_rate_limited else []
+    if worker.shop_disabled:
+        said.append(coloured("yellow", "switched off by the shop"))
+    if worker.turn_problem:
+        said.append(coloured("red", f"turns fail ({printable(worker.turn_problem, width=60)})"))
     if worker.audit_problem:
         said.append(coloured("red", f"audit file unwritable ({printable(worker.audit_problem, width=60)})"))
     for each in worker.target_reports:

@@ -447,4 +447,4 @@ def _blocks(database: Database, topic: str, workers: Sequence[WorkerStatus], *, 
             if worker.alive and report.target in targets and report.breaker != "closed":
                 seen[report.target] = report.why
     for target, why in sorted(seen.items()):
-        yield Block(topic=topic, why="breaker", detail=down(target, why), remedy=remedy(why))
+        yield Block(topic=topic, why="breaker", detail=down(target, why), remedy=remedy(target, why))

@@ -87,9 +87,10 @@ def none_serves(failures: Mapping[Address, ZitharaWorkerError]) -> ZitharaWorker
     if len(failures) == 1:
         return next(iter(failures.values()))
     refused = all(isinstance(error, DatabaseRefused) for error in failures.values())
-    tried = "; ".join(f"{address}: {error}" for address, error in failures.items())
+    tried = "; ".join(f"{address}: {error.seen}" for address, error in failures.items())
     return (DatabaseRefused if refused else DatabaseUnavailable)(
-        f"none of the {len(failures)} addresses of [database] host serves: {tried}"
+        f"none of the {len(failures)} addresses of [database] host serves: {tried}",
+        next(iter(failures.values())).remedy,
     )
 
 

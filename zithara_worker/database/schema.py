@@ -31,20 +31,50 @@ def installed_version(database: Database) -> int:
     return _version_of(database.rows("tables_present", tables=[database.prefix + _MARKED]))
 
 
+def has_queue_tables(database: Database) -> bool:
+    """Whether Magento's queue is in this database, with this table prefix."""
+    return not _missing_queue_tables(database)
+
+
+def require_shop(database: Database) -> None:
+    """Raises ShopError where Magento's queue is not there, with the prefixes that tables of the database do have."""
+    missing = _missing_queue_tables(database)
+    if not missing:
+        return
+    others = [str(row["name"]).removesuffix("queue_message_status") for row in database.rows("other_prefixes")]
+    if others:
+        known = ", ".join(f"'{prefix}'" for prefix in others)
+        raise ShopError(
+            f"the database has no Magento tables with the prefix '{database.prefix}', but with {known}",
+            f"set [database] table_prefix to {known if len(others) == 1 else 'the one of this shop'}",
+        )
+    raise ShopError(
+        f"not there, or not for this user to see: {', '.join(missing)}",
+        "correct [database] name and table_prefix, or run the GRANT statements of 'zithara-worker install --print'",
+    )
+
+
+def _missing_queue_tables(database: Database) -> list[str]:
+    names = [database.prefix + table for table in ("queue", "queue_message", "queue_message_status")]
+    present = {str(row["name"]) for row in database.rows("tables_present", tables=names)}
+    return [name for name in names if name not in present]
+
+
 def require(database: Database) -> None:
     """Raises SchemaOutdated if an older version of the worker made the tables, ShopError if there are none."""
     rows = database.rows("tables_present", tables=[database.prefix + _MARKED])
     if not rows:
+        require_shop(database)
         raise ShopError(
-            f"there is no table {database.prefix}{_MARKED}, or this user may not see it: run 'zithara-worker install' "
-            "as a user who may create tables, then the GRANT statements of its --print"
+            f"there is no table {database.prefix}{_MARKED}, or this user may not see it",
+            "run 'zithara-worker install' as a user who may create tables, then the GRANT statements of its --print",
         )
     found = _version_of(rows)
     if 0 < found < VERSION:
         raise SchemaOutdated(
-            f"the worker's tables are of schema {found}, this version needs schema {VERSION}: run "
-            "'zithara-worker install' as a user who may alter them, then the GRANT statements of its --print; workers "
-            "need not stop for it"
+            f"the worker's tables are of schema {found}, this version needs schema {VERSION}",
+            "run 'zithara-worker install' as a user who may alter them, then the GRANT statements of its --print; "
+            "workers need not stop for it",
         )
 
 
@@ -73,8 +103,9 @@ def install(database: Database) -> Installed:
     """Creates the worker's tables, or upgrades those of an older version in place, and registers the four queues.
 
     Run again, it changes nothing. Workers need not stop for it. Needs a user who may CREATE and ALTER tables and INSERT
-    into `queue`: the shop's own, or an administrator. Raises ShopError that names the missing privilege.
+    into `queue`: the shop's own, or an administrator. Raises ShopError where there is no shop, and NotGranted.
     """
+    require_shop(database)
     prefix = database.prefix
     before = _upgrade(database)
     database.run_script(statements.script("schema.sql", prefix=prefix))

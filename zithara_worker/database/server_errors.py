@@ -71,32 +71,39 @@ def translated(error: Exception, *, at: str = "") -> ZitharaWorkerError:
         return Contention(f"another server of the cluster changed the same rows first {told}")
     if code in _CONTENTION:
         return Contention(text)
+    if code == NO_CONNECTION:
+        where = "unix_socket" if at.startswith("/") else "host and port"
+        return DatabaseUnavailable(
+            f"database not available: {text}", f"check that the server runs there, and [database] {where}"
+        )
     if code in _ACCESS_DENIED:
         return DatabaseRefused(
-            f"the database{at and f' at {at}'} refused the user ({text}): correct [database] user and password, or "
-            "create the user with the grants that 'zithara-worker install --print' shows"
+            f"the database{at and f' at {at}'} refused the user ({text})",
+            "correct [database] user and password, or create the user with the grants that 'zithara-worker install "
+            "--print' shows",
         )
     if code in _NO_DATABASE_PRIVILEGE:
         return DatabaseRefused(
-            f"the password is right, but this user has no such database{at and f' at {at}'} ({text}): correct "
-            "[database] name, or run the GRANT statements that 'zithara-worker install --print' shows"
+            f"the password is right, but this user has no such database{at and f' at {at}'} ({text})",
+            "correct [database] name, or run the GRANT statements that 'zithara-worker install --print' shows",
         )
     if code == NO_TLS:
         return DatabaseRefused(
-            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent. "
-            "Set up TLS on the server, or correct [database] host and port"
+            f"the database is not used without encryption, which [database] ssl_ca asks for: {text}; nothing was sent",
+            "set up TLS on the server, or correct [database] host and port",
         )
     if code == NO_SUCH_LOGIN:
         return DatabaseRefused(f"logging in to the database: {text}")
     if code in _NO_SUCH_DATABASE:
-        return DatabaseRefused(f"there is no such database{at and f' at {at}'} ({text}): correct [database] name")
+        return DatabaseRefused(f"there is no such database{at and f' at {at}'} ({text})", "correct [database] name")
     if code in _NO_SUCH_TABLE:
         # "Table 'DATABASE.TABLE' doesn't exist"
         is_ours = any(f"{table}'" in text for table in TABLES)
         return ShopError(
-            f"{text}: run 'zithara-worker install' as a user who may create tables"
+            text,
+            "run 'zithara-worker install' as a user who may create tables"
             if is_ours
-            else f"{text}: correct [database] name and table_prefix, or run bin/magento setup:upgrade"
+            else "correct [database] name and table_prefix, or run bin/magento setup:upgrade",
         )
     if code in _NO_PRIVILEGE:
         return NotGranted(
@@ -106,8 +113,8 @@ def translated(error: Exception, *, at: str = "") -> ZitharaWorkerError:
         )
     if code in _WRONG_SHAPE:
         return ShopError(
-            f"{text}: the tables are not as this version needs them; run 'zithara-worker install', or, if it is one of "
-            "Magento's tables, bin/magento setup:upgrade"
+            f"{text}: the tables are not as this version needs them",
+            "run 'zithara-worker install', or, if it is one of Magento's tables, bin/magento setup:upgrade",
         )
     if code in _UNSTORABLE:
         return Unstorable(f"the database cannot hold a value (error {code}: {text})")
@@ -123,6 +130,6 @@ def translated(error: Exception, *, at: str = "") -> ZitharaWorkerError:
     ):
         return DatabaseUnavailable(f"database not available: {text}")
     return ShopError(
-        f"the database refuses a statement of this program (error {code}: {text}): run 'zithara-worker doctor'; if it "
-        "finds nothing, report this text"
+        f"the database refuses a statement of this program (error {code}: {text})",
+        "run 'zithara-worker doctor'; if it finds nothing, report this text",
     )

@@ -342,7 +342,7 @@ def _log_opened(target: _TargetState, outcome: Outcome) -> None:
     log.warning(
         "%s: %s",
         down(target.name, why),
-        remedy(why),
+        remedy(target.name, why),
         extra={
             "event": "breaker_opened",
             "target": target.name,

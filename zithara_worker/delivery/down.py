@@ -12,8 +12,9 @@ def down(target: str, why: str, *, seen: str = "") -> str:
     return f"{'API' if target == 'api' else target} DOWN{seen}: {why or 'deliveries fail'}"
 
 
-def remedy(why: str, *, probe: str = "the next probe comes by itself") -> str:
+def remedy(target: str, why: str, *, probe: str = "the next probe comes by itself") -> str:
     """What to do, or what happens next. `probe`: when the next probe is sent."""
     if why.startswith(CREDENTIALS):
         return "correct client id and secret in the shop's Zithara configuration, or in [zithara]; no message is lost"
-    return f"messages wait and lose no attempt, {probe}"
+    look = "; if it lasts, 'zithara-worker doctor' checks address, certificate and token" if target == "api" else ""
+    return f"messages wait and lose no attempt, {probe}{look}"

@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from zithara_worker.database import schema
 from zithara_worker.database.session import Database
 from zithara_worker.doctor import api, cluster, completeness, database, host, ledger, queues, routing, shop
 from zithara_worker.doctor.finding import Finding, Level, failed, warning
@@ -18,7 +19,6 @@ from zithara_worker.doctor.shop import unreadable
 from zithara_worker.errors import ConfigurationError, DatabaseUnavailable, ZitharaWorkerError
 from zithara_worker.monitor import fleet
 from zithara_worker.queue.queues import queues_present
-from zithara_worker.settings.sections import DatabaseSettings
 from zithara_worker.settings.sources import LoadedSettings
 from zithara_worker.shop.configuration import ShopConfiguration, complete, read_configuration
 from zithara_worker.shop.deployment_config import deployment_config
@@ -54,7 +54,7 @@ class Doctor:
         try:
             yield from database.server(self.database)
         except (DatabaseUnavailable, ConfigurationError) as error:
-            yield _away(error, settings.database)
+            yield _away(error)
             return None
         yield from self._guarded("cluster", lambda: cluster.nodes(self.database))
         yield from self._guarded(
@@ -63,7 +63,7 @@ class Doctor:
         yield from self._guarded("database.proxy", lambda: cluster.proxy(self.database))
         yield from self._guarded("database.durability", lambda: cluster.durability(self.database))
         yield from self._guarded("tables.magento", lambda: database.magento_tables(self.database))
-        is_shop = database.has_queue_tables(self.database)
+        is_shop = schema.has_queue_tables(self.database)
         # Where Magento's tables are not found, one finding says so: ours have the same prefix.
         worker_tables = self._guarded("tables.worker", lambda: database.worker_tables(self.database) if is_shop else ())
         yield from worker_tables
@@ -80,7 +80,7 @@ class Doctor:
             files = deployment_config(settings.magento.root)
             found = read_configuration(self.database, files)
         except ZitharaWorkerError as error:
-            yield failed("shop.configuration", str(error), "see the findings above")
+            yield failed("shop.configuration", error.seen, error.remedy or "see the findings above")
         if found is not None:
             yield from shop.enabled(found, self.database.prefix)
             yield from shop.active_row(found)
@@ -132,9 +132,10 @@ class Doctor:
                     yield warning(
                         "shop.settings", text, "correct it in the shop, or set it in the worker's configuration"
                     )
-        # What the shop's database gives cannot be missed while that cannot be read.
+        # That the shop's credentials are not known is told where its row is looked for.
         zithara = configured.settings.zithara
-        known = found is not None or bool(zithara.client_id and zithara.client_secret)
+        has_row = found is not None and found.active_config_id is not None
+        known = has_row or bool(zithara.client_id and zithara.client_secret)
         yield from api.checks(zithara, self.utc, credentials_known=known)
 
     def _guarded(self, check: str, look: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -142,19 +143,14 @@ class Doctor:
         try:
             return list(look())
         except ZitharaWorkerError as error:
-            return [failed(check, str(error), "see the text")]
+            return [failed(check, error.seen, error.remedy or "see the text")]
 
 
-def _away(error: DatabaseUnavailable | ConfigurationError, settings: DatabaseSettings) -> Finding:
+def _away(error: DatabaseUnavailable | ConfigurationError) -> Finding:
     """The one finding of a database that cannot be used, with what cannot be checked because of it."""
-    told, colon, remedy = str(error).rpartition(": correct ")
-    if not colon:
-        where = "unix_socket" if settings.unix_socket else "host and port"
-        told, remedy = remedy, f"check that the server runs there, and [database] {where}"
-    else:
-        remedy = f"correct {remedy}"
     return failed(
         "database",
-        f"{told}; so tables, privileges, queues, workers and the shop's settings and credentials were not checked",
-        remedy,
+        f"{error.seen}; so tables, privileges, queues, workers and the shop's settings and credentials were not "
+        "checked",
+        error.remedy or "see the text",
     )

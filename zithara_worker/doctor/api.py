@@ -133,9 +133,13 @@ def token(settings: ZitharaSettings, tls: ssl.SSLContext, utc: Callable[[], floa
     try:
         source.get()
     except CredentialsRefused as error:
-        yield failed("api.token", down(API, f"{CREDENTIALS} ({error})"), remedy(CREDENTIALS))
+        yield failed("api.token", down(API, f"{CREDENTIALS} ({error})"), remedy(API, CREDENTIALS))
     except TokenUnavailable as error:
-        yield failed("api.token", str(error), "check [zithara] base_url, DNS, the firewall and Zithara's own status")
+        yield failed(
+            "api.token",
+            str(error),
+            "check [zithara] base_url, DNS, the firewall and Zithara's own status; no message is lost",
+        )
     else:
         yield ok("api.token", "the API gives a token for these credentials")
     finally:

@@ -12,16 +12,7 @@ from zithara_worker.errors import ShopError
 from zithara_worker.monitor import fleet
 from zithara_worker.units import duration
 
-#: Magento's tables that the worker reads or writes, and the module's own.
-MAGENTO_TABLES = (
-    "queue",
-    "queue_message",
-    "queue_message_status",
-    "queue_lock",
-    "queue_poison_pill",
-    "core_config_data",
-    "zithara_webhook_config",
-)
+MODULE_TABLE = "zithara_webhook_config"
 #: Table and verbs; each is tried by the statement privilege_<table>_<verb>.
 PRIVILEGES = (
     ("queue", ("select",)),
@@ -30,7 +21,7 @@ PRIVILEGES = (
     ("core_config_data", ("select",)),
     ("queue_message_status", ("select", "update")),
     ("queue_lock", ("insert",)),
-    ("zithara_webhook_config", ("select", "update")),
+    (MODULE_TABLE, ("select", "update")),
     *((table, ("select", "insert", "update", "delete")) for table in statements.TABLES),
 )
 _SKEW_SECONDS = 5.0
@@ -70,33 +61,20 @@ def encryption(database: Database, *, verified: bool) -> Iterator[Finding]:
     )
 
 
-def has_queue_tables(database: Database) -> bool:
-    """Whether this is a shop's database; the checks of the shop and its queues need these tables."""
-    names = [database.prefix + table for table in ("queue", "queue_message", "queue_message_status")]
-    return len(database.rows("tables_present", tables=names)) == len(names)
-
-
 def magento_tables(database: Database) -> Iterator[Finding]:
-    names = {database.prefix + table for table in MAGENTO_TABLES}
-    present = {str(row["name"]) for row in database.rows("tables_present", tables=sorted(names))}
-    missing = sorted(names - present)
-    others = [] if has_queue_tables(database) else [str(row["name"]) for row in database.rows("other_prefixes")]
-    if others:
-        known = ", ".join(f"'{name.removesuffix('queue_message_status')}'" for name in others)
-        yield failed(
-            "tables.magento",
-            f"the database has no Magento tables with the prefix '{database.prefix}', but with {known}",
-            f"set [database] table_prefix to {known if len(others) == 1 else 'the one of this shop'}",
-        )
-    elif missing:
-        yield failed(
-            "tables.magento",
-            f"not there, or not for this user to see: {', '.join(missing)}",
-            "correct [database] name and table_prefix; run the GRANT statements of 'zithara-worker install --print'; "
-            "if only zithara_webhook_config is missing, enable Zithara_Webhook and run bin/magento setup:upgrade",
-        )
+    """Raises ShopError where the queue's tables are not there. Magento makes the others with them, so that what this
+    user may not see of those is a matter of `privileges`; the module's own is made when the module is enabled."""
+    schema.require_shop(database)
+    module = database.prefix + MODULE_TABLE
+    if database.rows("tables_present", tables=[module]):
+        yield ok("tables.magento", "the tables of Magento's queue and of the module are there")
     else:
-        yield ok("tables.magento", f"all {len(names)} tables of Magento and the module are there")
+        yield failed(
+            "tables.magento",
+            f"not there, or not for this user to see: {module}",
+            "enable Zithara_Webhook and run bin/magento setup:upgrade; if the table is there, run the GRANT statements "
+            "of 'zithara-worker install --print'",
+        )
 
 
 def worker_tables(database: Database) -> Iterator[Finding]:
@@ -145,10 +123,12 @@ def worker_tables(database: Database) -> Iterator[Finding]:
 
 
 def privileges(database: Database) -> Iterator[Finding]:
-    """Tries each privilege with a statement that affects no row. Of our own tables those that are there."""
-    names = [database.prefix + table for table in statements.TABLES]
-    present = {str(row["name"]) for row in database.rows("tables_present", tables=names)}
-    absent = [table for table in statements.TABLES if database.prefix + table not in present]
+    """Tries each privilege with a statement that affects no row. Of our own tables and the module's, those that are
+    there: that one is not, or may not be seen, is told by a finding about tables."""
+    made = (MODULE_TABLE, *statements.TABLES)
+    rows = database.rows("tables_present", tables=[database.prefix + table for table in made])
+    present = {str(row["name"]) for row in rows}
+    absent = [table for table in made if database.prefix + table not in present]
     lacking = []
     for table, verbs in PRIVILEGES:
         if table in absent:
@@ -169,7 +149,11 @@ def privileges(database: Database) -> Iterator[Finding]:
             "run the GRANT statements that 'zithara-worker install --print' shows",
         )
     else:
-        later = "; those on its own tables can be tried after 'zithara-worker install'" if absent else ""
+        later = (
+            "; those on its own tables can be tried after 'zithara-worker install'"
+            if set(absent) - {MODULE_TABLE}
+            else ""
+        )
         yield ok("privileges", f"every privilege that the worker needs{later}")
 
 

@@ -82,6 +82,8 @@ def webhook_url(shop: ShopConfiguration, given: str) -> Iterator[Finding]:
     """`given`: [zithara] webhook_url, which has precedence over the shop's."""
     if given:
         yield ok("shop.webhook_url", "set by [zithara] webhook_url")
+    elif shop.active_config_id is None:
+        return
     elif shop.webhook_url is None:
         yield warning(
             "shop.webhook_url",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -72,7 +72,8 @@ def conditions(fleet: FleetStatus, thresholds: Thresholds = THRESHOLDS) -> list[
         *([] if served else [_NOBODY]),
         *_of_targets(fleet.alive),
         *([SHOP_DISABLED] if any(worker.shop_disabled for worker in fleet.alive) else []),
-        *_of_audit_files(fleet.alive),
+        *_of_workers(fleet.alive, lambda worker: worker.audit_problem, audit_unwritable),
+        *_of_workers(fleet.alive, lambda worker: worker.turn_problem, turns_fail),
         *(each for topic in fleet.topics for each in _of_topic(topic, thresholds, fleet.at_utc, others_served=served)),
         *_of_relays(fleet),
         *_of_reconciliations(fleet),
@@ -96,6 +97,14 @@ def untaken(topic: str, state: str, why: str, *, who: str = "the relay") -> Cond
         topic=topic,
         text=f"{who} takes nothing of {topic} from RabbitMQ at present",
         remedy=f"it is {state}: {why}",
+    )
+
+
+def turns_fail(problem: str, who: str = "") -> tuple[str, str]:
+    """What is wrong where the turns of a worker's loop fail though the database answers, and what to do."""
+    return (
+        f"nothing is delivered{who}, because its turns fail: {problem}",
+        "it tries again; see 'zithara-worker doctor'",
     )
 
 
@@ -201,15 +210,20 @@ def _of_targets(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
         yield Condition(
             level=Level.CRITICAL if every else Level.WARNING,
             text=down(target, why, seen=seen),
-            remedy=remedy(why, probe=f"the next probe is in {duration(probe)}"),
+            remedy=remedy(target, why, probe=f"the next probe is in {duration(probe)}"),
         )
 
 
-def _of_audit_files(workers: Sequence[WorkerStatus]) -> Iterator[Condition]:
-    found = [worker for worker in workers if worker.audit_problem]
+def _of_workers(
+    workers: Sequence[WorkerStatus],
+    problem: Callable[[WorkerStatus], str],
+    words: Callable[[str, str], tuple[str, str]],
+) -> Iterator[Condition]:
+    """What keeps workers from delivering anything, worst where it keeps all of them."""
+    found = [worker for worker in workers if problem(worker)]
     if found:
         who = f" by worker {', '.join(f'{worker.host} {worker.pid}' for worker in found)}"
-        text, remedy = audit_unwritable(found[0].audit_problem, who)
+        text, remedy = words(problem(found[0]), who)
         yield Condition(level=Level.CRITICAL if len(found) == len(workers) else Level.WARNING, text=text, remedy=remedy)
 
 

@@ -33,6 +33,7 @@ RABBITMQ = "rabbitmq"
 RATE_LIMITED = "rate_limited"
 SHOP_DISABLED = "shop_disabled"
 AUDIT_PROBLEM = "audit_problem"
+TURN_PROBLEM = "turn_problem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,6 +169,8 @@ class WorkerStatus:
     shop_disabled: bool = False
     #: Why it takes no messages: the audit file, which is required, cannot be written. "": it can
     audit_problem: str = ""
+    #: Why it can neither take nor settle messages though the database answers. "": it can
+    turn_problem: str = ""
     #: Topics of which it sends each message, because others deliver too and record nothing
     uncompared: tuple[str, ...] = ()
     #: Of a relay: topic -> its queue in RabbitMQ
@@ -390,6 +393,7 @@ def read_workers(database: Database, queues: Sequence[QueueRow], now: float) -> 
                 is_rate_limited=bool(state.pop(RATE_LIMITED, False)),
                 shop_disabled=bool(state.pop(SHOP_DISABLED, False)),
                 audit_problem=str(state.pop(AUDIT_PROBLEM, "")),
+                turn_problem=str(state.pop(TURN_PROBLEM, "")),
                 uncompared=tuple(map(str, uncompared)) if isinstance(uncompared, list) else (),
                 rabbitmq=_relayed_queues(state.pop(RABBITMQ, None)),
                 targets=state,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zithara_worker.delivery import down as words
-from zithara_worker.monitor.conditions import SHOP_DISABLED, audit_unwritable, paused, untaken
+from zithara_worker.monitor.conditions import SHOP_DISABLED, audit_unwritable, paused, turns_fail, untaken
 from zithara_worker.settings.sections import Settings
 from zithara_worker.units import duration
 
@@ -24,7 +24,7 @@ class LoopStatus:
 
     `turned_at`: when its last turn began, on the monotonic clock. `longest_wait_seconds`: the longest wait between two
     turns. `oldest_request_seconds`: how long the oldest request has been under way, 0 without one. `paused`:
-    topics.
+    topics. `turn_problem`: why the last turn failed though the database answers, "" if it did not.
     """
 
     turned_at: float
@@ -34,6 +34,7 @@ class LoopStatus:
     consumable: bool
     paused: tuple[str, ...]
     oldest_request_seconds: float = 0.0
+    turn_problem: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,13 +95,15 @@ def worker_health(
             f"a delivery has been under way for {duration(loop.oldest_request_seconds)}, longer than all timeouts "
             "allow: restart the worker, and keep its log"
         )
-    if not loop.database_up:
+    if loop.turn_problem:
+        reasons.append(": ".join(turns_fail(loop.turn_problem)))
+    elif not loop.database_up:
         reasons.append("the database is not available: the worker waits for it, and logs the error")
     if not loop.consumable:
         reasons.append(str(SHOP_DISABLED))
     if audit_problem is not None:
         reasons.append(": ".join(audit_unwritable(audit_problem)))
-    stopped = [f"{words.down(target, why)}: {words.remedy(why)}" for target, why in sorted(down.items())]
+    stopped = [f"{words.down(target, why)}: {words.remedy(target, why)}" for target, why in sorted(down.items())]
     if delivers_nothing:
         reasons += stopped
     else:

@@ -109,6 +109,6 @@ def _names(topic: str, overrides: Mapping[str, str]) -> tuple[str, ...]:
 def _no_queue(database: Database, topics: Sequence[str], overrides: Mapping[str, str]) -> ShopError:
     told = "; ".join(f"{topic} (looked for {' and '.join(_names(topic, overrides))})" for topic in topics)
     return ShopError(
-        f"no row in table {database.prefix}queue for {told}: run 'zithara-worker install', "
-        "or name the queue in section [queues]"
+        f"no row in table {database.prefix}queue for {told}",
+        "run 'zithara-worker install', or name the queue in section [queues]",
     )

@@ -25,7 +25,7 @@ from zithara_worker.limits import Limits
 from zithara_worker.logs.audit import AuditFile
 from zithara_worker.monitor.counters import WorkerMetrics
 from zithara_worker.monitor.endpoints import Endpoints, MonitoredWorker
-from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, SHOP_DISABLED, UNCOMPARED
+from zithara_worker.monitor.fleet import AUDIT_PROBLEM, RATE_LIMITED, SHOP_DISABLED, TURN_PROBLEM, UNCOMPARED
 from zithara_worker.monitor.registry import Identity, MinuteCounters, Registry
 from zithara_worker.monitor.service_manager import ServiceManager
 from zithara_worker.processors import identify, outline, supersedes
@@ -411,6 +411,7 @@ class Parts:
                 RATE_LIMITED: self.rate_limit.is_limiting,
                 SHOP_DISABLED: not self.duties.consumable,
                 AUDIT_PROBLEM: "" if audit is None or audit.ready() else str(audit.problem),
+                TURN_PROBLEM: self.loop.turn_problem,
             },
             minutes=self._lasting.minute_counters.minutes(),
         )

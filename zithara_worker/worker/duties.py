@@ -163,10 +163,14 @@ class Duties:
         if self._sweep.due(now):
             self._sweep_one()
         if self._registration.due(now):
-            self._registration.set(now)
-            self._register(in_hand)
+            self.register(in_hand)
         if self._guard.due(now):
             self._guard_expiry()
+
+    def register(self, in_hand: int) -> None:
+        """Updates the row in zithara_worker. Raises DatabaseUnavailable, ShopError."""
+        self._registration.set(self._monotonic())
+        self._register(in_hand)
 
     def poll(self) -> None:
         """One statement for all queues: is there anything newer, due or expired, which topics are paused, has the shop

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 
 from zithara_worker.delivery.courier import Courier
 from zithara_worker.delivery.threads import DeliveryPool
@@ -80,6 +81,8 @@ class Loop:
         self._database_down_until: float | None = None
         self._database_pause = FIRST_DATABASE_PAUSE
         self._refused = False
+        #: Why the last turn failed though the database answers, "" if it did not
+        self.turn_problem = ""
         #: Whether the last settlement may have been committed although an error was raised
         self._in_doubt = False
         self._complain = Timer(LOG_INTERVAL)
@@ -100,6 +103,7 @@ class Loop:
             consumable=self._duties.consumable,
             paused=tuple(sorted(self._duties.paused)),
             oldest_request_seconds=self._courier.oldest_seconds,
+            turn_problem=self.turn_problem,
         )
 
     def run(self) -> End:
@@ -188,6 +192,7 @@ class Loop:
         if self._database_down_until is not None:
             log.info("database available again", extra={"event": "database_back"})
         self._in_doubt = False
+        self.turn_problem = ""
         self._database_down_until = None
         self._database_pause = FIRST_DATABASE_PAUSE
 
@@ -214,6 +219,7 @@ class Loop:
                 extra={"event": "database_away", "detail": str(error), "in_hand": len(self._held)},
             )
         self._refused = refused
+        self.turn_problem = ""
         self._leave_database_alone(now)
 
     def _met_a_defect(self, error: Exception) -> None:
@@ -227,6 +233,13 @@ class Loop:
                 exc_info=None if isinstance(error, ZitharaWorkerError) else error,
                 extra={"event": "turn_failed", "detail": str(error), "in_hand": len(self._held)},
             )
+        # What a defect's own text may hold is for the log, which masks it.
+        if isinstance(error, ZitharaWorkerError):
+            self.turn_problem = error.seen
+        else:
+            self.turn_problem = f"a defect of this program ({type(error).__name__}), which its log has"
+        with suppress(ZitharaWorkerError):
+            self._duties.register(len(self._held))
         # Messages of a claim that was not started: nobody else would ever settle them.
         for message in self._held.messages(Stage.CLAIMED):
             self._inbox.add(message, Outcome(kind=OutcomeKind.RELEASED, reason=INTERNAL_ERROR))
