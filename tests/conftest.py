@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from support import waiting
 from support.workers import Clock, MakeShop, MakeWorker, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.database.session import Database, knows_skip_locked
 from zithara_worker.limits import Limits
+from zithara_worker.logs.formatting import set_current_message
 from zithara_worker.messages import Message
 from zithara_worker.processors import supersedes
 from zithara_worker.queue.failures import Selection
@@ -38,6 +39,20 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in os.environ:
         if name.startswith("ZITHARA_WORKER_") or name.lower() in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def root_logger_as_before() -> Iterator[None]:
+    """Takes back what a test configures of the log."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    yield
+    for handler in list(root.handlers):
+        if handler not in handlers:
+            root.removeHandler(handler)
+            handler.close()
+    root.setLevel(level)
+    set_current_message(None)
 
 
 @pytest.fixture(scope="session")
@@ -126,12 +141,6 @@ def worker_config(tmp_path: Path, shop: Shop, api: FakeZithara) -> Callable[...,
     return write
 
 
-@pytest.fixture
-def eventually() -> Callable[..., object]:
-    """`support.waiting.eventually`, for those who would rather not import it."""
-    return waiting.eventually
-
-
 @pytest.fixture(scope="session")
 def plugin_cases() -> list[FixtureMessage]:
     """The recorded messages of the PHP module."""
@@ -140,9 +149,8 @@ def plugin_cases() -> list[FixtureMessage]:
 
 @pytest.fixture
 def database(shop: Shop) -> Iterator[Database]:
-    opened = Database(settings_of(shop))
-    yield opened
-    opened.close()
+    with closing(Database(settings_of(shop))) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -205,15 +213,12 @@ def clock() -> Clock:
 @pytest.fixture
 def make_worker(shop: Shop, clock: Clock) -> Iterator[MakeWorker]:
     """make_worker("worker-b", topic=...): options go to StepWorker and MessageQueue; closed after the test."""
-    made: list[StepWorker] = []
+    with ExitStack() as workers:
 
-    def make(worker_id: str = "worker-a", *, on: Shop = shop, **options: object) -> StepWorker:
-        made.append(StepWorker(on, clock, worker_id=worker_id, **options))  # type: ignore[arg-type]  # passed through
-        return made[-1]
+        def make(worker_id: str = "worker-a", *, on: Shop = shop, **options: Any) -> StepWorker:
+            return workers.enter_context(closing(StepWorker(on, clock, worker_id=worker_id, **options)))
 
-    yield make
-    for worker in made:
-        worker.close()
+        yield make
 
 
 @pytest.fixture

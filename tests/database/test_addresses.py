@@ -6,7 +6,7 @@ import logging
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 
 import pytest
 from support.waiting import eventually
@@ -113,16 +113,14 @@ def second(mariadb: MariaDbServer) -> Iterator[TcpProxy]:
 @pytest.fixture
 def open_at(shop: Shop) -> Iterator[Callable[..., Database]]:
     """open_at(port, ...): a session whose settings name these ports of this host."""
-    opened: list[Database] = []
+    with ExitStack() as opened:
 
-    def make(*ports: int, addresses: Addresses | None = None, **changes: object) -> Database:
-        host = ",".join(f"127.0.0.1:{port}" for port in ports)
-        opened.append(Database(settings_of(shop, host=host, unix_socket="", **changes), addresses=addresses))
-        return opened[-1]
+        def make(*ports: int, addresses: Addresses | None = None, **changes: object) -> Database:
+            host = ",".join(f"127.0.0.1:{port}" for port in ports)
+            settings = settings_of(shop, host=host, unix_socket="", **changes)
+            return opened.enter_context(closing(Database(settings, addresses=addresses)))
 
-    yield make
-    for database in opened:
-        database.close()
+        yield make
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 
 import pymysql.err
@@ -29,15 +30,12 @@ from zithara_worker.settings.values import Secret
 @pytest.fixture
 def open_database(shop: Shop) -> Iterator[Callable[..., Database]]:
     """Sessions of the least-privilege user; keywords change the settings."""
-    opened: list[Database] = []
+    with ExitStack() as opened:
 
-    def make(on: Shop = shop, **changes: object) -> Database:
-        opened.append(Database(settings_of(on, **changes), sleep=lambda _: None))
-        return opened[-1]
+        def make(on: Shop = shop, **changes: object) -> Database:
+            return opened.enter_context(closing(Database(settings_of(on, **changes), sleep=lambda _: None)))
 
-    yield make
-    for database in opened:
-        database.close()
+        yield make
 
 
 @pytest.fixture
@@ -90,11 +88,8 @@ def test_the_workers_account_can_do_no_more_than_its_statements_need(database: D
 
 
 def test_a_given_clock_is_the_servers_time(shop: Shop) -> None:
-    database = Database(settings_of(shop), clock=lambda: 1_700_000_000.25)
-    try:
+    with closing(Database(settings_of(shop), clock=lambda: 1_700_000_000.25)) as database:
         assert float(database.rows("clock")[0]["now"]) == pytest.approx(1_700_000_000.25)
-    finally:
-        database.close()
 
 
 def test_a_transaction_that_raises_leaves_nothing(shop: Shop, database: Database) -> None:

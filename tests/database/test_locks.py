@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from functools import partial
 
 import pytest
@@ -17,15 +18,8 @@ from zithara_worker.sandbox.shop import Shop
 
 @pytest.fixture
 def open_database(shop: Shop, clock: Clock) -> Iterator[Callable[[], Database]]:
-    opened: list[Database] = []
-
-    def make() -> Database:
-        opened.append(Database(settings_of(shop), clock=clock, sleep=lambda _: None))
-        return opened[-1]
-
-    yield make
-    for database in opened:
-        database.close()
+    with ExitStack() as opened:
+        yield lambda: opened.enter_context(closing(Database(settings_of(shop), clock=clock, sleep=lambda _: None)))
 
 
 def test_a_lock_has_one_owner_until_it_is_freed(open_database: Callable[[], Database]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -45,15 +45,13 @@ def make_old(make_shop: Callable[..., Shop]) -> Callable[..., Shop]:
 @pytest.fixture
 def open_root() -> Iterator[Callable[[Shop], Database]]:
     """Sessions of a user who may alter tables."""
-    opened: list[Database] = []
+    with ExitStack() as opened:
 
-    def make(shop: Shop) -> Database:
-        opened.append(Database(settings_of(shop, user="root", password=Secret("")), sleep=lambda _: None))
-        return opened[-1]
+        def make(shop: Shop) -> Database:
+            settings = settings_of(shop, user="root", password=Secret(""))
+            return opened.enter_context(closing(Database(settings, sleep=lambda _: None)))
 
-    yield make
-    for database in opened:
-        database.close()
+        yield make
 
 
 def definitions(shop: Shop) -> dict[str, str]:
@@ -107,12 +105,9 @@ def test_the_printed_upgrade_does_the_same_and_gives_the_grants(
     for statement in split(script_text(prefix="m2_", database_name=old.name, user=user, upgrade_from=1)):
         old.query(statement)
     assert definitions(old) == definitions(shop)
-    database = Database(settings_of(old))
-    try:
+    with closing(Database(settings_of(old))) as database:
         assert database.rows("privilege_zithara_lock_select") == []
         schema.require(database)
-    finally:
-        database.close()
 
 
 def test_rows_of_version_0_1_are_taken_over_as_they_are(

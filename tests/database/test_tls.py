@@ -6,7 +6,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -130,11 +130,8 @@ def over_tcp(shop: Shop, server: MariaDbServer, **changes: object) -> Database:
 def test_a_session_with_ssl_ca_is_encrypted(
     tls_server: MariaDbServer, make_shop: Callable[..., Shop], ssl_ca: Path
 ) -> None:
-    database = over_tcp(make_shop(tls_server), tls_server, ssl_ca=ssl_ca)
-    try:
+    with closing(over_tcp(make_shop(tls_server), tls_server, ssl_ca=ssl_ca)) as database:
         assert "_" in database.cipher or "-" in database.cipher, "such as TLS_AES_256_GCM_SHA384"
-    finally:
-        database.close()
 
 
 def findings(database: Database, *, verified: bool) -> list[tuple[Level, str]]:
@@ -142,21 +139,20 @@ def findings(database: Database, *, verified: bool) -> list[tuple[Level, str]]:
 
 
 def test_doctor_shows_the_cipher_and_warns_of_a_network_without(
-    tls_server: MariaDbServer, make_shop: Callable[..., Shop], ssl_ca: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+    tls_server: MariaDbServer,
+    make_shop: Callable[..., Shop],
+    ssl_ca: Path,
+    database: Database,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    encrypted = over_tcp(make_shop(tls_server), tls_server, ssl_ca=ssl_ca)
-    plain = Database(settings_of(shop))
-    try:
-        assert findings(plain, verified=False) == [(Level.OK, "not encrypted, within this host")]
-        monkeypatch.setattr(Database, "is_local", False)
+    assert findings(database, verified=False) == [(Level.OK, "not encrypted, within this host")]
+    monkeypatch.setattr(Database, "is_local", False)
+    with closing(over_tcp(make_shop(tls_server), tls_server, ssl_ca=ssl_ca)) as encrypted:
         assert findings(encrypted, verified=True) == [(Level.OK, f"encrypted ({encrypted.cipher})")]
         [(level, found)] = findings(encrypted, verified=False)
         assert (level, "right server" in found) == (Level.WARNING, True)
-        [(level, found)] = findings(plain, verified=False)
-        assert (level, "not encrypted" in found) == (Level.WARNING, True)
-    finally:
-        encrypted.close()
-        plain.close()
+    [(level, found)] = findings(database, verified=False)
+    assert (level, "not encrypted" in found) == (Level.WARNING, True)
 
 
 def test_a_server_of_another_name_or_authority_is_told_nothing(
@@ -170,21 +166,13 @@ def test_a_server_of_another_name_or_authority_is_told_nothing(
             over_tcp(shop, tls_server, **changes).rows("server")
 
 
-def test_a_session_over_the_socket_has_no_cipher(shop: Shop) -> None:
-    database = Database(settings_of(shop))
-    try:
-        assert database.cipher == ""
-    finally:
-        database.close()
+def test_a_session_over_the_socket_has_no_cipher(database: Database) -> None:
+    assert database.cipher == ""
 
 
 def test_a_first_login_over_the_socket_needs_no_package_beside_the_driver(
-    shop: Shop, monkeypatch: pytest.MonkeyPatch
+    database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MySQL 8 then asks for the password itself, which never leaves this host. Over a network, RSA would encrypt it."""
     monkeypatch.setattr("pymysql._auth._have_cryptography", False)
-    database = Database(settings_of(shop))
-    try:
-        assert database.rows("paused") == []
-    finally:
-        database.close()
+    assert database.rows("paused") == []

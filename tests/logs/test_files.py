@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from zithara_worker.logs.files import is_named, open_for_append
 from zithara_worker.settings.sections import LoggingSettings
 
 log = logging.getLogger("zithara_worker.test")
+pytestmark = pytest.mark.usefixtures("root_logger_as_before")
 
 
 def fifo(path: Path) -> None:
@@ -44,12 +45,6 @@ def second_name(path: Path) -> None:
 
 TRAPS = [fifo, link, read_fifo, second_name]
 traps = pytest.mark.parametrize("trap", TRAPS)
-
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    yield
-    logs.configure(LoggingSettings(), io.StringIO())
 
 
 @traps

@@ -8,7 +8,7 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -25,23 +25,12 @@ from zithara_worker.settings.sections import LoggingSettings
 from zithara_worker.settings.values import Secret
 
 log = logging.getLogger("zithara_worker.tests")
-
-
-@pytest.fixture(autouse=True)
-def root_logger_as_before() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    yield
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(level)
-    set_current_message(None)
+pytestmark = pytest.mark.usefixtures("root_logger_as_before")
+Written = Callable[..., str]
 
 
 @pytest.fixture
-def written() -> Callable[..., str]:
+def written() -> Written:
     """written(call, **settings): what `call` logs with these settings."""
 
     def run(call: Callable[[], None], **settings: Any) -> str:
@@ -62,25 +51,25 @@ def record_of(text: str) -> dict[str, Any]:
 # ---------------------------------------------------------------- form
 
 
-def test_a_json_line_begins_with_time_level_logger_event_and_message(written: Callable[..., str]) -> None:
+def test_a_json_line_begins_with_time_level_logger_event_and_message(written: Written) -> None:
     extra = {"event": "retry", "message_id": 7, "delay_seconds": 1.5, "unknown": None}
     record = record_of(written(lambda: log.warning("delivery %s", "failed", extra=extra)))
     assert list(record) == ["time", "level", "logger", "event", "message", "message_id", "delay_seconds"]
     assert list(record.values())[1:] == ["WARNING", "zithara_worker.tests", "retry", "delivery failed", 7, 1.5]
 
 
-def test_texts_of_all_languages_stay_readable(written: Callable[..., str]) -> None:
+def test_texts_of_all_languages_stay_readable(written: Written) -> None:
     assert '"product": "अंगूठी"' in written(lambda: log.info("x", extra={"product": "अंगूठी"}))
 
 
-def test_fields_that_are_no_json_are_written_as_text(written: Callable[..., str]) -> None:
+def test_fields_that_are_no_json_are_written_as_text(written: Written) -> None:
     extra = {"path": Path("/a"), "ids": {3}, "nested": {"topic": Path("/b"), 5: (0, None)}, "done": True}
     record = record_of(written(lambda: log.info("x", extra=extra)))
     assert (record["path"], record["ids"], record["done"]) == ("/a", [3], True)
     assert record["nested"] == {"topic": "/b", "5": [0, None]}
 
 
-def test_a_traceback_is_one_field(written: Callable[..., str]) -> None:
+def test_a_traceback_is_one_field(written: Written) -> None:
     def fail() -> None:
         try:
             raise KeyError("order")
@@ -92,14 +81,14 @@ def test_a_traceback_is_one_field(written: Callable[..., str]) -> None:
     assert "KeyError: 'order'" in written(fail, format="text").splitlines()[-1]
 
 
-def test_a_text_line_is_for_people(written: Callable[..., str]) -> None:
+def test_a_text_line_is_for_people(written: Written) -> None:
     extra = {"event": "retry", "message_id": 7, "detail": "no answer"}
     text = written(lambda: log.warning("will retry", extra=extra), format="text")
     assert text[24:] == ' WARNING will retry  [event=retry message_id=7 detail="no answer"]\n'
     assert written(lambda: log.info("plain"), format="text")[24:] == " INFO    plain\n"
 
 
-def test_a_line_break_from_outside_makes_no_second_line(written: Callable[..., str]) -> None:
+def test_a_line_break_from_outside_makes_no_second_line(written: Written) -> None:
     def call() -> None:
         log.info("answer %s", "a\nb", extra={"detail": "c\r\nd", "reason": "e]\nf"})
 
@@ -107,14 +96,14 @@ def test_a_line_break_from_outside_makes_no_second_line(written: Callable[..., s
     assert len(written(call, format="json").splitlines()) == 1
 
 
-def test_levels_below_the_configured_one_are_silent(written: Callable[..., str]) -> None:
+def test_levels_below_the_configured_one_are_silent(written: Written) -> None:
     assert written(lambda: log.info("x"), level="WARNING") == ""
 
 
 # ---------------------------------------------------------------- masking
 
 
-def test_only_free_text_is_searched_for_telephone_numbers(written: Callable[..., str]) -> None:
+def test_only_free_text_is_searched_for_telephone_numbers(written: Written) -> None:
     extra = {"group": "order:100000012", "detail": "number 9876543210 refused", "shopper": "asha@example.com"}
     record = record_of(written(lambda: log.info("x", extra=extra)))
     assert record["group"] == "order:100000012"
@@ -122,7 +111,7 @@ def test_only_free_text_is_searched_for_telephone_numbers(written: Callable[...,
     assert record["shopper"] == "a***@***"
 
 
-def test_objects_in_any_field_are_masked_by_their_keys_and_lists_of_ours_are_shown(written: Callable[..., str]) -> None:
+def test_objects_in_any_field_are_masked_by_their_keys_and_lists_of_ours_are_shown(written: Written) -> None:
     customer = {"Email": "asha@example.com", "first_name": "Asha", "ids": [1], "orderId": 5, "token": {"id": "t"}}
     extra = {"customer": customer, "message_ids": [7, 8], "names": ["asha@example.com", {"age": 41}]}
     record = record_of(written(lambda: log.info("x", extra=extra)))
@@ -131,7 +120,7 @@ def test_objects_in_any_field_are_masked_by_their_keys_and_lists_of_ours_are_sho
     assert (record["message_ids"], record["names"]) == ([7, 8], ["a***@***", {"age": "***"}])
 
 
-def test_an_address_in_the_sentence_or_a_traceback_is_masked(written: Callable[..., str]) -> None:
+def test_an_address_in_the_sentence_or_a_traceback_is_masked(written: Written) -> None:
     def fail() -> None:
         try:
             raise ValueError("asha@example.com, 9876543210")
@@ -144,7 +133,7 @@ def test_an_address_in_the_sentence_or_a_traceback_is_masked(written: Callable[.
         assert "asha@" not in text
 
 
-def test_masking_of_personal_data_can_be_switched_off_but_not_that_of_secrets(written: Callable[..., str]) -> None:
+def test_masking_of_personal_data_can_be_switched_off_but_not_that_of_secrets(written: Written) -> None:
     extra = {
         "detail": 'asha@example.com {"access_token": "tok-123"} password=tok-123',
         "password": "tok-123",
@@ -157,7 +146,7 @@ def test_masking_of_personal_data_can_be_switched_off_but_not_that_of_secrets(wr
         assert "tok-123" not in text
 
 
-def test_a_body_is_masked_by_its_keys_at_any_depth(written: Callable[..., str]) -> None:
+def test_a_body_is_masked_by_its_keys_at_any_depth(written: Written) -> None:
     body = {
         "customer": {"name": "Asha Rao", "email": "asha@example.com", "alt_phone": 9876543210, "middle_name": "Kumari"},
         "order": {"billing_address": {"address1": "12 MG Road", "city": "Mumbai", "zip": "400001", "country": "IN"}},
@@ -189,7 +178,7 @@ def test_a_body_is_masked_by_its_keys_at_any_depth(written: Callable[..., str]) 
     assert unmasked["request"] == body
 
 
-def test_an_answer_is_shown_in_its_own_words(written: Callable[..., str]) -> None:
+def test_an_answer_is_shown_in_its_own_words(written: Written) -> None:
     answer = {"status": 422, "message": "no customer asha@example.com", "errors": [{"field": "email", "value": "Asha"}]}
     record = record_of(written(lambda: log.debug("x", extra={"response": answer}), level="DEBUG"))
     errors = [{"field": "email", "value": "***"}]
@@ -201,7 +190,7 @@ def test_an_answer_is_shown_in_its_own_words(written: Callable[..., str]) -> Non
     )
 
 
-def test_a_body_of_any_depth_is_written(written: Callable[..., str]) -> None:
+def test_a_body_of_any_depth_is_written(written: Written) -> None:
     body: Any = []
     for _ in range(50_000):
         body = [body]
@@ -216,7 +205,7 @@ def message(message_id: int, attempts: int = 0) -> Message:
     return message_of(message_id + 1000, message_id=message_id, number_of_trials=attempts, attempts=attempts, **order)
 
 
-def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable[..., str]) -> None:
+def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Written) -> None:
     def call() -> None:
         set_current_message(message(7, attempts=2))
         log.info("token renewed", extra={"event": "token_renewed"})
@@ -226,7 +215,7 @@ def test_a_line_in_the_midst_of_a_delivery_carries_its_message(written: Callable
     assert (record["topic"], record["group"]) == ("zithara.order.events", "order:000000101")
 
 
-def test_a_line_about_another_message_is_not_mixed_up(written: Callable[..., str]) -> None:
+def test_a_line_about_another_message_is_not_mixed_up(written: Written) -> None:
     def call() -> None:
         set_current_message(message(7, attempts=2))
         log.info("x", extra={"message_id": 8})
@@ -235,7 +224,7 @@ def test_a_line_about_another_message_is_not_mixed_up(written: Callable[..., str
     assert record["message_id"] == 8 and "attempt" not in record
 
 
-def test_a_line_keeps_its_own_fields_beside_those_of_the_message(written: Callable[..., str]) -> None:
+def test_a_line_keeps_its_own_fields_beside_those_of_the_message(written: Written) -> None:
     def call() -> None:
         set_current_message(message(7, attempts=2))
         log.info("x", extra={"attempt": 9, "group": None})
@@ -244,7 +233,7 @@ def test_a_line_keeps_its_own_fields_beside_those_of_the_message(written: Callab
     assert (record["message_id"], record["attempt"]) == (7, 9) and "group" not in record
 
 
-def test_threads_do_not_share_their_message(written: Callable[..., str]) -> None:
+def test_threads_do_not_share_their_message(written: Written) -> None:
     def call() -> None:
         set_current_message(message(7))
         other = threading.Thread(target=lambda: log.info("from elsewhere"))
@@ -254,7 +243,7 @@ def test_threads_do_not_share_their_message(written: Callable[..., str]) -> None
     assert "message_id" not in record_of(written(call))
 
 
-def test_each_line_of_a_delivery_names_message_and_attempt(written: Callable[..., str]) -> None:
+def test_each_line_of_a_delivery_names_message_and_attempt(written: Written) -> None:
     """Two threads, each with a line of a room that knows no message, and a defect that the pool tells."""
     finished: SimpleQueue[int] = SimpleQueue()
 
@@ -371,7 +360,7 @@ def test_logs_go_to_standard_error_unless_told_otherwise(capsys: pytest.CaptureF
     assert captured.out == "" and record_of(captured.err)["message"] == "hello"
 
 
-def test_configuring_again_replaces_only_what_was_configured_before(written: Callable[..., str]) -> None:
+def test_configuring_again_replaces_only_what_was_configured_before(written: Written) -> None:
     other = logging.StreamHandler(io.StringIO())
     logging.getLogger().addHandler(other)
     try:
@@ -402,7 +391,7 @@ def test_a_log_file_holds_what_no_encoding_can(tmp_path: Path) -> None:
     assert "\\ud800" in file.read_text(encoding="utf-8")
 
 
-def test_a_log_file_that_cannot_be_opened_is_told_and_logs_go_on(tmp_path: Path, written: Callable[..., str]) -> None:
+def test_a_log_file_that_cannot_be_opened_is_told_and_logs_go_on(tmp_path: Path, written: Written) -> None:
     def call() -> None:
         with pytest.raises(ConfigurationError, match=r"\[logging\] file: cannot open .*nowhere"):
             logs.configure(LoggingSettings(file=tmp_path / "nowhere" / "worker.log"))
@@ -466,7 +455,7 @@ def test_a_line_that_cannot_be_formatted_costs_no_other_of_its_batch(monkeypatch
 
 
 def test_a_log_that_cannot_be_written_is_told_once_and_without_the_record(
-    monkeypatch: pytest.MonkeyPatch, written: Callable[..., str]
+    monkeypatch: pytest.MonkeyPatch, written: Written
 ) -> None:
     class Full(io.StringIO):
         def write(self, text: str) -> int:
@@ -489,7 +478,7 @@ def test_a_broken_standard_error_stops_nothing(monkeypatch: pytest.MonkeyPatch) 
     log.info("into the void")
 
 
-def test_warnings_of_the_configuration_are_logged_as_such(written: Callable[..., str]) -> None:
+def test_warnings_of_the_configuration_are_logged_as_such(written: Written) -> None:
     record = record_of(written(lambda: logs.warn_of(["everybody can read 100% of it"])))
     assert (record["level"], record["event"]) == ("WARNING", "configuration_warning")
     assert record["message"] == "everybody can read 100% of it"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict
 
 import pytest
@@ -54,18 +55,14 @@ def test_counting_reads_no_completed_rows(shop: Shop, database: Database, indexe
     shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(2000)])
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE id > 10")
     assert database.has_pending_index is indexed
-    reading = shop.connect()
-    try:
-        with reading.cursor() as cursor:
-            statement = database.text("queue_counts_indexed" if indexed else "queue_counts")
-            cursor.execute("EXPLAIN " + statement, {"queue_ids": [1, 2, 3, 4]})
-            assert any(key in str(row) for row in cursor.fetchall())
-            cursor.execute("FLUSH STATUS")
-            cursor.execute(statement, {"queue_ids": [1, 2, 3, 4]})
-            cursor.execute("SHOW SESSION STATUS LIKE 'Handler_read%'")
-            assert sum(int(value) for _, value in cursor.fetchall()) < 200
-    finally:
-        reading.close()
+    with shop.connect() as reading, reading.cursor() as cursor:
+        statement = database.text("queue_counts_indexed" if indexed else "queue_counts")
+        cursor.execute("EXPLAIN " + statement, {"queue_ids": [1, 2, 3, 4]})
+        assert any(key in str(row) for row in cursor.fetchall())
+        cursor.execute("FLUSH STATUS")
+        cursor.execute(statement, {"queue_ids": [1, 2, 3, 4]})
+        cursor.execute("SHOW SESSION STATUS LIKE 'Handler_read%'")
+        assert sum(int(value) for _, value in cursor.fetchall()) < 200
 
 
 def test_a_shop_without_magentos_index_on_the_status_is_read_all_the_same(shop: Shop, database: Database) -> None:
@@ -88,14 +85,11 @@ def test_waiting_groups_tell_when_the_next_is_due(
 
 
 def test_a_worker_is_shown_with_what_it_holds(shop: Shop, database: Database) -> None:
-    worker = StepWorker(shop, Clock(), worker_id="shop1-7-abcd")
-    try:
+    with closing(StepWorker(shop, Clock(), worker_id="shop1-7-abcd")) as worker:
         shop.publish_order("000000101")
         shop.publish_order("000000102")
         worker.poll()
         assert len(worker.take(10)) == 2
-    finally:
-        worker.database.close()
     state = {"api": {"breaker": "open", "why": "http_503", "next_probe_seconds": 12.0, "throttled_seconds": 0}}
     register(database, in_flight=2, state=state)
     found = read_fleet(database, {})

@@ -16,7 +16,6 @@ from support.workers import (
     locked_by_somebody,
     operator_retries,
     pending,
-    settings_of,
 )
 
 from zithara_worker.database.session import Database
@@ -532,10 +531,6 @@ def test_however_a_group_goes_on_the_newest_snapshot_stands_for_the_same_message
     assert groups_of(shop) == {}
 
 
-def test_a_session_of_the_least_privileged_user_is_enough(shop: Shop) -> None:
+def test_a_session_of_the_least_privileged_user_is_enough(database: Database) -> None:
     with pytest.raises(Exception, match="denied"):
-        database = Database(settings_of(shop))
-        try:
-            database.run_script(["DELETE FROM queue_message_status"])
-        finally:
-            database.close()
+        database.run_script(["DELETE FROM queue_message_status"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any
@@ -116,15 +116,13 @@ def crm() -> Crm:
 
 @pytest.fixture
 def make_shipper(shop: Shop, clock: Clock, crm: Crm) -> Iterable[Callable[..., Shipper]]:
-    made: list[Shipper] = []
+    with ExitStack() as made:
 
-    def make(topic: str = TOPIC_CART, worker_id: str = "worker-a", **options: Any) -> Shipper:
-        made.append(Shipper(shop, clock, crm=crm, topic=topic, worker_id=worker_id, **options))
-        return made[-1]
+        def make(topic: str = TOPIC_CART, worker_id: str = "worker-a", **options: Any) -> Shipper:
+            shipper = Shipper(shop, clock, crm=crm, topic=topic, worker_id=worker_id, **options)
+            return made.enter_context(closing(shipper))
 
-    yield make
-    for each in made:
-        each.close()
+        yield make
 
 
 @pytest.fixture
@@ -771,14 +769,11 @@ def test_of_orders_their_own_time_decides(shop: Shop, of_orders: Shipper, crm: C
 
 def test_a_message_that_became_visible_late_leaves_the_entity_to_reconcile(shop: Shop, worker: Shipper) -> None:
     shop.query("INSERT INTO {prefix}quote (entity_id) VALUES (7001)")
-    connection = shop.connect(autocommit=False)
-    try:
+    with shop.connect(autocommit=False) as connection:
         late = Publisher(connection, prefix=shop.prefix).publish(TOPIC_CART, examples.cart("7001", total_price=20))
         newer = cart(shop, 10)
         assert worker.run() == [(newer.message_id, "sent")]
         connection.commit()
-    finally:
-        connection.close()
     assert worker.run() == [(late.message_id, OVERTAKEN)]
     assert ledger_row(shop)["stale"] == 1
 

@@ -460,6 +460,3 @@ def test_rows_tell_every_value_with_its_source_and_no_secret(configured: Load) -
     assert by_place["worker", "topics"].value == "zithara.order.events,zithara.cart.events"
     assert by_place["worker", "lease"] == ("worker", "lease", "60", "default")
     assert "hunter2" not in repr(found)
-
-
-# ---------------------------------------------------------------- encrypted values

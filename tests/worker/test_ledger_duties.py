@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from support.workers import Clock, StepWorker
+from support.workers import Clock, MakeWorker, StepWorker
 
 from zithara_worker.database.session import Database
 from zithara_worker.monitor.registry import Identity, Registry
@@ -21,10 +21,8 @@ def relevance() -> Relevance:
 
 
 @pytest.fixture
-def carts(shop: Shop, clock: Clock) -> Iterator[StepWorker]:
-    worker = StepWorker(shop, clock, topic=TOPIC_CART)
-    yield worker
-    worker.close()
+def carts(make_worker: MakeWorker) -> StepWorker:
+    return make_worker(topic=TOPIC_CART)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import io
 import json
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -410,23 +410,15 @@ def test_an_outcome_quotes_a_page_without_addresses_and_numbers(
 
 
 @pytest.fixture
-def log_lines() -> Iterator[LogLines]:
-    """log_lines(level): the lines so far; the first call configures the log."""
-    root = logging.getLogger()
-    handlers, before = list(root.handlers), root.level
+def log_lines(root_logger_as_before: None) -> LogLines:
+    """log_lines(level): the lines so far, and the level of those that follow."""
     stream = io.StringIO()
 
     def at(level: str) -> list[dict[str, Any]]:
-        if not any(handler not in handlers for handler in root.handlers):
-            logs.configure(LoggingSettings(level=level), stream)
+        logs.configure(LoggingSettings(level=level), stream)
         return [json.loads(line) for line in stream.getvalue().splitlines()]
 
-    yield at
-    for handler in list(root.handlers):
-        if handler not in handlers:
-            root.removeHandler(handler)
-            handler.close()
-    root.setLevel(before)
+    return at
 
 
 def test_bodies_are_logged_at_debug_masked_and_without_the_token(
