@@ -107,10 +107,12 @@ def build(shop: Shop) -> Built:
     def publish() -> None:
         with closing(shop.connect()) as session:
             publisher = Publisher(session, prefix=shop.prefix)
-            while not stop.wait(0.02):
+            while True:
                 began = time.monotonic()
                 publisher.publish_order("900000001")
                 waits.append(time.monotonic() - began)
+                if stop.wait(0.02):
+                    return
 
     root = replace(shop.database_settings, user="root", password=Secret())
     thread = threading.Thread(target=publish)
