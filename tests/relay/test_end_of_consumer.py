@@ -17,8 +17,10 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from relay.conftest import relay_settings_of
@@ -28,7 +30,7 @@ from support.waiting import eventually
 from zithara_worker.relay import amqp
 from zithara_worker.relay.amqp import Broker, Delivery, Phase
 from zithara_worker.sandbox.rabbitmq import VirtualHost
-from zithara_worker.topics import TOPIC_ORDER
+from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 QUEUE = "zithara_order_queue"
 WINDOW = 20
@@ -84,40 +86,58 @@ def holding(typed_virtual_host: VirtualHost) -> Holding:
     return Holding(typed_virtual_host.server.port)
 
 
+#: Starts a broker that consumes with windows of WINDOW messages, and waits for none to fill.
+Consuming = Callable[..., Broker]
+
+
 @pytest.fixture
-def broker(typed_virtual_host: VirtualHost, holding: Holding, monkeypatch: pytest.MonkeyPatch) -> Iterator[Broker]:
-    """Consumes from QUEUE with a window of WINDOW messages, and waits for none to fill."""
+def consuming(
+    typed_virtual_host: VirtualHost, holding: Holding, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Consuming]:
     monkeypatch.setitem(amqp._Consumer.__init__.__kwdefaults__, "prefetch", WINDOW)
     monkeypatch.setattr(amqp, "FULL_SECONDS", 0.0)
     server = RawServer(holding)
     settings = relay_settings_of(typed_virtual_host, port=server.port, prefetch=WINDOW)
-    made = Broker(settings, [QUEUE], name="test", on_change=lambda: None, survey_seconds=60.0)
-    made.start()
-    made.consume(QUEUE)
-    yield made
+    started: list[Broker] = []
+
+    def start(queues: Sequence[str] = (QUEUE,), **arguments: Any) -> Broker:
+        broker = Broker(settings, queues, name="test", on_change=lambda: None, survey_seconds=60.0, **arguments)
+        started.append(broker)
+        broker.start()
+        for queue in queues:
+            broker.consume(queue)
+        return broker
+
+    yield start
     holding.release()
-    made.close()
+    for broker in started:
+        broker.close()
     server.close()
 
 
-def publish(virtual_host: VirtualHost, numbers: Sequence[int]) -> None:
-    virtual_host.publish_bodies((TOPIC_ORDER, f'"message {number}"') for number in numbers)
+@pytest.fixture
+def broker(consuming: Consuming) -> Broker:
+    return consuming()
 
 
-def take(broker: Broker) -> list[Delivery]:
-    return broker.take(QUEUE, messages=1000, size_bytes=1_000_000)
+def publish(virtual_host: VirtualHost, numbers: Sequence[int], *, topic: str = TOPIC_ORDER) -> None:
+    virtual_host.publish_bodies((topic, f'"message {number}"') for number in numbers)
+
+
+def take(broker: Broker, *, messages: int = 1000) -> list[Delivery]:
+    return broker.take(QUEUE, messages=messages, size_bytes=1_000_000)
 
 
 def numbers_of(deliveries: Sequence[Delivery]) -> list[int]:
     return [int(delivery.body.split()[1].strip(b'"')) for delivery in deliveries]
 
 
-def store_from(broker: Broker, first: int, last: int) -> None:
-    """Takes and acknowledges these messages; AssertionError if they come in another order."""
+def store_from(broker: Broker, first: int, last: int, *, messages: int = 1000) -> None:
+    """Takes and acknowledges these messages, so many at a time; AssertionError if they come in another order."""
     got: list[int] = []
 
     def has_all() -> bool:
-        deliveries = take(broker)
+        deliveries = take(broker, messages=messages)
         got.extend(numbers_of(deliveries))
         broker.done(deliveries, stored=True)
         return len(got) > last - first
@@ -166,3 +186,43 @@ def test_consumer_ends_however_many_messages_follow(typed_virtual_host: VirtualH
         broker.done(stored, stored=True)
         stored = following
     store_from(broker, WINDOW, last)
+
+
+def test_window_that_becomes_smaller_keeps_the_order(typed_virtual_host: VirtualHost, consuming: Consuming) -> None:
+    """Bodies grow while a window of small ones is on its way, and grow again behind it."""
+    sizes = [1_000] * 8 + [40_000] * 12 + [90_000] * 30
+    typed_virtual_host.publish_bodies(
+        (TOPIC_ORDER, f'"message {number}" {" " * size}') for number, size in enumerate(sizes)
+    )
+    broker = consuming(budget_bytes=100_000)
+    store_from(broker, 0, 34, messages=1)
+    # A window of WINDOW would hold all of them.
+    eventually(lambda: typed_virtual_host.waiting()[TOPIC_ORDER] >= 12)
+    store_from(broker, 35, len(sizes) - 1, messages=1)
+
+
+def test_consumer_does_not_end_while_nothing_is_read(
+    typed_virtual_host: VirtualHost, consuming: Consuming, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The messages of another queue use the budget up: what is on its way to this one has not been read."""
+    monkeypatch.setattr(amqp, "FULL_SECONDS", 4.0)
+    other, looks, passed_seconds = "zithara_cart_queue", 0, 0.0
+
+    def monotonic() -> float:
+        nonlocal looks
+        looks += 1
+        return time.monotonic() + passed_seconds
+
+    broker = consuming([QUEUE, other], budget_bytes=1, monotonic=monotonic)
+    publish(typed_virtual_host, [0], topic=TOPIC_CART)
+    large = eventually(lambda: broker.take(other, messages=1, size_bytes=0))
+    publish(typed_virtual_host, range(2 * WINDOW))
+    broker.drain(QUEUE)
+    for seconds in (0.0, 5.0):  # more than FULL_SECONDS, and less than UNREAD_SECONDS
+        passed_seconds = seconds
+        before = looks
+        eventually(lambda before=before: looks > before + 6)  # two rounds of the thread
+    broker.done(large, stored=True)
+    got: list[Delivery] = []
+    eventually(lambda: got.extend(take(broker)) or len(got) == WINDOW)
+    assert numbers_of(got) == list(range(WINDOW))

@@ -390,14 +390,16 @@ class Broker:
             storable, wanted = consumer.storable, consumer.wanted
             is_full = consumer.delivered - consumer.acknowledged >= consumer.window
             is_complete = not consumer.buffer and storable >= consumer.delivered
-        ends = consumer.tag is not None and not give_back and ((is_full and consumer.resizes) or not wanted)
+        # A window that shall become larger does so when it happens to be full, one that is too large ends like a drain.
+        resizes = consumer.prefetch < consumer.window or (is_full and consumer.resizes)
+        ends = consumer.tag is not None and not give_back and (resizes or not wanted)
         now = self._monotonic()
-        consumer.ends_at = min(consumer.ends_at, now + FULL_SECONDS) if ends else math.inf
-        # pika rejects what arrives until a consumer has ended, one by one and again whenever it is sent, and a
-        # quorum queue delivers that first then, in any order. So a consumer is cancelled only while RabbitMQ may send
-        # no more: acknowledgements are withheld until its window is full. If too little waits for that, or the relay
-        # ends, what is stored is acknowledged and the channel goes, with which everything else returns at once and in
-        # its order.
+        # While nothing is read the window cannot fill.
+        consumer.ends_at = min(consumer.ends_at, now + FULL_SECONDS) if ends and self._room() else math.inf
+        # pika rejects what arrives until a consumer has ended, and a quorum queue puts that behind all that wait. So a
+        # consumer is cancelled only while RabbitMQ may send no more: acknowledgements are withheld until its window is
+        # full, which it is in any flow. If too little waits for that, or the relay ends, what is stored is acknowledged
+        # and the channel goes, with which everything else returns at once and in its order.
         is_over = ends and not is_full and (self._closing or (is_complete and now >= consumer.ends_at))
         if ends and is_full:
             consumer.channel.basic_cancel(consumer.tag)
@@ -507,10 +509,7 @@ class Broker:
                 continue
             if held_bytes >= self._budget_bytes:
                 fitting = max(1, self._budget_bytes * held // held_bytes // len(self._consumers))
-                if fitting < consumer.window:
-                    # Unread messages are on their way, so the consumer cannot end in order.
-                    self._requeue(consumer)
-                    self._lost(consumer)
+                if fitting < consumer.prefetch:
                     consumer.prefetch, consumer.since_full = fitting, -KEEP_SMALL
             elif not consumer.resizes and consumer.prefetch < wanted and consumer.since_full >= 2 * consumer.prefetch:
                 consumer.since_full, consumer.prefetch = 0, min(wanted, 2 * consumer.prefetch)
