@@ -154,7 +154,8 @@ def _throughput(stage: Stage) -> None:
             api = stack.enter_context(ApiProcess(_certificate(stage.directory))) if scene.tls else stage.api
             try:
                 rounds = throughput.rounds(
-                    *(scene, contestants),
+                    scene,
+                    contestants,
                     count=stage.options.rounds,
                     server=stage.server,
                     api=api,

@@ -69,8 +69,10 @@ def by_threads(server: MariaDbServer, api: ApiProcess, directory: Path, *, count
     }
     return [
         _drained(
-            *(server, api, directory, TOPIC_ORDER),
-            arrangement=f"{threads} threads{without and f', without {without}'}",
+            server,
+            api,
+            directory,
+            arrangement=f"{threads} in flight{without and f', without {without}'}",
             bodies=messages.bodies(count),
             count=count,
             threads=threads,
@@ -84,8 +86,10 @@ def by_threads(server: MariaDbServer, api: ApiProcess, directory: Path, *, count
 def steady(server: MariaDbServer, api: ApiProcess, directory: Path, *, count: int) -> Resident:
     """Of one worker that delivers `count` orders, of which a tenth at most is pending at a time."""
     return _drained(
-        *(server, api, directory, TOPIC_ORDER),
-        arrangement=f"steady load, {THREADS} threads",
+        server,
+        api,
+        directory,
+        arrangement=f"steady load, {THREADS} in flight",
         bodies=messages.bodies(count),
         count=count,
         target="no growth",
@@ -97,7 +101,10 @@ def large_bodies(server: MariaDbServer, api: ApiProcess, directory: Path, *, cou
     arrangements = [(times * count, megabytes * 1_000_000, groups) for times, megabytes, groups in LARGE]
     return [
         _drained(
-            *(server, api, directory, TOPIC_CART),
+            server,
+            api,
+            directory,
+            topic=TOPIC_CART,
             arrangement=f"{number:,} {'carts' if groups is None else 'snapshots of one cart'}"
             f"{f' of {size // 1_000_000} MB' if size else ''}, all pending at the start",
             bodies=messages.carts(number, groups=groups, size=size),
@@ -196,11 +203,11 @@ def _drained(
     server: MariaDbServer,
     api: ApiProcess,
     directory: Path,
-    topic: str,
     *,
     arrangement: str,
     bodies: Iterator[str],
     count: int,
+    topic: str = TOPIC_ORDER,
     threads: int = THREADS,
     without: str = "",
     at_once: bool = False,

@@ -110,7 +110,9 @@ def _pace(
         failing = [f"zithara_order_queue-{row.message_id}" for row in shop.rows()]
         shop.publish_bodies(messages.TOPIC, messages.bodies(count))
         with at_work(
-            *(shop, api, directory),
+            shop,
+            api,
+            directory,
             threads=THREADS,
             sections={"retry": {"delay": str(POISON_DELAY), "factor": "1"}},
             latency_seconds=latency_ms / 1000,
