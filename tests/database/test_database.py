@@ -12,7 +12,7 @@ from functools import partial
 import pymysql.err
 import pytest
 from support.waiting import eventually, together
-from support.workers import settings_of
+from support.workers import locked_by_somebody, settings_of
 
 from zithara_worker.database import session as database_module
 from zithara_worker.database.server_errors import translated
@@ -169,10 +169,8 @@ def test_a_lock_that_is_never_freed_is_given_up_in_the_end(shop: Shop, database:
         with database.transaction():
             database.rows("settle_lock", ids=[1])
 
-    with shop.connect(autocommit=False) as holder, holder.cursor() as cursor:
-        cursor.execute("SELECT id FROM queue_message_status WHERE id = 1 FOR UPDATE")
-        with pytest.raises(Contention):
-            database.again_on_contention(transaction, tries=2)
+    with locked_by_somebody(shop, 1), pytest.raises(Contention):
+        database.again_on_contention(transaction, tries=2)
     assert len(tries) == 2
     assert database.generation == 1, "contention costs no connection"
 

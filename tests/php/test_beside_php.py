@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 from support.processes import WorkerProcess
 from support.waiting import eventually
+from worker.test_outage import running
 
 from zithara_worker import Worker
 from zithara_worker.queue.message_queue import MessageQueue
@@ -46,21 +46,6 @@ def publish(publisher: Any, increment_id: str, *, queues: str = QUEUE) -> int:
 def delivered(api: FakeZithara) -> list[int]:
     """Message ids in the order in which they arrived."""
     return [int(request.message.rpartition("-")[2]) for request in api.requests()]
-
-
-@contextmanager
-def worker_within(config: Path) -> Iterator[None]:
-    """The worker in this process, where a test can switch off what it must not do without."""
-    stop = threading.Event()
-    running = threading.Thread(
-        target=Worker(configure(config, {}, {})).run, args=([TOPIC_ORDER],), kwargs={"stop": stop}
-    )
-    running.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        running.join()
 
 
 def test_what_php_publishes_arrives_with_its_non_ascii_and_slashes(
@@ -130,7 +115,7 @@ def test_a_stale_read_of_php_is_acknowledged_unprocessed_because_of_the_lock_row
     consumer.wait_for("ready")
     published = shop.publish_order("1")
     consumer.wait_for(f"selected {published.message_id}")
-    with worker_within(worker_config(**QUICK)):
+    with running(Worker(configure(worker_config(**QUICK), {}, {}))):
         eventually(lambda: shop.statuses() == [Status.COMPLETE])
     consumer.tell()
     consumer.wait_for(f"{verb} {published.message_id}")
@@ -175,7 +160,7 @@ def test_php_consumers_competing_for_the_queue_process_nothing_twice(
         return [message_id for message_id, count in times.items() if count > 1]
 
     published = []
-    with worker_within(worker_config(**QUICK)):
+    with running(Worker(configure(worker_config(**QUICK), {}, {}))):
         for number in range(300):
             published.append(shop.publish_order(str(number)).message_id)
             # A message at a time, so that everybody looks at the same head of the line.

@@ -140,15 +140,11 @@ def test_a_group_row_that_somebody_has_locked_is_left_alone(shop: Shop, worker: 
     [message] = worker.claim()
     worker.settle((message, OutcomeKind.RETRY))
     php_completes(shop, gone.relation_id)
-    operator = shop.connect()
-    operator.begin()
-    with operator.cursor() as cursor:
+    with shop.connect(autocommit=False) as operator, operator.cursor() as cursor:
         cursor.execute(f"SELECT 1 FROM {shop.prefix}zithara_message_group FOR UPDATE")
-    worker.poll()
-    assert worker.take(1) == []
-    assert groups_of(shop) == {"order:A": (gone.relation_id, None)}
-    operator.rollback()
-    operator.close()
+        worker.poll()
+        assert worker.take(1) == []
+        assert groups_of(shop) == {"order:A": (gone.relation_id, None)}
     worker.poll()
     assert worker.take(1) == [] and groups_of(shop) == {}
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import pytest
 from support.waiting import eventually
-from support.workers import settings_of
+from worker.test_outage import running, settings_for
 
-from zithara_worker import Settings, Worker
+from zithara_worker import Worker
 from zithara_worker.errors import DatabaseUnavailable
 from zithara_worker.limits import Limits
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import MetricsSettings, WorkerSettings, ZitharaSettings
 from zithara_worker.topics import TOPIC_WEBHOOK
 from zithara_worker.worker import duties
 
@@ -40,31 +37,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
 
 @pytest.fixture
 def worker(shop: Shop, api: FakeZithara) -> Worker:
-    return Worker(
-        Settings(
-            database=settings_of(shop),
-            zithara=ZitharaSettings(base_url=api.base_url, client_id=api.client_id, client_secret=api.client_secret),
-            worker=WorkerSettings(poll_interval=0.05),
-            metrics=MetricsSettings(listen=""),
-        )
-    )
-
-
-@contextmanager
-def running(worker: Worker) -> Iterator[None]:
-    thread = threading.Thread(target=worker.run, args=([TOPIC_WEBHOOK],))
-    thread.start()
-    try:
-        yield
-    finally:
-        worker.stop()
-        thread.join()
+    return Worker(settings_for(shop, api))
 
 
 def test_a_webhook_of_a_row_saved_a_moment_ago_is_delivered(
     shop: Shop, api: FakeZithara, worker: Worker, looks: Looks
 ) -> None:
-    with running(worker):
+    with running(worker, "webhook"):
         eventually(lambda: looks)
         shop.configure_webhook(config_id=2, webhook_url=api.webhook_url, is_active=False)
         shop.publish_webhook(config_id=2)
@@ -94,7 +73,7 @@ def test_what_cannot_be_looked_up_is_given_back_and_tried_again(
 
     monkeypatch.setattr(duties, "read_configuration", fails_once)
     shop.publish_webhook(config_id=7)
-    with running(worker):
+    with running(worker, "webhook"):
         eventually(lambda: shop.statuses() == [6])
     assert [row.number_of_trials for row in shop.rows()] == [1]
     assert len(looks) == 3

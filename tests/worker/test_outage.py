@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 
 from support.waiting import eventually
+from support.workers import settings_of
 
 from zithara_worker import Settings, Worker
 from zithara_worker.sandbox.api import FakeZithara, RecordedRequest, Reply
 from zithara_worker.sandbox.shop import Shop
-from zithara_worker.settings.sections import DatabaseSettings, MetricsSettings, WorkerSettings, ZitharaSettings
-from zithara_worker.settings.values import Secret
+from zithara_worker.settings.sections import MetricsSettings, WorkerSettings, ZitharaSettings
 
 HOUR = 3600.0
 
@@ -33,15 +33,8 @@ class FastClock:
 
 
 def settings_for(shop: Shop, api: FakeZithara, **worker: object) -> Settings:
-    where = shop.worker_settings
     return Settings(
-        database=DatabaseSettings(
-            unix_socket=where["unix_socket"],
-            user=where["user"],
-            password=Secret(where["password"]),
-            name=where["name"],
-            table_prefix=where["table_prefix"],
-        ),
+        database=settings_of(shop),
         zithara=ZitharaSettings(base_url=api.base_url),
         worker=WorkerSettings(poll_interval=0.01, lease=86_400, concurrency=8, **worker),  # type: ignore[arg-type]
         metrics=MetricsSettings(listen=""),
@@ -49,11 +42,11 @@ def settings_for(shop: Shop, api: FakeZithara, **worker: object) -> Settings:
 
 
 @contextmanager
-def running(worker: Worker) -> Iterator[threading.Thread]:
+def running(worker: Worker, topic: str = "order") -> Iterator[threading.Thread]:
     """The worker as an embedding program would run it: in a thread, with an event that stops it, and a topic's short
     name."""
     stop = threading.Event()
-    thread = threading.Thread(target=worker.run, args=(["order"],), kwargs={"stop": stop})
+    thread = threading.Thread(target=worker.run, args=([topic],), kwargs={"stop": stop})
     thread.start()
     try:
         yield thread
