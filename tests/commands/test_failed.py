@@ -26,11 +26,19 @@ from zithara_worker.sandbox.shop import Shop
 from zithara_worker.topics import TOPIC_ORDER
 
 Consume = Callable[[], None]
+Shown = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def prospects(worker_config: Callable[..., Path], database: Database) -> Prospects:
-    return Prospects(Context(worker_config()), database)
+def shown(worker_config: Callable[..., Path], database: Database, everything: Selection) -> Shown:
+    """shown(published, unmasked=False): what `failed show` tells of it."""
+    prospects = Prospects(Context(worker_config()), database)
+
+    def show(message: Published, *, unmasked: bool = False) -> dict[str, Any]:
+        (found,), _ = failures.find(database, everything.queue_ids, [message.message_id])
+        return full_record(database, found, prospects=prospects, base_url="https://api.example/v1", unmasked=unmasked)
+
+    return show
 
 
 def put_to_error(shop: Shop, message: Published) -> None:
@@ -38,14 +46,11 @@ def put_to_error(shop: Shop, message: Published) -> None:
     shop.query("UPDATE {prefix}queue_message_status SET status = 6 WHERE id = %s", [message.relation_id])
 
 
-def test_show_tells_what_a_retry_would_do(
-    shop: Shop, database: Database, consume: Consume, refused: set[str], everything: Selection, prospects: Prospects
-) -> None:
+def test_show_tells_what_a_retry_would_do(shop: Shop, consume: Consume, refused: set[str], shown: Shown) -> None:
     def retry_of(message: Published) -> tuple[str, bool | None]:
         """What a retry does, and whether Zithara has accepted newer of the entity."""
-        (found,), _ = failures.find(database, everything.queue_ids, [message.message_id])
-        shown = full_record(database, found, prospects=prospects, base_url="https://api.example/v1", unmasked=False)
-        return shown["retry"], shown["accepted"] and shown["accepted"]["is_newer"]
+        record = shown(message)
+        return record["retry"], record["accepted"] and record["accepted"]["is_newer"]
 
     alone = shop.publish_body(TOPIC_ORDER, stored_body({"order": {"increment_id": "9"}, "items": []}))
     refused |= {"000000777", "000000778"}
@@ -86,35 +91,20 @@ def test_a_failed_message_is_listed_with_what_the_api_said(
 
 
 def test_show_has_the_request_of_now_masked_unless_asked(
-    shop: Shop,
-    api: FakeZithara,
-    database: Database,
-    consume: Consume,
-    refused: set[str],
-    everything: Selection,
-    prospects: Prospects,
+    shop: Shop, api: FakeZithara, consume: Consume, refused: set[str], shown: Shown
 ) -> None:
     refused.add("000000777")
     published = shop.publish_order("000000777")
     later = shop.publish_order("000000777")
     shop.publish_order("000000778")
     consume()
-    (found,), _ = failures.find(database, everything.queue_ids, [published.message_id])
 
-    def shown(*, unmasked: bool) -> dict[str, Any]:
-        base_url = "https://api.example/v1"
-        return full_record(database, found, prospects=prospects, base_url=base_url, unmasked=unmasked)
-
-    masked, plain = shown(unmasked=False), shown(unmasked=True)
+    masked, plain = shown(published), shown(published, unmasked=True)
     assert masked["request"]["method"] == "POST" and masked["request"]["url"] == "https://api.example/v1/order"
-    key = masked["request"]["headers"]["Idempotency-Key"]
-    assert (
-        key
-        == next(
-            each for each in api.requests() if each.message == f"zithara_order_queue-{published.message_id}"
-        ).headers["idempotency-key"]
-    )
-    assert key.startswith(f"zithara_order_queue-{published.message_id}-")
+    name = f"zithara_order_queue-{published.message_id}"
+    [sent] = [each for each in api.requests() if each.message == name]
+    assert masked["request"]["headers"]["Idempotency-Key"] == sent.headers["idempotency-key"]
+    assert sent.headers["idempotency-key"].startswith(f"{name}-")
     assert masked["request"]["json"]["order"]["platform_order_id"] == "000000777"
     assert [(each["id"], each["status"]) for each in masked["later"]] == [(later.message_id, "ERROR")]
     customer = plain["request"]["json"]["customer"]
@@ -125,20 +115,20 @@ def test_show_has_the_request_of_now_masked_unless_asked(
 
 
 def test_what_show_does_not_know_to_be_harmless_is_masked(
-    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection, prospects: Prospects
+    shop: Shop, api: FakeZithara, database: Database, consume: Consume, everything: Selection, shown: Shown
 ) -> None:
     attributes = {"date_of_birth": "1990-01-02", "company_name": "Rao & Co", "landmark": "by the lake"}
     said = {"status": 422, "message": "Rao & Co (asha@example.com) is refused", "customerName": "Asha"}
     api.responder = lambda request: Reply.of(422, said) if "/customer" in request.path else None
     published = shop.publish_customer("5", first_name="Rao & Co", custom_attributes=attributes)
     consume()
-    (found,), _ = failures.find(database, everything.queue_ids, [published.message_id])
+    (found,), _ = failures.newest(database, everything, limit=10)
     stored = {**said, "message": "*** (a***@***) is refused", "customerName": "***"}
     assert json.loads(found.detail.removeprefix("HTTP 422: ")) == stored
 
-    shown = full_record(database, found, prospects=prospects, base_url="https://api.example/v1", unmasked=False)
-    assert shown["detail"] == as_record(found)["detail"] == found.detail
-    request = shown["request"]["json"]
+    record = shown(published)
+    assert record["detail"] == as_record(found)["detail"] == found.detail
+    request = record["request"]["json"]
     assert request["custom_attributes"] == dict.fromkeys(attributes, "***")
     assert request["platform_customer_id"] == "5"
 

@@ -29,12 +29,8 @@ def topic(found: FleetStatus, name: str) -> TopicStatus:
     return next(each for each in found.topics if each.topic == name)
 
 
-@pytest.mark.parametrize("indexed", [False, True])
-def test_messages_are_counted_by_status_with_the_age_of_the_oldest(
-    shop: Shop, database: Database, indexed: bool
-) -> None:
-    if indexed:
-        shop.run_script("optional_index.sql")
+@pytest.mark.usefixtures("index")
+def test_messages_are_counted_by_status_with_the_age_of_the_oldest(shop: Shop, database: Database) -> None:
     shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(8)])
     for id, code in ((1, 3), (2, 4), (3, 4), (4, 5), (5, 6)):
         shop.query("UPDATE {prefix}queue_message_status SET status = %s WHERE id = %s", (code, id))
@@ -46,17 +42,13 @@ def test_messages_are_counted_by_status_with_the_age_of_the_oldest(
     assert topic(read_fleet(database, {}), TOPIC_CART).new == 0
 
 
-@pytest.mark.parametrize(
-    ("indexed", "key"), [(False, "STATUS_UPDATED_AT"), (True, "ZITHARA_QUEUE_ID_STATUS_MESSAGE_ID")]
-)
-def test_counting_reads_no_completed_rows(shop: Shop, database: Database, indexed: bool, key: str) -> None:
-    if indexed:
-        shop.run_script("optional_index.sql")
+def test_counting_reads_no_completed_rows(shop: Shop, index: bool, database: Database) -> None:
     shop.publish_bodies(TOPIC_ORDER, [stored_body({"order_id": str(n)}) for n in range(2000)])
     shop.query("UPDATE {prefix}queue_message_status SET status = 4 WHERE id > 10")
-    assert database.has_pending_index is indexed
+    assert database.has_pending_index is index
+    key = "ZITHARA_QUEUE_ID_STATUS_MESSAGE_ID" if index else "STATUS_UPDATED_AT"
     with shop.connect() as reading, reading.cursor() as cursor:
-        statement = database.text("queue_counts_indexed" if indexed else "queue_counts")
+        statement = database.text("queue_counts_indexed" if index else "queue_counts")
         cursor.execute("EXPLAIN " + statement, {"queue_ids": [1, 2, 3, 4]})
         assert any(key in str(row) for row in cursor.fetchall())
         cursor.execute("FLUSH STATUS")
