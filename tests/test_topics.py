@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timezone
 from typing import Any
 
 import click
 import pytest
+from support.shops import SHOP
 
 from zithara_worker.commands.root import command
 from zithara_worker.messages import Request
-from zithara_worker.processors import PROCESSORS, ShopContext, identify, process
+from zithara_worker.processors import PROCESSORS, identify, process
 from zithara_worker.sandbox import examples
 from zithara_worker.topics import SHORT_NAMES, TOPIC_TABLE, TOPICS, full_name, short_name
 
@@ -25,17 +25,10 @@ def test_each_topic_of_the_table_has_a_processor_and_there_are_no_others() -> No
 def test_the_table_tells_where_a_topics_requests_go_and_what_they_are_about(
     topic: str, payload: dict[str, Any]
 ) -> None:
-    shop = ShopContext(
-        webhook_url="https://hooks.example.com/zithara",
-        active_config_id=1,
-        config_ids=frozenset({1}),
-        invented_phone="send",
-        now_utc=datetime(2026, 11, 23, tzinfo=timezone.utc),
-    )
     row = TOPIC_TABLE[topic]
     group, event = identify(topic, 1, json.dumps(payload))
     assert row.entity in ("", group.partition(":")[0])
-    request = process(event, shop)  # type: ignore[arg-type]  # samples are never rejected
+    request = process(event, SHOP)  # type: ignore[arg-type]  # samples are never rejected
     assert isinstance(request, Request)
     assert request.target is row.target
     assert row.path in ("", request.path)

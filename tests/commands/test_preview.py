@@ -7,10 +7,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from support.shops import SHOP
 
 from zithara_worker.commands.preview import preview_body, preview_lines
 from zithara_worker.processors import ShopContext
@@ -22,13 +22,7 @@ CUSTOMER = {"platform_customer_id": "301", "email": "c301@example.com", "phone_n
 
 @pytest.fixture
 def shop() -> ShopContext:
-    return ShopContext(
-        webhook_url="https://hooks.example.com/zithara",
-        active_config_id=None,
-        config_ids=None,
-        invented_phone="send",
-        now_utc=datetime(2026, 11, 23, 12, 0, 0, tzinfo=timezone.utc),
-    )
+    return replace(SHOP, config_ids=None)
 
 
 def stored(message: Any) -> str:

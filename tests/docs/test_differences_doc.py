@@ -7,6 +7,7 @@ import re
 from datetime import datetime, timezone
 from pathlib import Path
 
+from support.shops import SHOP
 from zithara_worker.messages import Event, Request
 from zithara_worker.processors import ShopContext, process
 from zithara_worker.reasons import REASONS
@@ -37,14 +38,7 @@ def test_what_a_real_shop_publishes_is_told_and_the_reasons_that_it_names_exist(
 def test_a_webhook_keeps_an_empty_object_that_php_would_send_as_a_list() -> None:
     payload = {"order_id": "7", "payment": {}, "items": [{"extension_attributes": {}}]}
     event = Event(topic=TOPIC_WEBHOOK, payload={"event_type": "update_order", "payload": payload})
-    shop = ShopContext(
-        webhook_url="https://hooks.example.com/z",
-        active_config_id=1,
-        config_ids=None,
-        invented_phone="send",
-        now_utc=datetime.now(timezone.utc),
-    )
-    request = process(event, shop)
+    request = process(event, SHOP)
     assert isinstance(request, Request) and json.dumps(request.json) == json.dumps(payload)
     row = r"^\| empty objects in a webhook's payload .*\| .*`\[\]`.* \| sends `\{\}`"
     assert re.search(row, (ROOT / "docs" / "differences.md").read_text(encoding="utf-8"), re.MULTILINE)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import shops
 
 from zithara_worker import reasons
 from zithara_worker.messages import Event, Rejection, Request, Skip
@@ -18,13 +18,7 @@ from zithara_worker.processors import PROCESSORS, Processor, ShopContext, identi
 from zithara_worker.settings.sections import InventedPhone
 from zithara_worker.topics import TOPIC_CART, TOPIC_CUSTOMER, TOPIC_ORDER, TOPIC_WEBHOOK, TOPICS
 
-SHOP = ShopContext(
-    webhook_url="https://hooks.example.com/zithara",
-    active_config_id=1,
-    config_ids=frozenset({1, 2}),
-    invented_phone="send",
-    now_utc=datetime(2026, 11, 23, 12, 0, 0, tzinfo=timezone.utc),
-)
+SHOP = replace(shops.SHOP, config_ids=frozenset({1, 2}))
 
 SCALARS = (
     st.none()

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from support.shops import SHOP
 from support.workers import Clock, StepWorker
 
 from zithara_worker.errors import DatabaseUnavailable
@@ -20,7 +20,7 @@ from zithara_worker.messages import (
     OutcomeKind,
     Request,
 )
-from zithara_worker.processors import ShopContext, outline, process, supersedes
+from zithara_worker.processors import outline, process, supersedes
 from zithara_worker.queue.ledger import DOUBT_SECONDS
 from zithara_worker.queue.ledger_others import INTERVAL, OVERLAP, Others
 from zithara_worker.queue.ledger_rules import Rules
@@ -35,13 +35,6 @@ from zithara_worker.zithara.api import _accepted, request_digest
 
 DAY = 86400.0
 HERE = "a" * 64
-CONTEXT = ShopContext(
-    webhook_url=None,
-    active_config_id=1,
-    config_ids=None,
-    invented_phone="send",
-    now_utc=datetime(2026, 11, 24, tzinfo=timezone.utc),
-)
 
 
 class Crm:
@@ -73,7 +66,7 @@ class Shipper(StepWorker):
     def request(self, message: Message) -> Request:
         event = self.contents[message.id]
         assert isinstance(event, Event)
-        request = process(event, CONTEXT)
+        request = process(event, SHOP)
         assert isinstance(request, Request)
         return request
 

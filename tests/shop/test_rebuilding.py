@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from support.shops import SHOP
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Rejection, Request
-from zithara_worker.processors import ShopContext, process
+from zithara_worker.processors import process
 from zithara_worker.reasons import ORDER_WITHOUT_ITEMS
 from zithara_worker.sandbox.shop_tables import ShopTables
 from zithara_worker.settings.sections import InventedPhone
@@ -24,14 +25,8 @@ from zithara_worker.zithara.api import content_digest
 
 
 def made(topic: str, payload: Mapping[str, Any], invented_phone: InventedPhone = "send") -> Any:
-    shop = ShopContext(
-        webhook_url=None,
-        active_config_id=None,
-        config_ids=None,
-        invented_phone=invented_phone,
-        now_utc=datetime(2026, 11, 25, tzinfo=timezone.utc),
-    )
-    return process(Event(topic=topic, payload=json.loads(json.dumps(payload))), shop)
+    event = Event(topic=topic, payload=json.loads(json.dumps(payload)))
+    return process(event, replace(SHOP, invented_phone=invented_phone))
 
 
 def sent(topic: str, payload: Mapping[str, Any]) -> Any:

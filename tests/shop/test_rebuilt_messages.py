@@ -6,15 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
 from typing import Any
 
 import pytest
+from support.shops import SHOP
 
 from zithara_worker import Settings
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Request
-from zithara_worker.processors import ShopContext, as_create, identify, process
+from zithara_worker.processors import as_create, identify, process
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.sandbox.shop_tables import ShopTables, published_messages
 from zithara_worker.settings.values import Secret
@@ -27,13 +27,6 @@ from zithara_worker.zithara.api import content_digest
 
 READERS: tuple[Callable[[Database], EntityReader], ...] = (OrderReader, CustomerReader, CartReader)
 
-SHOP = ShopContext(
-    webhook_url=None,
-    active_config_id=None,
-    config_ids=None,
-    invented_phone="send",
-    now_utc=datetime(2026, 11, 25, tzinfo=timezone.utc),
-)
 
 ADDRESS = "custom_attributes.address_data"
 #: Where the module's last message differs from the rows: "nothing" if there is no message, "no items" if it tells none

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timezone
 from typing import Any
+
+from support.shops import SHOP
 
 from zithara_worker.database.session import Database
 from zithara_worker.messages import Event, Request
-from zithara_worker.processors import ShopContext, as_create, process
+from zithara_worker.processors import as_create, process
 from zithara_worker.processors.phone import looks_invented
 from zithara_worker.sandbox.fixtures import FixtureMessage
 from zithara_worker.sandbox.shop_tables import ShopTables
@@ -21,13 +22,6 @@ from zithara_worker.shop.orders import OrderReader
 from zithara_worker.topics import TOPIC_ORDER
 from zithara_worker.zithara.api import content_digest
 
-SHOP = ShopContext(
-    webhook_url=None,
-    active_config_id=None,
-    config_ids=None,
-    invented_phone="send",
-    now_utc=datetime(2026, 11, 25, tzinfo=timezone.utc),
-)
 ADDRESS = ("street", "city", "region", "postcode", "country_id", "telephone")
 
 
