@@ -13,6 +13,8 @@ from zithara_worker.database import statements
 
 ROOT = Path(__file__).parent.parent.parent
 SQL = ROOT / "sql"
+#: The package that is tested, which need not be this checkout's.
+CODE = Path(statements.__file__).parent.parent
 
 
 def test_every_file_of_named_statements_is_read() -> None:
@@ -75,7 +77,7 @@ def every_statement() -> Iterator[tuple[str, str]]:
             places = {"prefix": "", "database": "shop", "user": "worker"}
             texts = re.sub(r"--[^\n]*", "", statements.fill(path.read_text(), places)).split(";")
             yield from ((path.name, text.strip()) for text in texts if text.strip())
-    for path in sorted((ROOT / "zithara_worker").rglob("*.py")):
+    for path in sorted(CODE.rglob("*.py")):
         if {"sandbox", "doctor"} & set(path.parts):
             continue  # One plays the shop's part, on a server of its own; the other prints statements for people.
         tree = ast.parse(path.read_text())

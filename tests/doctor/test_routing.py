@@ -17,7 +17,7 @@ from zithara_worker.doctor import routing
 from zithara_worker.doctor.finding import Finding, Level
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.monitor.fleet import RABBITMQ, RELAY, RelayedQueue, now_utc
-from zithara_worker.pages import folder
+from zithara_worker.pages import folder, page
 from zithara_worker.queue.queues import queues_present
 from zithara_worker.relay.connection import Waiting
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
@@ -147,7 +147,7 @@ def test_shop_that_publishes_nowhere_fails_with_the_remedy(shop: Shop, judge: Ex
 def test_shop_on_rabbitmq_without_a_relay_is_told_to_start_one(shop: Shop, judge: Examine) -> None:
     found = judge(Connection.RABBITMQ)["published.cart"]
     assert found.level is Level.WARNING and "no relay is alive" in found.found
-    assert "'zithara-worker relay cart'" in found.remedy and "docs/routing.md" in found.remedy
+    assert "'zithara-worker relay cart'" in found.remedy and page("routing.md") in found.remedy
     shop.publish_cart()
     assert judge(Connection.RABBITMQ)["published.cart"].level is Level.OK, "it came by some other way"
     shop.make_older(minutes=1500)
