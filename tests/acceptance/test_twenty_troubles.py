@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import signal
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -270,8 +271,8 @@ def the_credentials_of_the_api_are_refused(host: Host) -> Iterator[None]:
 
 
 @contextmanager
-def api_down(host: Host, *seen: str) -> Iterator[None]:
-    """`check`, `status` and /healthz tell what was seen, and the message waits for the end of the block."""
+def api_down(host: Host, *seen: str) -> Iterator[WorkerProcess]:
+    """`check`, `status` and /healthz tell what was seen. The message waits for the end of the block, then arrives."""
     host.shop.publish_order("000000101")
     worker = host.start()
     worker.wait_for_log(event="breaker_opened")
@@ -279,10 +280,7 @@ def api_down(host: Host, *seen: str) -> Iterator[None]:
     host.told_by("check", "ZITHARA CRITICAL - API DOWN", *told)
     host.tells("status", 0, "API DOWN", *told)
     assert "API DOWN" in host.healthz(worker)
-    yield
-    worker.terminate()
-    assert worker.wait() == 0
-    host.start()
+    yield worker
     host.delivered()
     assert [row.number_of_trials for row in host.shop.rows()] == [0]
 
@@ -290,10 +288,11 @@ def api_down(host: Host, *seen: str) -> Iterator[None]:
 @ends_well("check")
 def the_address_of_the_api_is_wrong(host: Host) -> Iterator[None]:
     host.configure(zithara={"base_url": f"{host.api.origin}/v2"})
-    with api_down(host, "HTTP 404"):
+    with api_down(host, "HTTP 404") as worker:
         host.finding("api.token", f"no access token from {host.api.origin}: HTTP 404", "check [zithara] base_url")
         yield
         host.configure()
+        worker.send_signal(signal.SIGHUP)
 
 
 @ends_well("check")
@@ -304,11 +303,12 @@ def the_certificate_of_the_api_is_not_trusted(host: Host) -> Iterator[None]:
     authority.issue_cert("127.0.0.1").configure_cert(tls)
     with FakeZithara(tls=tls) as secured:
         host.configure(zithara={"base_url": secured.base_url})
-        with api_down(host, "CERTIFICATE_VERIFY_FAILED"):
+        with api_down(host, "CERTIFICATE_VERIFY_FAILED") as worker:
             host.finding("api.tls", f"certificate of {secured.origin} is not trusted", "set [zithara] ca_file")
             yield
             ca_file = str(host.directory / "authority.pem")
             host.configure(zithara={"base_url": secured.base_url, "ca_file": ca_file})
+            worker.send_signal(signal.SIGHUP)
 
 
 @ends_well("check")
