@@ -252,8 +252,15 @@ def test_nothing_promises_an_end_to_a_backlog_while_nothing_flows(shop: Shop, da
     register(database, minutes={str(int(now) - 3): counts})
     found = topic(read_fleet(database, {}), TOPIC_ORDER)
     assert found.rates.done_per_minute > 0 and found.drain_seconds is None, "what flowed was three minutes ago"
+    is_open = {"breaker": "open"}
+    for state in ({}, {"/cart": is_open}):
+        register(database, minutes={now: counts}, state=state)
+        assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is not None
+    stopped = ({"api": is_open}, {"/order": is_open}, {"shop_disabled": True}, {"audit_problem": "full"})
+    for state in (*stopped, {"turn_problem": "INSERT denied"}):
+        register(database, minutes={now: counts}, state=state)
+        assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is None, f"nothing is delivered: {state}"
     register(database, minutes={now: counts})
-    assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is not None
     shop.query("UPDATE {prefix}zithara_worker SET last_seen_at = NOW(3) - INTERVAL 1 MINUTE")
     assert topic(read_fleet(database, {}), TOPIC_ORDER).drain_seconds is None, "the worker is dead"
 

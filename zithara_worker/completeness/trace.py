@@ -14,8 +14,7 @@ from typing import NamedTuple, Protocol
 
 from zithara_worker.completeness.compare import Process
 from zithara_worker.database.session import Database
-from zithara_worker.delivery.courier import targets_of
-from zithara_worker.delivery.down import down, remedy
+from zithara_worker.delivery.down import down, remedy, targets_of
 from zithara_worker.errors import ShopError
 from zithara_worker.messages import Event, Rejection, Request, Skip
 from zithara_worker.monitor.fleet import WorkerStatus, living_by_topic, now_utc, read_workers

@@ -16,10 +16,10 @@ from typing import Protocol
 
 from zithara_worker import reasons
 from zithara_worker.delivery.breaker import FIRST_PAUSE_SECONDS, BreakerStatus, CircuitBreaker, Permit
-from zithara_worker.delivery.down import CREDENTIALS, down, remedy
+from zithara_worker.delivery.down import CREDENTIALS, down, remedy, targets_of
 from zithara_worker.delivery.pace import FIRST_THROTTLE_SECONDS, REFUSALS_PER_ATTEMPT, RateLimit, Throttle
 from zithara_worker.delivery.witnesses import WITNESS_SECONDS, Success, Witnesses
-from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request, Target
+from zithara_worker.messages import Evidence, Message, Outcome, OutcomeKind, Request
 from zithara_worker.reasons import CREDENTIALS_REFUSED, LEASE_LOST, THROTTLED, TOKEN_UNAVAILABLE
 
 log = logging.getLogger(__name__)
@@ -32,15 +32,6 @@ _MEANINGS = {
     "http_403": "access is refused",
     TOKEN_UNAVAILABLE: "no access token can be had",
 }
-
-API = "api"
-WEBHOOK = "webhook"
-
-
-def targets_of(target: Target, path: str) -> tuple[str, ...]:
-    """The targets that a request goes to: the host, then the path. All webhooks go to one URL, so their host has no
-    paths."""
-    return (API, path) if target is Target.API else (WEBHOOK,)
 
 
 class Api(Protocol):

@@ -10,8 +10,7 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 
-from zithara_worker.delivery.courier import API
-from zithara_worker.delivery.down import CREDENTIALS, down, remedy
+from zithara_worker.delivery.down import API, CREDENTIALS, down, remedy
 from zithara_worker.doctor.finding import Finding, failed, ok, warning
 from zithara_worker.errors import ConfigurationError
 from zithara_worker.settings.sections import BASE_URLS, ZitharaSettings

@@ -13,13 +13,14 @@ from decimal import Decimal
 from typing import Any
 
 from zithara_worker.database.session import Database
+from zithara_worker.delivery.down import targets_of
 from zithara_worker.monitor.rates import Minute, Rates, drain_seconds, history, rates, read_minutes, total
 from zithara_worker.monitor.reconciliations import Reconciliation, json_object, read_results
 from zithara_worker.queue.failures import FailureCount, newest_by_reason
 from zithara_worker.queue.operator import Pause, paused
 from zithara_worker.queue.queues import QueueRow, queues_present
 from zithara_worker.queue.statuses import Status
-from zithara_worker.topics import TOPICS
+from zithara_worker.topics import TOPIC_TABLE, TOPICS
 
 #: Seconds without an update of its row after which a worker counts as dead; it updates the row every 5 s.
 DEAD_AFTER_SECONDS = 30.0
@@ -102,7 +103,7 @@ class TopicStatus:
     #: Leases that their worker has not renewed: any worker takes these over
     leases_expired: int
     rates: Rates
-    #: At the present rate; None: no worker has delivered anything for a minute, or the topic is paused
+    #: At the present rate; None: no worker delivers at present, none has for a minute, or the topic is paused
     drain_seconds: float | None
     pause: Pause | None
     #: Whether a worker sends each message of it, because others deliver too and do not record what Zithara accepted
@@ -249,6 +250,7 @@ def read_fleet(database: Database, overrides: Mapping[str, str], *, full: bool =
                 groups=groups.get(queue_id, _Groups()),
                 complete=complete.get(queue_id, 0) if full and queue is not None else None,
                 workers=living[topic],
+                delivers=any(_delivers(worker, topic) for worker in workers),
                 relays=[relay for relay in relays if topic in relay.topics],
                 aside=aside.get(topic, 0),
                 pause=pauses.get(topic),
@@ -279,6 +281,7 @@ def _topic_status(
     groups: _Groups,
     complete: int | None,
     workers: int,
+    delivers: bool,
     relays: Sequence[WorkerStatus],
     aside: int,
     pause: Pause | None,
@@ -293,7 +296,7 @@ def _topic_status(
         if (relayed := relay.rabbitmq.get(topic)) is not None and relayed.waiting is not None
     ]
     # An estimate by what flowed some minutes ago would promise an end to a backlog that grows.
-    flows = workers > 0 and pause is None and any(minute.done for minute in hour[-2:])
+    flows = delivers and pause is None and any(minute.done for minute in hour[-2:])
     backlog = sum(counts[each].messages for each in (Status.NEW, Status.RETRY_REQUIRED, Status.IN_PROGRESS))
     return TopicStatus(
         topic=topic,
@@ -429,6 +432,15 @@ def _relayed_queues(value: Any) -> Mapping[str, RelayedQueue]:
         for topic, told in value.items()
         if isinstance(told, dict)
     }
+
+
+def _delivers(worker: WorkerStatus, topic: str) -> bool:
+    """Whether nothing that the worker wrote of itself keeps it from delivering messages of this topic."""
+    if not worker.alive or topic not in worker.topics:
+        return False
+    targets = targets_of(TOPIC_TABLE[topic].target, TOPIC_TABLE[topic].path)
+    is_open = any(report.target in targets and report.breaker != "closed" for report in worker.target_reports)
+    return not (is_open or worker.shop_disabled or worker.audit_problem or worker.turn_problem)
 
 
 def living_by_topic(processes: Iterable[WorkerStatus]) -> Counter[str]:

@@ -17,7 +17,8 @@ from functools import cached_property, partial
 from zithara_worker.database import schema
 from zithara_worker.database.locks import take_turns
 from zithara_worker.database.session import Database
-from zithara_worker.delivery.courier import WEBHOOK, Courier, targets_of
+from zithara_worker.delivery.courier import Courier
+from zithara_worker.delivery.down import WEBHOOK, targets_of
 from zithara_worker.delivery.pace import RateLimit, turns_of
 from zithara_worker.delivery.threads import DeliveryPool
 from zithara_worker.errors import ZitharaWorkerError
