@@ -47,7 +47,7 @@ FROM {prefix}sales_order WHERE entity_id IN %(ids)s
 -- orders_items --
 -- Children of configurable products and bundles included, as the module's OrderCreate has them.
 SELECT order_id, item_id, product_id, sku, name, qty_ordered, price, tax_amount, discount_amount
-FROM {prefix}sales_order_item WHERE order_id IN %(ids)s ORDER BY item_id
+FROM {prefix}sales_order_item WHERE order_id IN %(ids)s LIMIT %(limit)s
 
 -- orders_payments --
 SELECT parent_id, method, amount_paid, amount_authorized, last_trans_id
@@ -93,7 +93,7 @@ FROM {prefix}customer_entity WHERE entity_id IN %(ids)s
 -- told_since: when the message of its last save was published, or a little earlier, as clocks may differ by seconds.
 SELECT entity_id, parent_id, street, city, region, postcode, country_id, telephone,
        CAST(updated_at - INTERVAL 5 SECOND AS CHAR) AS told_since
-FROM {prefix}customer_address_entity WHERE parent_id IN %(ids)s ORDER BY entity_id
+FROM {prefix}customer_address_entity WHERE parent_id IN %(ids)s LIMIT %(limit)s
 
 -- customers_attributes --
 -- The customers' own attributes. Those that are columns of customer_entity ('static') are Magento's. Shops that came from
@@ -154,7 +154,7 @@ FROM {prefix}quote WHERE entity_id IN %(ids)s AND is_active = 1 AND items_count 
 
 -- carts_items --
 SELECT quote_id, item_id, parent_item_id, product_id, price, qty
-FROM {prefix}quote_item WHERE quote_id IN %(ids)s ORDER BY item_id
+FROM {prefix}quote_item WHERE quote_id IN %(ids)s LIMIT %(limit)s
 
 -- carts_addresses --
 SELECT quote_id, address_type, telephone, country_id, tax_amount

@@ -27,6 +27,7 @@ from zithara_worker.sandbox import examples
 from zithara_worker.sandbox.api import FakeZithara
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.values import Secret
+from zithara_worker.shop.entities import PARTS
 from zithara_worker.topics import TOPIC_CART, TOPIC_ORDER
 
 Deliver = Callable[..., None]
@@ -675,6 +676,20 @@ def test_pages_are_read_until_the_last(rows: MemoryShop, reconciler: Reconciler)
     assert rows.calls["page"] == 3 and rows.calls["build"] == 3
     assert reconciler.compare(Window(since=ago(minutes=30))).total == 0
     assert rows.calls["page"] == 3 + 2, "where most lie outside of the window, the second page is a wide one"
+
+
+def test_entities_with_many_parts_are_in_memory_a_few_at_a_time(rows: MemoryShop, reconciler: Reconciler) -> None:
+    for id in range(1, 11):
+        rows.order(id)
+    rows.parts = PARTS // 3
+    with reconciler.run() as run:
+        assert run.compare(Window()).counts == counts(missing=10)
+        before = rows.calls["build"]
+        printed = run.messages()
+        assert next(printed).entity.id == 1
+        assert rows.calls["build"] == before + 3, "10 and 5 have too many, 3 have not"
+        assert [each.entity.id for each in printed] == list(range(2, 11))
+        assert rows.calls["build"] == before + 6, "what is too many is tried once"
 
 
 def test_the_second_pass_finds_each_one_on_its_page(

@@ -19,7 +19,7 @@ from zithara_worker.sandbox.shop_tables import ShopTables
 from zithara_worker.settings.values import Secret
 from zithara_worker.shop.carts import CartReader
 from zithara_worker.shop.customers import CustomerReader
-from zithara_worker.shop.entities import EntityReader, ShopEntity
+from zithara_worker.shop.entities import EntityReader, ShopEntity, TooManyParts
 from zithara_worker.shop.orders import OrderReader
 from zithara_worker.shop.readers import READERS
 
@@ -227,6 +227,29 @@ def test_a_build_has_as_many_statements_for_many_as_for_one(tables: ShopTables, 
             before = operator.statements_sent
             assert len(reader.build(some)) == len(some)
             assert operator.statements_sent - before == expected
+
+
+def test_several_with_too_many_parts_are_not_read_at_once_and_one_is_read_whole(
+    tables: ShopTables, operator: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    customers = [tables.save_customer(email=f"{number}@example.com") for number in range(2)]
+    for customer in customers * 5:
+        tables.add_address(customer)
+    both: dict[Make, list[int]] = {
+        OrderReader: [tables.place_order(f"N{number}", items=({},) * 5) for number in range(2)],
+        CustomerReader: customers,
+        CartReader: [tables.open_cart(items=({},) * 5) for _ in range(2)],
+    }
+    for make, some in both.items():
+        reader = make(operator)
+        monkeypatch.setattr("zithara_worker.shop.entities.PARTS", 10)
+        whole = reader.build(some)
+        for parts in (9, 8):
+            monkeypatch.setattr("zithara_worker.shop.entities.PARTS", parts)
+            with pytest.raises(TooManyParts):
+                reader.build(some)
+        monkeypatch.setattr("zithara_worker.shop.entities.PARTS", 4)
+        assert {**reader.build(some[:1]), **reader.build(some[1:])} == whole
 
 
 # ---------------------------------------------------------------- what it may see

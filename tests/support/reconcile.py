@@ -17,6 +17,7 @@ from zithara_worker.database.session import Database
 from zithara_worker.queue.ledger_rules import destination
 from zithara_worker.queue.queues import find_queues
 from zithara_worker.sandbox import examples
+from zithara_worker.shop import entities
 from zithara_worker.shop.entities import Page, Rebuilt, ShopEntity
 from zithara_worker.topics import TOPIC_ORDER
 
@@ -40,6 +41,8 @@ class MemoryShop:
         self.calls: Counter[str] = Counter()
         self.before: Callable[[str], object] = lambda call: None
         self.broken: set[int] = set()
+        #: Parts of each entity, of `shop.entities.PARTS`
+        self.parts = 1
 
     def order(self, id: int, *, updated_at: str | None = None, label: str = "", **changes: Any) -> dict[str, Any]:
         """The order as the shop has it from now on; its message."""
@@ -86,6 +89,8 @@ class MemoryShop:
 
     def build(self, ids: Collection[int]) -> dict[int, Rebuilt]:
         self._call("build")
+        if len(ids) > 1 and len(ids) * self.parts > entities.PARTS:
+            raise entities.TooManyParts
         if self.broken & set(ids):
             raise ValueError("a row that cannot be read")
         return {id: Rebuilt(self.states[id], self.also.get(id, ()), self.also_since) for id in ids if id in self.states}

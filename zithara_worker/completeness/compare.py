@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NamedTuple, cast
@@ -20,7 +20,7 @@ from zithara_worker.messages import Entity, Event, Rejection, Request, Skip
 from zithara_worker.queue.ledger import DOUBT_SECONDS
 from zithara_worker.queue.queues import stored_body
 from zithara_worker.reasons import INTERNAL_ERROR
-from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity
+from zithara_worker.shop.entities import EntityReader, Rebuilt, ShopEntity, TooManyParts
 from zithara_worker.zithara.api import content_digest
 
 log = logging.getLogger(__name__)
@@ -120,36 +120,47 @@ class Comparison:
 
     def judge(
         self, entities: Sequence[ShopEntity], *, settled_before: str, resend_since: float | None = None
-    ) -> list[Judged]:
-        """One verdict for each entity that is still there. Those that may be published come in the order of `entities`.
+    ) -> Iterator[Judged]:
+        """One verdict for each entity that is still there. Those that may be published come in the order of `entities`,
+        and so many at once in memory as `shop.entities.PARTS` allows.
 
         `settled_before`: what changed at this time or later is not judged. `resend_since`: everything that Zithara has
         not accepted since then counts as stale, whatever its content, and is published as a create.
         """
-        judged = []
         settled = []
         for entity in entities:
             if entity.updated_at < settled_before:
                 settled.append(entity)
             else:
-                judged.append(Judged(entity=entity, verdict=Verdict.UNSETTLED))
+                yield Judged(entity=entity, verdict=Verdict.UNSETTLED)
         known = self._known([entity.group_key for entity in settled])
         to_build = []
         for entity in settled:
             row = known.get(entity.group_key, _NOTHING)
             # Nothing has changed on either side since both were found equal.
             if resend_since is None and _is_sure(row) and not row.stale and row.compared_at == entity.updated_at:
-                judged.append(Judged(entity=entity, verdict=Verdict.COMPLETE))
+                yield Judged(entity=entity, verdict=Verdict.COMPLETE)
             else:
                 to_build.append(entity)
-        return judged + (self._judge_built(to_build, known, resend_since) if to_build else [])
+        size = len(to_build)
+        while to_build:
+            try:
+                built = self._build([entity.id for entity in to_build[:size]])
+            except TooManyParts:
+                size = (size + 1) // 2
+                continue
+            yield from self._judge_built(to_build[:size], built, known, resend_since)
+            to_build = to_build[size:]
 
     # ---------------------------------------------------------------- by content
 
     def _judge_built(
-        self, entities: Sequence[ShopEntity], known: Mapping[str, _Known], resend_since: float | None
+        self,
+        entities: Sequence[ShopEntity],
+        built: Mapping[int, Rebuilt | str],
+        known: Mapping[str, _Known],
+        resend_since: float | None,
     ) -> list[Judged]:
-        built = self._build([entity.id for entity in entities])
         several = self._reader.ambiguous([entity.label for entity in entities])
         equal: list[tuple[str, str, str]] = []
         judged: list[Judged] = []

@@ -230,9 +230,9 @@ class Reconcile:
             size = WIDE_PAGE if len(page.entities) < size // 10 else PAGE
             after = page.last_id
 
-    def _judge(self, entities: Sequence[ShopEntity]) -> list[Judged]:
+    def _judge(self, entities: Sequence[ShopEntity]) -> Iterator[Judged]:
         if not entities:
-            return []
+            return iter(())
         return self._comparison.judge(
             entities, settled_before=str(self._clock()["settled_before"]), resend_since=self._resend_since
         )
@@ -279,7 +279,7 @@ class Reconcile:
             if not self._pending.refresh(self._go_on):
                 why = "stopped"
                 break
-            judged = self._judge(entities)
+            judged = list(self._judge(entities))
             chosen = [each for each in judged if each.payload is not None]
             failing = sum(each.verdict is Verdict.FAILED for each in judged)
             failed += failing

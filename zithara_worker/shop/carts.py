@@ -30,7 +30,7 @@ class CartReader(TableReader):
         if not ids:
             return {}
         wanted = sorted(ids)
-        items = by_owner(self._rows("carts_items", ids=wanted), "quote_id")
+        items = self._parts("carts_items", wanted, owner="quote_id", id="item_id")
         addresses = by_owner(self._rows("carts_addresses", ids=wanted), "quote_id")
         return {
             int(quote["entity_id"]): _rebuilt(

@@ -8,7 +8,7 @@ from typing import Any
 
 from zithara_worker.processors.phone import observers_whatsapp
 from zithara_worker.shop.attributes import customer_attributes
-from zithara_worker.shop.entities import Rebuilt, Row, TableReader, by_owner, text
+from zithara_worker.shop.entities import Rebuilt, Row, TableReader, text
 from zithara_worker.topics import CUSTOMER
 
 #: The attribute in which CustomerSave looks for a telephone number if the default billing address has none.
@@ -25,7 +25,7 @@ class CustomerReader(TableReader):
         if not ids:
             return {}
         wanted = sorted(ids)
-        addresses = by_owner(self._rows("customers_addresses", ids=wanted), "parent_id")
+        addresses = self._parts("customers_addresses", wanted, owner="parent_id", id="entity_id")
         attributes = customer_attributes(self._rows, wanted)
         return {
             int(row["entity_id"]): _rebuilt(

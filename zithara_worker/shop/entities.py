@@ -12,12 +12,16 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from zithara_worker.database.session import Database
-from zithara_worker.errors import AS_OPERATOR, NotGranted, ShopError
+from zithara_worker.errors import AS_OPERATOR, NotGranted, ShopError, ZitharaWorkerError
 from zithara_worker.processors.groups import entity_key
 from zithara_worker.topics import TOPIC_TABLE
 
 #: Rows that one statement of `count` reads.
 _COUNT_SLICE = 10_000
+#: Items, or addresses, that are read at once, unless one entity has more: some 1.5 KB of memory each.
+PARTS = 10_000
+
+_ALL = 1 << 62
 
 Row = Mapping[str, Any]
 
@@ -70,6 +74,10 @@ class Rebuilt(NamedTuple):
         return (self.payload, *self.also) if published_at >= self.also_since else (self.payload,)
 
 
+class TooManyParts(ZitharaWorkerError):
+    """Several entities have more than `PARTS` items or addresses together: build fewer at once."""
+
+
 class EntityReader(Protocol):
     """Reads one kind of entity. A window is `since` <= updated_at < `until`, each 'YYYY-MM-DD HH:MM:SS' UTC, or None:
     unbounded. Every method raises ShopError where a table, a column or a privilege is missing, and says the remedy."""
@@ -95,7 +103,7 @@ class EntityReader(Protocol):
     def build(self, ids: Collection[int]) -> dict[int, Rebuilt]:
         """entity_id -> its messages. A fixed number of statements, whatever the ids and what belongs to them. An entity
         that is gone, or no longer of those that `page` gives (a cart that was ordered), is left out. Whether a payload
-        makes a request is the processor's to say (`processors.process`)."""
+        makes a request is the processor's to say (`processors.process`). Raises TooManyParts."""
         ...
 
     def times(self, ids: Collection[int]) -> dict[int, str]:
@@ -180,6 +188,15 @@ class TableReader:
             created_at=text(row["created_at"]) or "",
             updated_at=text(row["updated_at"]) or "",
         )
+
+    def _parts(self, statement: str, ids: Collection[int], *, owner: str, id: str) -> dict[int, list[Row]]:
+        """entity_id -> its rows of another table, in the order of their column `id`. Raises TooManyParts."""
+        limit = PARTS + 1 if len(ids) > 1 else _ALL
+        rows = self._rows(statement, ids=ids, limit=limit)
+        if len(rows) == limit:
+            raise TooManyParts(f"{len(ids)} {self.kind} have more than {PARTS} rows of {statement}")
+        # Sorted here: with LIMIT, a server may look for this order in the whole table.
+        return by_owner(sorted(rows, key=lambda row: int(row[id])), owner)
 
     def _rows(self, statement: str, **parameters: object) -> list[dict[str, Any]]:
         try:

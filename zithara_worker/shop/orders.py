@@ -20,7 +20,7 @@ class OrderReader(TableReader):
         if not ids:
             return {}
         wanted = sorted(ids)
-        items = by_owner(self._rows("orders_items", ids=wanted), "order_id")
+        items = self._parts("orders_items", wanted, owner="order_id", id="item_id")
         payments = first_by_owner(self._rows("orders_payments", ids=wanted), "parent_id")
         addresses = by_owner(self._rows("orders_addresses", ids=wanted), "parent_id")
         return {
