@@ -188,6 +188,19 @@ def test_consumer_ends_however_many_messages_follow(typed_virtual_host: VirtualH
     store_from(broker, WINDOW, last)
 
 
+def test_connection_that_is_lost_again_before_all_has_come_again_keeps_the_order(
+    typed_virtual_host: VirtualHost, broker: Broker
+) -> None:
+    """A quorum queue puts what a lost consumer had behind what was returned before: with a window of 20 and then one of
+    1 the next consumer gets 1..19, 0, 20... So what was returned has to fit into the next window."""
+    publish(typed_virtual_host, range(2 * WINDOW))
+    for _ in range(2):
+        eventually(lambda: take(broker), within=10)
+        typed_virtual_host.server.close_connections()
+        eventually(lambda: broker.status(QUEUE).phase is Phase.AWAY)
+    store_from(broker, 0, 2 * WINDOW - 1)
+
+
 def test_window_that_becomes_smaller_keeps_the_order(typed_virtual_host: VirtualHost, consuming: Consuming) -> None:
     """Bodies grow while a window of small ones is on its way, and grow again behind it."""
     sizes = [1_000] * 8 + [40_000] * 12 + [90_000] * 30

@@ -49,8 +49,9 @@ LOG_SECONDS = 60.0
 UNREAD_SECONDS = 10.0
 #: Bytes of bodies that were delivered and are not stored yet, of all queues; one more message may come on top.
 BUDGET_BYTES = 32 * 1024 * 1024
-#: The prefetch of a new consumer; it doubles while messages are stored. What RabbitMQ sent ahead counts as delivered
-#: once more when a relay dies or the database fails, and a quorum queue drops a message that was delivered too often.
+#: The prefetch of a relay that begins, or that follows a failure of the database; it doubles while messages are stored.
+#: What RabbitMQ sent ahead counts as delivered once more when a relay dies or the database fails, and a quorum queue
+#: drops a message that was delivered too often.
 FIRST_PREFETCH = 1
 #: Messages for which a prefetch that was lowered is kept.
 KEEP_SMALL = 100
@@ -151,12 +152,13 @@ class _Consumer:
         return not self.buffer and self.acknowledged >= self.delivered
 
     def forget(self) -> None:
-        """Drops what was delivered: RabbitMQ delivers it again."""
+        """Drops what was delivered: RabbitMQ delivers it again. The prefetch stays, so that all of it fits into the
+        next window: a quorum queue puts what is returned behind what was returned before and has not been taken."""
         self.buffer.clear()
         self.epoch += 1
         self.delivered = self.storable = self.acknowledged = 0
         self.channel = self.tag = None
-        self.prefetch, self.window, self.since_full = FIRST_PREFETCH, 0, 0
+        self.window = 0
         self.empty = self.clean = False
 
 
@@ -413,6 +415,8 @@ class Broker:
         if give_back or is_over:
             self._requeue(consumer)
             self._lost(consumer)
+        if give_back:
+            consumer.prefetch, consumer.since_full = FIRST_PREFETCH, 0
         if now >= consumer.survey_at:
             self._survey(connection, consumer)
             if not wanted:
