@@ -143,7 +143,9 @@ def test_where_one_kind_cannot_be_read_those_before_it_are_printed(
     assert isinstance(told.exception, ShopError) and "sales_order_item' doesn't exist" in found["error"]["text"]
     # What must be answered first, too.
     told = typed("carts", "--all", "--publish", "--json")
-    assert told.exit_code == 2 and json.loads(told.stdout)["error"]["kind"] == "carts"
+    # The runner of click 8.1 has standard error behind it.
+    found, _ = json.JSONDecoder().raw_decode(told.stdout)
+    assert told.exit_code == 2 and found["error"]["kind"] == "carts"
 
 
 @pytest.mark.parametrize(
