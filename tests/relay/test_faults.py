@@ -11,7 +11,7 @@ import pytest
 from relay.conftest import Bench
 from support.waiting import eventually
 
-from zithara_worker.relay.amqp import Broker, Delivery
+from zithara_worker.relay.amqp import MANY_DELIVERIES, Broker, Delivery
 from zithara_worker.sandbox.mariadb import MariaDbServer
 from zithara_worker.sandbox.rabbitmq import RabbitMqServer, VirtualHost
 from zithara_worker.sandbox.shop import Shop
@@ -160,6 +160,24 @@ def test_database_that_comes_and_goes_does_not_use_up_the_delivery_limit(
             bench.wait_until_stored(bodies, within=30)
             bench.wait_until_settled()
         assert failures == 0
+
+
+def test_message_that_comes_again_and_again_is_told_before_rabbitmq_drops_it(
+    relay_shop: Shop, rabbitmq: RabbitMqServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with VirtualHost(rabbitmq) as virtual_host:
+        virtual_host.declare(arguments={"x-queue-type": "quorum", "x-delivery-limit": 20})
+        bench = Bench(relay_shop, virtual_host)
+        for number, expected in ((MANY_DELIVERIES - 1, 0), (MANY_DELIVERIES, 1)):
+            bodies = bench.publish(2, first=2 * number)
+            with virtual_host.channel() as channel:
+                for _ in range(number):
+                    tags = [channel.basic_get("zithara_order_queue")[0].delivery_tag for _ in bodies]
+                    for tag in tags:
+                        channel.basic_nack(tag, requeue=True)
+            bench.drain([TOPIC_ORDER])
+            told = [each for each in caplog.records if getattr(each, "event", "") == "relay_redelivered"]
+            assert len(told) == expected, "once for all of a queue"
 
 
 def test_relay_that_hangs_within_a_transaction_hinders_no_other_queue(bench: Bench) -> None:

@@ -60,6 +60,9 @@ FULL_SECONDS = 0.5
 #: Seconds between two looks whether another consumer has ended, and before that is logged.
 HELD_SECONDS = 0.5
 HELD_LOG_SECONDS = 5.0
+#: Half of the deliveries after which RabbitMQ drops a quorum queue's message, or dead-letters it (from 4.0; before: no
+#: limit unless the queue has one).
+MANY_DELIVERIES = 10
 #: What a delivery costs beside its body.
 _OVERHEAD_BYTES = 600
 
@@ -136,6 +139,7 @@ class _Consumer:
     ends_at: float = math.inf
     survey_at: float = 0.0
     complain_at: float = 0.0
+    warn_at: float = 0.0
     #: The prefetch of the consumer at work
     window: int = 0
     since_full: int = 0
@@ -483,6 +487,14 @@ class Broker:
             routing_key=method.routing_key,
             body=body,
         )
+        deliveries = (properties.headers or {}).get("x-delivery-count") or 0
+        if deliveries >= MANY_DELIVERIES and self._monotonic() >= consumer.warn_at:
+            consumer.warn_at = self._monotonic() + LOG_SECONDS
+            log.warning(
+                "RabbitMQ has delivered a message in vain again and again, and drops it at the queue's delivery limit "
+                "(20 by default): see what ends the relay or its connection each time",
+                extra={"event": "relay_redelivered", "queue": consumer.queue, "deliveries": deliveries},
+            )
         with self._lock:
             if consumer.epoch != epoch:
                 return
