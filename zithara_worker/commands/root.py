@@ -212,6 +212,10 @@ def main(signals: Signals) -> NoReturn:
 
     `signals`: already caught, if the command is `consume` or `relay`.
     """
+    # httpx loads its own command line where rich is installed, as Debian's python3-httpx has it: 4 MB and 50 ms. Told
+    # that rich is missing, it goes on without, as it is documented to (extra `cli`). A program that embeds the worker
+    # keeps its httpx whole.
+    sys.modules["rich"] = None  # type: ignore[assignment]  # Python's own way to say that a module is not there
     try:
         command.main(prog_name="zithara-worker", standalone_mode=True, obj=signals)
     except ConfigurationError as error:
