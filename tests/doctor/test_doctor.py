@@ -248,9 +248,12 @@ def test_a_module_that_env_php_disables_is_enabled_there(shop: Shop, examine: Ex
     assert found.remedy.startswith("set it to 1 there")
 
 
-def test_a_shop_without_an_active_row_fails(shop: Shop, examine: Examine) -> None:
+def test_a_shop_without_an_active_row_fails(shop: Shop, examine: Examine, settings: Settings) -> None:
     shop.query("UPDATE {prefix}zithara_webhook_config SET is_active = 0")
-    assert "none of the 1 rows" in examine()["shop.configuration"].found
+    of_the_shop = replace(settings, zithara=replace(settings.zithara, client_id=""))
+    found = examine(configured=LoadedSettings(settings=of_the_shop))
+    assert "none of the 1 rows" in found["shop.configuration"].found
+    assert not {"shop.webhook_url", "api.token"} & found.keys(), "one cause, one finding"
     shop.query("DELETE FROM {prefix}zithara_webhook_config")
     assert "no row" in examine()["shop.configuration"].found
 
