@@ -454,7 +454,7 @@ class Protocol(RuleBasedStateMachine):
             elif mine.forced:
                 self.crm.process(mine.news, How.FORCED)
             else:
-                doubtful = (hand.worker_id, message.id, message.claim) in self.doubtful or self._looks_later(message)
+                doubtful = self._held_in_a_jump(hand, message) or self._looks_later(message)
                 self.crm.process(mine.news, How.LATE if doubtful else How.SENT)
 
     @precondition(lambda self: self.crm.on_their_way)
@@ -750,10 +750,13 @@ class Protocol(RuleBasedStateMachine):
     def _check_news(self, hand: Hand, message: Message) -> None:
         """Called at the moment of a delivery: what is known to be overtaken is not sent."""
         mine = self.fates[message.id]
-        if mine.forced or message.topic in hand.relevance.unrecorded:
+        if mine.forced or message.topic in hand.relevance.unrecorded or self._held_in_a_jump(hand, message):
             return
         if not self._looks_later(message):
             assert not self.crm.is_overtaken(mine.news), f"{mine} goes over {self.crm.recorded[mine.news.entity]}"
+
+    def _held_in_a_jump(self, hand: Hand, message: Message) -> bool:
+        return (hand.worker_id, message.id, message.claim) in self.doubtful
 
     def _looks_later(self, message: Message) -> bool:
         """Whether the database's clock went back between the publication of this message and that of a newer one."""
