@@ -161,7 +161,7 @@ def test_php_consumers_competing_for_the_queue_process_nothing_twice(
 
     published = []
     with running(Worker(configure(worker_config(**QUICK), {}, {}))):
-        for number in range(300):
+        for number in range(1, 301):
             published.append(shop.publish_order(str(number)).message_id)
             # A message at a time, so that everybody looks at the same head of the line.
             eventually(lambda: shop.status_counts().get(Status.NEW, 0) < 3, within=10)
