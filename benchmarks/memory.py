@@ -136,8 +136,8 @@ def together(server: MariaDbServer, api: ApiProcess, directory: Path) -> list[To
                 found.append(
                     Together(
                         programs=name,
-                        resident_mb=sum(_mb(pid, "smaps_rollup", "Rss") for pid in processes),
-                        proportional_mb=sum(_mb(pid, "smaps_rollup", "Pss") for pid in processes),
+                        resident_mb=sum(mb(pid, "smaps_rollup", "Rss") for pid in processes),
+                        proportional_mb=sum(mb(pid, "smaps_rollup", "Pss") for pid in processes),
                     )
                 )
     return found
@@ -227,8 +227,8 @@ def _drained(
                     shop.publish_bodies(topic, islice(bodies, share))
                     arrive(api, done)
                 _until_settled(shop, done)
-                resident.append(_mb(worker, "status", "VmRSS"))
-            peak = _mb(worker, "status", "VmHWM")
+                resident.append(mb(worker, "status", "VmRSS"))
+            peak = mb(worker, "status", "VmHWM")
     return Resident(
         arrangement=arrangement,
         messages=done,
@@ -269,7 +269,7 @@ def _any(topic: str) -> Iterator[str]:
     return messages.bodies(HAD) if topic == TOPIC_ORDER else messages.carts(HAD)
 
 
-def _mb(pid: int, file: str, field: str) -> float:
+def mb(pid: int, file: str, field: str) -> float:
     """A size of /proc/PID/`file`."""
     for line in Path(f"/proc/{pid}/{file}").read_text(encoding="ascii").splitlines():
         if line.startswith(f"{field}:"):
