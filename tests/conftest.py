@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import settings
 from support.workers import Clock, MakeShop, MakeWorker, StepWorker, settings_of
 
 from zithara_worker import Settings, Worker
@@ -29,6 +30,10 @@ from zithara_worker.sandbox.session import write_config
 from zithara_worker.sandbox.shop import Shop
 from zithara_worker.settings.sections import MetricsSettings, RetrySettings, ZitharaSettings
 from zithara_worker.topics import TOPIC_CART, TOPICS
+
+# The same examples in each run. CONTRIBUTING.md: how to look for others.
+settings.register_profile("same", derandomize="ZITHARA_TEST_EXAMPLES" not in os.environ)
+settings.load_profile("same")
 
 PLUGIN_CASES = Path(__file__).parent / "fixtures" / "plugin-cases.jsonl"
 

@@ -21,6 +21,7 @@ Nor what the CRM holds where PHP, an operator with --force or a request that was
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -71,7 +72,7 @@ POISON = "P"
 ATTEMPTS = 3
 JUMP_SECONDS = 70.0
 SLOTS = (0, 1, 2)
-EXAMPLES, STEPS = 25, 30
+EXAMPLES, STEPS = int(os.environ.get("ZITHARA_TEST_EXAMPLES", "25")), 30
 #: Any moment that stays the same
 BEGINNING = 1_790_000_000.0
 #: What messages tell; few, so that the same is told again.

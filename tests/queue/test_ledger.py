@@ -609,6 +609,23 @@ def test_an_address_is_news_behind_a_newer_message_without_one(shop: Shop, of_cu
     assert ledger_row(shop)["stale"] == 1
 
 
+def test_an_older_address_that_commits_late_within_the_same_second_leaves_the_entity_to_reconcile(
+    shop: Shop, of_customers: Shipper, crm: Crm
+) -> None:
+    """Nobody can tell by the time which of two messages of one second is the later state: the ids may, or may not."""
+    with shop.transaction() as publisher:
+        late = publisher.publish_customer(custom_attributes={"address_data": {"city": "Pune"}})
+        shop.publish_customer(last_name="Rao")
+        of_customers.run()
+    shop.query(
+        "UPDATE {prefix}queue_message_status SET updated_at = (SELECT published_at FROM {prefix}zithara_delivery) "
+        "WHERE id = %s",
+        [late.relation_id],
+    )
+    assert of_customers.run() == [(late.message_id, "sent")]
+    assert ledger_row(shop)["stale"] == 1
+
+
 def test_a_message_without_the_address_leaves_the_entity_to_reconcile_behind_an_older_address(
     shop: Shop, of_customers: Shipper, crm: Crm
 ) -> None:

@@ -148,8 +148,8 @@ class Ledger:
             if (
                 known is not None
                 and message.message_id < known.message_id
-                # Published later in spite of its lower id, it has the newer state.
-                and not is_later(message, news.entity, known, ordered_ids=False)
+                # Published later in spite of its lower id, it has the newer state. Within a second nobody can tell.
+                and not is_later(message, news.entity, known, ordered_ids=True)
             ):
                 self._database.execute(
                     "ledger_record_older",
